@@ -1,0 +1,1 @@
+"""What is fed: mixtures, collate function, datasets and transforms."""

@@ -1,0 +1,240 @@
+"""The datasets that recipes name: where their images are, their classes, size and statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+from urllib.error import URLError
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+from torchvision import datasets
+
+from mixco_lightly.data.tiny_imagenet import TinyImageNet
+
+Transform = Callable[[Image.Image], Any]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class DatasetInfo(NamedTuple):
+    """What a dataset's transforms and backbone need to know.
+
+    Attributes:
+        image_size: Height and width that its images are used at by default, in pixels; None
+            where the user must say it.
+        mean: Mean of each channel, images in [0, 1].
+        std: Standard deviation of each channel.
+    """
+
+    image_size: int | None
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+# CIFAR's statistics are those of SupContrast and of SelfCon; the authors of MixCo use ImageNet's
+# for TinyImageNet.
+DATASETS = {
+    "digits": DatasetInfo(32, (0.305, 0.305, 0.305), (0.376, 0.376, 0.376)),
+    "cifar10": DatasetInfo(32, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": DatasetInfo(32, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "tiny-imagenet": DatasetInfo(64, IMAGENET_MEAN, IMAGENET_STD),
+    "imagefolder": DatasetInfo(None, IMAGENET_MEAN, IMAGENET_STD),
+}
+
+
+class LabelledImages(Protocol):
+    """A map-style dataset of (image, target) with its class names."""
+
+    classes: list[str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Any, int]: ...
+
+
+class ImageError(OSError):
+    """An image that cannot be opened; the message names its path."""
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Opens an image as RGB.
+
+    Args:
+        path: The image's file.
+
+    Returns:
+        The decoded image in RGB.
+
+    Raises:
+        ImageError: If the file is not an image that Pillow can decode whole.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    # Pillow raises SyntaxError and ValueError too for broken files.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageError(f"The image {path} cannot be opened: {error}") from error
+
+
+class Digits(Dataset[tuple[Any, int]]):
+    """scikit-learn's embedded 8x8 images of handwritten digits.
+
+    1,797 images in ten classes. scikit-learn names no split: here every fourth image is a test
+    image, which gives 1,348 for training and 449 for testing.
+
+    Args:
+        train: Whether to take the training images.
+        transform: Called with each image.
+    """
+
+    def __init__(self, train: bool, transform: Transform | None = None) -> None:
+        from sklearn.datasets import load_digits
+
+        images, targets = load_digits(return_X_y=True)
+        chosen = (np.arange(len(images)) % 4 != 3) == train
+        # Grey values are 0 to 16.
+        self.images = (images[chosen].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+        self.targets = [int(target) for target in targets[chosen]]
+        self.classes = [str(digit) for digit in range(10)]
+        self.transform = transform
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        """The image, transformed, and its digit."""
+        image = Image.fromarray(self.images[index]).convert("RGB")
+        return (self.transform(image) if self.transform else image), self.targets[index]
+
+
+def create_dataset(
+    name: str,
+    data_dir: str | Path,
+    train: bool,
+    transform: Transform | None = None,
+    download: bool = False,
+) -> LabelledImages:
+    """Opens a dataset by name.
+
+    Args:
+        name: "digits" (embedded in scikit-learn), "cifar10" or "cifar100" (torchvision's
+            layout), "tiny-imagenet" (the official folder, or the folder it lies in), or
+            "imagefolder" (``data_dir/train/CLASS/*`` and ``data_dir/test`` or ``data_dir/val``).
+        data_dir: Folder of the data; not used for digits.
+        train: Whether to open the training images or the test images.
+        transform: Called with each PIL image.
+        download: Whether to download CIFAR if it is missing.
+
+    Returns:
+        A dataset of (image, target) with ``.classes``.
+
+    Raises:
+        ValueError: If there is no such dataset name.
+        FileNotFoundError: If the data is not there; the message says what is expected.
+
+    Examples:
+        >>> from mixco_lightly.data.datasets import create_dataset
+        >>> dataset = create_dataset("digits", "data", train=True)
+        >>> len(dataset), dataset[0][0].size
+        (1348, (8, 8))
+    """
+    check_name(name)
+    root = Path(data_dir)
+    if name == "digits":
+        return Digits(train, transform)
+    if name == "tiny-imagenet":
+        return TinyImageNet(root, "train" if train else "val", transform, loader=open_image)
+    if name == "imagefolder":
+        return _image_folder(root, train, transform)
+    return _cifar(name, root, train, transform, download)
+
+
+def create_train_test(
+    name: str,
+    data_dir: str | Path,
+    train_transform: Transform | None = None,
+    test_transform: Transform | None = None,
+    download: bool = False,
+) -> tuple[LabelledImages, LabelledImages]:
+    """Opens the training and the test images of a dataset, which must have the same classes.
+
+    Args:
+        name: As for :func:`create_dataset`.
+        data_dir: As for :func:`create_dataset`.
+        train_transform: Called with each training image.
+        test_transform: Called with each test image.
+        download: As for :func:`create_dataset`.
+
+    Returns:
+        The training and the test dataset.
+
+    Raises:
+        ValueError: If the two have different classes, or as for :func:`create_dataset`.
+        FileNotFoundError: As for :func:`create_dataset`.
+    """
+    train = create_dataset(name, data_dir, True, train_transform, download)
+    test = create_dataset(name, data_dir, False, test_transform, download)
+    if train.classes != test.classes:
+        differing = sorted(set(train.classes) ^ set(test.classes))
+        raise ValueError(
+            f"The training and the test images in {data_dir} have different classes; only one "
+            f"of the two has: {', '.join(differing[:5])}{', ...' if len(differing) > 5 else ''}."
+        )
+    return train, test
+
+
+def check_name(name: str) -> DatasetInfo:
+    """Looks a dataset's facts up by name.
+
+    Args:
+        name: A key of ``DATASETS``.
+
+    Returns:
+        Its image size and statistics.
+
+    Raises:
+        ValueError: If there is no such dataset.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"There is no dataset {name!r}; choose one of: {', '.join(DATASETS)}.")
+    return DATASETS[name]
+
+
+def _image_folder(root: Path, train: bool, transform: Transform | None) -> LabelledImages:
+    layout = (
+        f"imagefolder expects {root / 'train'}/CLASS/*.jpg and {root / 'test'}/CLASS/*.jpg "
+        f"(or {root / 'val'}), with one folder for each class"
+    )
+    names = ["train"] if train else ["test", "val"]
+    split = next((root / name for name in names if (root / name).is_dir()), None)
+    if split is None:
+        missing = " nor ".join(str(root / name) for name in names)
+        raise FileNotFoundError(f"There is no folder {missing}: {layout}. Set --data_dir.")
+    try:
+        return datasets.ImageFolder(str(split), transform=transform, loader=open_image)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{split} has a class without images: {layout}. {error}") from error
+
+
+def _cifar(
+    name: str, root: Path, train: bool, transform: Transform | None, download: bool
+) -> LabelledImages:
+    cls = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    archive = f"{root / cls.filename}, unpacked to {root / cls.base_folder}"
+    try:
+        return cls(str(root), train=train, transform=transform, download=download)
+    except (URLError, OSError) as error:
+        raise FileNotFoundError(
+            f"{name} could not be downloaded ({error}). Fetch the archive on a machine with a "
+            f"connection and put it at {archive}."
+        ) from error
+    except RuntimeError as error:
+        raise FileNotFoundError(
+            f"{name} is not in {root}: expected {archive}. Set --data_dir to where it is, or "
+            "add --download to fetch it."
+        ) from error

@@ -1,0 +1,85 @@
+"""Mixtures of image pairs with the weights and indices that the loss needs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Mixture(NamedTuple):
+    """Images that are weighted sums of two images of one batch.
+
+    ``images[m] = lam[m] * x[first[m]] + (1 - lam[m]) * x[second[m]]`` for the batch ``x``
+    that the mixture was made from.
+
+    Attributes:
+        images: Mixed images, shape (M, C, H, W), dtype of the batch.
+        first: Index in the batch of each pair's first image, int64 of shape (M,).
+        second: Index in the batch of each pair's second image, int64 of shape (M,).
+        lam: Weight of the first image in [0, 1], float of shape (M,).
+    """
+
+    images: Tensor
+    first: Tensor
+    second: Tensor
+    lam: Tensor
+
+
+@torch.no_grad()
+def mix_pairs(
+    images: Tensor, alpha: float = 1.0, generator: torch.Generator | None = None
+) -> Mixture:
+    """Mixes the first half of a batch with its second half.
+
+    Image m is mixed with image m + N // 2 under a weight of its own, as in Eq. 2 of MixCo
+    [0] and in the authors' code, where ``lam ~ U(0, 1)`` is drawn for each pair.
+
+    - [0]: MixCo: Mix-up Contrastive Learning for Visual Representation, 2020,
+      https://arxiv.org/abs/2010.06300
+
+    Args:
+        images: Batch of images, shape (N, C, H, W), floating point, on any device.
+        alpha: The weights follow Beta(alpha, alpha). The default 1 is the uniform law of
+            the paper; smaller values draw weights nearer to 0 and 1.
+        generator: Random generator on the images' device. Default: torch's global one.
+
+    Returns:
+        M = N // 2 mixtures. For an odd N the last image stays out.
+
+    Raises:
+        ValueError: If there are fewer than two images, if they are not a floating point
+            tensor of four dimensions, or if alpha is not positive and finite.
+
+    Examples:
+        >>> import torch
+        >>> from mixco_lightly import mix_pairs
+        >>> mixture = mix_pairs(torch.rand(6, 3, 32, 32))
+        >>> mixture.images.shape, mixture.first.tolist(), mixture.second.tolist()
+        (torch.Size([3, 3, 32, 32]), [0, 1, 2], [3, 4, 5])
+    """
+    if images.dim() != 4 or not images.is_floating_point():
+        raise ValueError(
+            "images must be a floating point tensor of shape (N, C, H, W), "
+            f"got {images.dtype} of shape {tuple(images.shape)}."
+        )
+    if len(images) < 2:
+        raise ValueError(f"Mixing needs a batch of at least 2 images, got {len(images)}.")
+    if not 0 < alpha < float("inf"):
+        raise ValueError(f"alpha must be positive and finite, got {alpha}.")
+
+    num_pairs = len(images) // 2
+    first = torch.arange(num_pairs, device=images.device)
+    second = first + num_pairs
+    lam_dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
+    if alpha == 1.0:
+        lam = torch.rand(num_pairs, dtype=lam_dtype, device=images.device, generator=generator)
+    else:
+        # Beta(alpha, alpha) is the first coordinate of a two-dimensional Dirichlet law.
+        # torch.distributions.Beta samples it with the same operator but takes no generator.
+        concentration = images.new_full((num_pairs, 2), alpha, dtype=lam_dtype)
+        lam = torch._sample_dirichlet(concentration, generator=generator)[:, 0]
+    weight = lam.to(images.dtype).view(-1, 1, 1, 1)
+    mixed = torch.lerp(images[num_pairs : 2 * num_pairs], images[:num_pairs], weight)
+    return Mixture(images=mixed, first=first, second=second, lam=lam)

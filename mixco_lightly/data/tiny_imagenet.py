@@ -1,0 +1,90 @@
+"""TinyImageNet in its official folder layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torchvision.datasets import VisionDataset
+from torchvision.datasets.folder import default_loader
+
+
+class TinyImageNet(VisionDataset):
+    """TinyImageNet: 200 classes of 64x64 images, read from the folder of the official archive.
+
+    The training images lie in ``train/WNID/images``; the 10,000 validation images lie in one
+    folder, with their classes in ``val/val_annotations.txt``. (The images in ``test`` have no
+    public labels.)
+
+    Args:
+        root: The folder ``tiny-imagenet-200`` or the folder that it lies in.
+        split: "train" or "val".
+        transform: Called with each image.
+        loader: Opens an image file.
+
+    Attributes:
+        classes: The 200 WordNet identifiers, sorted.
+        class_to_idx: Maps each of them to its target.
+        samples: (path, target) of each image.
+        targets: The target of each image.
+
+    Raises:
+        ValueError: If split is neither "train" nor "val".
+        FileNotFoundError: If a part of the folder is missing; the message names it.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "train",
+        transform: Callable[[Image.Image], Any] | None = None,
+        loader: Callable[[str], Image.Image] = default_loader,
+    ) -> None:
+        if split not in ("train", "val"):
+            raise ValueError(f"split must be 'train' or 'val', got {split!r}.")
+        root = Path(root)
+        if not (root / "wnids.txt").is_file() and (root / "tiny-imagenet-200").is_dir():
+            root = root / "tiny-imagenet-200"
+        super().__init__(str(root), transform=transform)
+        if not (root / "wnids.txt").is_file():
+            raise FileNotFoundError(
+                f"TinyImageNet is not in {root}: there is no wnids.txt. Unpack the official "
+                "archive tiny-imagenet-200.zip and set --data_dir to the folder it makes."
+            )
+        self.loader = loader
+        self.classes = sorted((root / "wnids.txt").read_text().split())
+        self.class_to_idx = {wnid: index for index, wnid in enumerate(self.classes)}
+        named = _train_samples(root) if split == "train" else _val_samples(root)
+        unknown = sorted({wnid for _, wnid in named} - set(self.classes))
+        if unknown:
+            raise ValueError(f"{root} has images of {unknown[0]}, which is not in its wnids.txt.")
+        self.samples = [(str(path), self.class_to_idx[wnid]) for path, wnid in named]
+        self.targets = [target for _, target in self.samples]
+        if not self.samples:
+            raise FileNotFoundError(f"There are no images in {root / split}.")
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        """The image, transformed, and its target."""
+        path, target = self.samples[index]
+        image = self.loader(path)
+        return (self.transform(image) if self.transform else image), target
+
+
+def _train_samples(root: Path) -> list[tuple[Path, str]]:
+    paths = sorted((root / "train").glob("*/images/*.JPEG"))
+    return [(path, path.parent.parent.name) for path in paths]
+
+
+def _val_samples(root: Path) -> list[tuple[Path, str]]:
+    annotations = root / "val" / "val_annotations.txt"
+    if not annotations.is_file():
+        raise FileNotFoundError(f"{annotations} is missing: it has the validation images' classes.")
+    # One line an image: file name, WordNet identifier, bounding box.
+    rows = [line.split("\t") for line in annotations.read_text().splitlines() if line]
+    return [(root / "val" / "images" / row[0], row[1]) for row in rows]

@@ -1,0 +1,92 @@
+"""Lightly's and torchvision's transforms, set up for a dataset and a method."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightly.transforms import MoCoV2Transform, SimCLRTransform
+from lightly.transforms.multi_view_transform import MultiViewTransform
+from torchvision import transforms
+
+from mixco_lightly.data.datasets import check_name
+
+# Up to this size Lightly's benchmarks leave out the blur, whose kernel would cover the image.
+_NO_BLUR_SIZE = 32
+
+
+def create_pretrain_transform(
+    method: str, dataset: str, image_size: int, min_scale: float = 0.2
+) -> MultiViewTransform:
+    """Two augmented views of an image, for contrastive pretraining.
+
+    MoCo takes Lightly's ``MoCoV2Transform`` and SimCLR its ``SimCLRTransform``, with their own
+    probabilities and colour jitter, except that
+
+    - images of up to 32 pixels get no blur and half the colour jitter's strength, as Lightly
+      recommends for CIFAR;
+    - the smallest crop has 20% of the area for both, as in the authors' code (Lightly's SimCLR:
+      8%);
+    - digits are not flipped and not jittered in colour, which would make other digits or do
+      nothing, but turned by up to 15 degrees.
+
+    Args:
+        method: "moco" or "simclr".
+        dataset: A dataset's name; gives mean and standard deviation.
+        image_size: Height and width of the views in pixels.
+        min_scale: Smallest area of the random crop, as a part of the image's area.
+
+    Returns:
+        A transform from a PIL image to a list of two tensors (3, image_size, image_size).
+
+    Raises:
+        ValueError: If there is no such method or dataset.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from mixco_lightly.data.transforms import create_pretrain_transform
+        >>> transform = create_pretrain_transform("moco", "cifar10", image_size=32)
+        >>> [tuple(view.shape) for view in transform(Image.new("RGB", (32, 32)))]
+        [(3, 32, 32), (3, 32, 32)]
+    """
+    info = check_name(dataset)
+    if method not in ("moco", "simclr"):
+        raise ValueError(f"method must be 'moco' or 'simclr', got {method!r}.")
+    options: dict[str, Any] = {
+        "input_size": image_size,
+        "min_scale": min_scale,
+        "normalize": {"mean": list(info.mean), "std": list(info.std)},
+    }
+    if image_size <= _NO_BLUR_SIZE:
+        options |= {"gaussian_blur": 0.0, "cj_strength": 0.5}
+    if dataset == "digits":
+        options |= {"cj_prob": 0.0, "random_gray_scale": 0.0, "hf_prob": 0.0}
+        options |= {"rr_prob": 0.5, "rr_degrees": 15}
+    return MoCoV2Transform(**options) if method == "moco" else SimCLRTransform(**options)
+
+
+def create_test_transform(dataset: str, image_size: int) -> transforms.Compose:
+    """The image without augmentation, for features and probes.
+
+    Images for up to 64 pixels are resized whole; larger ones are resized to 8/7 of the size and
+    cropped in the centre, as 256 and 224 of the authors' evaluation.
+
+    Args:
+        dataset: A dataset's name; gives mean and standard deviation.
+        image_size: Height and width of the result in pixels.
+
+    Returns:
+        A transform from a PIL image to a tensor (3, image_size, image_size).
+
+    Raises:
+        ValueError: If there is no such dataset.
+    """
+    info = check_name(dataset)
+    resized = image_size if image_size <= 64 else round(image_size * 8 / 7)
+    return transforms.Compose(
+        [
+            transforms.Resize(resized),
+            transforms.CenterCrop(image_size),
+            transforms.ToTensor(),
+            transforms.Normalize(info.mean, info.std),
+        ]
+    )

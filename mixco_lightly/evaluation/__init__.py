@@ -1,0 +1,1 @@
+"""What is measured: frozen features, linear probes and nearest neighbours."""

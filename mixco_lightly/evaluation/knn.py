@@ -1,0 +1,67 @@
+"""Weighted k-nearest-neighbour classification of features."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from mixco_lightly.evaluation.features import Features
+from mixco_lightly.evaluation.linear_probe import ProbeResult, check_features, count_correct
+
+# Test images whose similarities with all training images are held at a time.
+_CHUNK = 512
+
+
+def knn_probe(
+    train: Features, test: Features, k: int = 200, temperature: float = 0.1
+) -> ProbeResult:
+    """Classifies test features by their nearest training features.
+
+    Lightly's ``knn_predict``, the weighted vote of InstDisc [0]: cosine similarity, and each of
+    the k neighbours votes with ``exp(similarity / temperature)``.
+
+    - [0]: InstDisc, 2018, https://arxiv.org/abs/1805.01978
+
+    Args:
+        train: Features that vote.
+        test: Features that are classified.
+        k: Number of neighbours; the default 200 is InstDisc's. Of a smaller training set all
+            vote, and the result's ``note`` says so.
+        temperature: Sharpness of the vote; the default 0.1 is Lightly's.
+
+    Returns:
+        Accuracies in percent.
+
+    Raises:
+        ValueError: If k or temperature is not positive, or if the features do not fit together.
+
+    Examples:
+        >>> import torch
+        >>> from mixco_lightly import Features, knn_probe
+        >>> train = Features(torch.eye(4), torch.tensor([0, 1, 2, 3]))
+        >>> knn_probe(train, train, k=1).top1
+        100.0
+    """
+    from lightly.utils.benchmarking import knn_predict
+
+    num_classes = check_features(train, test)
+    if k < 1 or not temperature > 0:
+        raise ValueError(f"k and temperature must be positive, got {k} and {temperature}.")
+    note = ""
+    if k > len(train.features):
+        k = len(train.features)
+        note = f"k is {k}, the number of training images"
+    bank = normalize(train.features, dim=1).T.contiguous()  # c x n
+    ranked: list[Tensor] = [
+        knn_predict(
+            feature=normalize(chunk, dim=1),
+            feature_bank=bank,
+            feature_labels=train.targets,
+            num_classes=num_classes,
+            knn_k=k,
+            knn_t=temperature,
+        )[:, :5]
+        for chunk in test.features.split(_CHUNK)
+    ]
+    return count_correct(torch.cat(ranked), test.targets, num_classes, note)

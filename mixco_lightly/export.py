@@ -1,0 +1,151 @@
+"""A trained backbone as safetensors weights and a JSON description, without pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from mixco_lightly.models.backbone import Backbone, create_backbone
+
+WEIGHTS_NAME = "backbone.safetensors"
+CONFIG_NAME = "backbone.json"
+
+
+def export_backbone(
+    module: nn.Module,
+    directory: str | Path,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    training: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes a backbone's weights and what is needed to build and feed it.
+
+    ``backbone.safetensors`` has the names of timm's own state dict, so that a published stem's
+    weights also load into ``timm.create_model(name, num_classes=0)``.
+
+    Args:
+        module: A backbone from :func:`create_backbone`, or a module with one in ``.backbone``,
+            such as :class:`mixco_lightly.models.moco.MoCo`.
+        directory: Where to write; made if missing.
+        mean: Mean of each channel that images must be normalised with.
+        std: Standard deviation of each channel.
+        training: Settings of the training, of JSON's types.
+        metrics: Results, of JSON's types.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ValueError: If the module is not and does not have such a backbone.
+
+    Examples:
+        >>> import tempfile
+        >>> from mixco_lightly import create_backbone, export_backbone, load_backbone
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     _ = export_backbone(create_backbone("test_vit", image_size=32), directory)
+        ...     load_backbone(directory).name
+        'test_vit'
+    """
+    backbone = module if isinstance(module, Backbone) else getattr(module, "backbone", None)
+    if not isinstance(backbone, Backbone):
+        raise ValueError(
+            f"Only a backbone from create_backbone can be exported, got {type(module).__name__}."
+        )
+    config = {
+        "format": "mixco-lightly backbone 1",
+        "name": backbone.name,
+        "image_size": backbone.image_size,
+        "in_chans": backbone.in_chans,
+        "stem": backbone.stem,
+        "timm_kwargs": backbone.timm_kwargs,
+        "feature_dim": backbone.feature_dim,
+        "mean": None if mean is None else list(mean),
+        "std": None if std is None else list(std),
+        "training": dict(training or {}),
+        "metrics": dict(metrics or {}),
+    }
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in backbone.model.state_dict().items()
+    }
+    save_file(state, directory / WEIGHTS_NAME)
+    (directory / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+    return directory
+
+
+def read_config(directory: str | Path) -> dict[str, Any]:
+    """Reads the description of an exported backbone.
+
+    Args:
+        directory: Where :func:`export_backbone` wrote it.
+
+    Returns:
+        The content of ``backbone.json``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a description of a backbone.
+    """
+    path = Path(directory) / CONFIG_NAME
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no {CONFIG_NAME} in {directory}: expected a run's output_dir or a folder "
+            "written by export_backbone."
+        )
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    required = {"name", "image_size", "in_chans", "stem", "timm_kwargs"}
+    missing = sorted(required - config.keys()) if isinstance(config, dict) else sorted(required)
+    if missing:
+        raise ValueError(f"{path} does not describe a backbone: it lacks {', '.join(missing)}.")
+    return dict(config)
+
+
+def load_backbone(directory: str | Path) -> Backbone:
+    """Builds an exported backbone again, with its weights, in eval mode.
+
+    Args:
+        directory: Where :func:`export_backbone` wrote it: a run's output folder will do.
+
+    Returns:
+        The backbone; its features equal those of the exported one bit by bit.
+
+    Raises:
+        FileNotFoundError: If ``backbone.json`` or ``backbone.safetensors`` is missing.
+        ValueError: If one of them is damaged, or they do not belong together.
+    """
+    config = read_config(directory)
+    path = Path(directory) / WEIGHTS_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {WEIGHTS_NAME} in {directory}.")
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
+    backbone = create_backbone(
+        config["name"],
+        image_size=config["image_size"],
+        in_chans=config["in_chans"],
+        stem=config["stem"],
+        **config["timm_kwargs"],
+    )
+    try:
+        backbone.model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{path} does not fit {CONFIG_NAME} beside it ({config['name']}): {reason[:300]}"
+        ) from error
+    return backbone.eval()

@@ -1,0 +1,1 @@
+"""What is minimised: contrastive losses and the queue of keys."""

@@ -1,0 +1,246 @@
+"""The MixCo loss: a contrastive loss on plain images and one on their mixtures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from lightly.utils import dist
+from torch import Tensor, nn
+
+from mixco_lightly.loss.contrastive import (
+    key_cross_entropy,
+    mixed_cross_entropy,
+    nt_xent,
+    queue_logsumexp,
+    unit_rows,
+)
+from mixco_lightly.loss.key_queue import KeyQueue
+
+if TYPE_CHECKING:
+    from mixco_lightly.data.mixture import Mixture
+
+
+class MixCoLossComponents(NamedTuple):
+    """Individual components of the MixCo loss.
+
+    Attributes:
+        total: ``contrast + mix_weight * mix``.
+        contrast: The contrastive loss of the plain images.
+        mix: The unweighted contrastive loss of the mixtures; 0 without mixtures.
+    """
+
+    total: Tensor
+    contrast: Tensor
+    mix: Tensor
+
+
+class MixCoLoss(nn.Module):
+    """Contrastive loss with MixCo's second term for mixtures of images [0].
+
+    The first term is the loss of MoCo [1] (with a queue) or of SimCLR [2] (without), equal to
+    Lightly's ``NTXentLoss``. The second asks the projection of a mixture
+    ``lam * a + (1 - lam) * b`` to be lam-similar to the key of a and (1 - lam)-similar to the
+    key of b, among all keys of the other view and of the queue.
+
+    - [0]: MixCo, 2020, https://arxiv.org/abs/2010.06300, Eqs. 1, 3 and 4
+    - [1]: MoCo, 2020, https://arxiv.org/abs/1911.05722
+    - [2]: SimCLR, 2020, https://arxiv.org/abs/2002.05709
+
+    Where paper and code differ this follows the authors' code (Lee-Gihun/MixCo-Mixup-Contrast
+    at commit 8374aac): means instead of sums over the images and over the mixtures, and for
+    mixtures all keys of the batch as candidates, not only the keys of the pair.
+
+    Args:
+        temperature: Divides the similarities of plain images. The default 0.2 is that of MoCo
+            v2 and of the authors' MoCo code; their SimCLR code has 0.5.
+        mix_temperature: Divides the similarities of mixtures. The default 0.05 is the authors'
+            for MoCo on TinyImageNet; they have 1 for MoCo on ImageNet and 0.5 for SimCLR.
+        mix_weight: Weight of the mixtures' term, the paper's beta; 1 in the authors' code. With
+            0 mixtures are ignored and the loss is the plain baseline.
+        memory_bank_size: 0 for SimCLR, or (n, dim) for a queue of n keys as in MoCo.
+        gather_distributed: If True, the keys of all processes are candidates (for SimCLR's
+            views, for mixtures, and in the queue). All processes must have batches of one size;
+            the average over processes then equals the loss of the whole batch on one process.
+
+    Raises:
+        ValueError: If a temperature is not positive and finite, if mix_weight is negative or
+            not finite, or if memory_bank_size is neither 0 nor a pair of positive integers.
+
+    Examples:
+        >>> import torch
+        >>> from mixco_lightly import MixCoLoss, mix_pairs
+        >>> images = torch.rand(8, 3, 4, 4)
+        >>> encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 16))
+        >>> criterion = MixCoLoss(memory_bank_size=(64, 16))
+        >>> mixture = mix_pairs(images)
+        >>> query, key, mixed = encoder(images), encoder(images).detach(), encoder(mixture.images)
+        >>> criterion(query, key, mixed, mixture).backward()
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.2,
+        mix_temperature: float = 0.05,
+        mix_weight: float = 1.0,
+        memory_bank_size: int | Sequence[int] = 0,
+        gather_distributed: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value in [("temperature", temperature), ("mix_temperature", mix_temperature)]:
+            if not (isinstance(value, (int, float)) and 0 < value < math.inf):
+                raise ValueError(f"{name} must be a positive finite number, got {value!r}.")
+        if not (isinstance(mix_weight, (int, float)) and 0 <= mix_weight < math.inf):
+            raise ValueError(
+                f"mix_weight must be a finite number of at least 0, got {mix_weight!r}."
+            )
+        self.temperature = temperature
+        self.mix_temperature = mix_temperature
+        self.mix_weight = mix_weight
+        self.gather_distributed = gather_distributed
+        self.queue: KeyQueue | None = None
+        if isinstance(memory_bank_size, int):
+            if memory_bank_size != 0:
+                raise ValueError(
+                    "memory_bank_size must be 0 (no queue, SimCLR) or a pair (n, dim), "
+                    f"got {memory_bank_size}."
+                )
+        else:
+            self.queue = KeyQueue(memory_bank_size, gather_distributed)
+
+    def forward(
+        self,
+        out0: Tensor,
+        out1: Tensor,
+        mixed0: Tensor | None = None,
+        mixture0: Mixture | None = None,
+        mixed1: Tensor | None = None,
+        mixture1: Mixture | None = None,
+    ) -> Tensor:
+        """Computes the loss; see :meth:`forward_components` for the arguments.
+
+        Returns:
+            The total loss, scalar, float32 (float64 for float64 projections).
+        """
+        return self.forward_components(out0, out1, mixed0, mixture0, mixed1, mixture1).total
+
+    def forward_components(
+        self,
+        out0: Tensor,
+        out1: Tensor,
+        mixed0: Tensor | None = None,
+        mixture0: Mixture | None = None,
+        mixed1: Tensor | None = None,
+        mixture1: Mixture | None = None,
+    ) -> MixCoLossComponents:
+        """Computes the loss and its two terms.
+
+        The queue is read before the keys ``out1`` are added to it, and they are added only in
+        training mode and when ``out0`` requires a gradient.
+
+        Args:
+            out0: Projections of the first view (MoCo: the queries), not normalised, shape
+                (N, dim).
+            out1: Projections of the second view (MoCo: the keys, without gradient), (N, dim).
+            mixed0: Projections of ``mixture0.images``, shape (M, dim). They are contrasted with
+                ``out1``.
+            mixture0: Mixtures of the first view's images, as from :func:`mix_pairs` or
+                :class:`MixCoCollate`.
+            mixed1: Projections of ``mixture1.images``, contrasted with ``out0``; only without a
+                queue. The mixtures' term is then the mean over both.
+            mixture1: Mixtures of the second view's images.
+
+        Returns:
+            The total and its two terms, scalars.
+
+        Raises:
+            ValueError: If shapes do not agree, if the batch has one image and there is no queue,
+                if projections or mixtures are given without the other, or if ``mixed1`` is given
+                with a queue.
+        """
+        self._check(out0, out1, mixed0, mixture0, mixed1, mixture1)
+        # Autocast would run the products in half precision.
+        with torch.autocast(device_type=out0.device.type, enabled=False):
+            z0, z1 = unit_rows(out0), unit_rows(out1)
+            all_z0, all_z1, offset = z0, z1, 0
+            if self.gather_distributed and dist.world_size() > 1:
+                all_z1 = torch.cat(dist.gather(z1))
+                if self.queue is None:
+                    all_z0 = torch.cat(dist.gather(z0))
+                offset = dist.rank() * len(z0)
+
+            mixed: list[tuple[Tensor, Mixture, Tensor]] = []  # unit rows, mixture, candidates
+            if self.mix_weight > 0:
+                if mixed0 is not None and mixture0 is not None:
+                    mixed.append((unit_rows(mixed0), mixture0, all_z1))
+                if mixed1 is not None and mixture1 is not None:
+                    mixed.append((unit_rows(mixed1), mixture1, all_z0))
+
+            mixed_queue_lse: Tensor | None = None
+            if self.queue is None:
+                contrast = nt_xent(z0, z1, all_z0, all_z1, offset, self.temperature)
+            else:
+                # One pass over the queue serves the plain and the mixed queries.
+                queries = [z0 / self.temperature, *(z / self.mix_temperature for z, _, _ in mixed)]
+                queue_lse = queue_logsumexp(torch.cat(queries), self.queue.keys)
+                contrast = key_cross_entropy(z0, z1, self.temperature, queue_lse[: len(z0)])
+                mixed_queue_lse = queue_lse[len(z0) :]
+
+            mix = z0.new_zeros(())
+            for z, mixture, candidates in mixed:
+                mix = mix + mixed_cross_entropy(
+                    z,
+                    candidates,
+                    mixture.first + offset,
+                    mixture.second + offset,
+                    mixture.lam,
+                    self.mix_temperature,
+                    mixed_queue_lse,
+                ) / len(mixed)
+
+            if self.queue is not None and self.training and out0.requires_grad:
+                self.queue.enqueue(z1)
+            return MixCoLossComponents(contrast + self.mix_weight * mix, contrast, mix)
+
+    def _check(
+        self,
+        out0: Tensor,
+        out1: Tensor,
+        mixed0: Tensor | None,
+        mixture0: Mixture | None,
+        mixed1: Tensor | None,
+        mixture1: Mixture | None,
+    ) -> None:
+        if out0.dim() != 2 or out0.shape != out1.shape:
+            raise ValueError(
+                "out0 and out1 must have the same shape (N, dim), "
+                f"got {tuple(out0.shape)} and {tuple(out1.shape)}."
+            )
+        n, dim = out0.shape
+        if self.queue is None and n < 2:
+            raise ValueError(f"Without a queue the batch needs at least 2 images, got {n}.")
+        if n < 1:
+            raise ValueError("The batch is empty.")
+        if self.queue is not None and self.queue.keys.shape[1] != dim:
+            raise ValueError(
+                f"memory_bank_size has dim {self.queue.keys.shape[1]}, the projections have {dim}."
+            )
+        if self.queue is not None and (mixed1 is not None or mixture1 is not None):
+            raise ValueError(
+                "mixed1 and mixture1 need a loss without a queue: with a queue only the "
+                "query view is mixed."
+            )
+        for view, mixed, mixture in [(0, mixed0, mixture0), (1, mixed1, mixture1)]:
+            if (mixed is None) != (mixture is None):
+                given, missing = ("mixed", "mixture") if mixture is None else ("mixture", "mixed")
+                raise ValueError(
+                    f"{given}{view} was given without {missing}{view}: the mixtures' projections "
+                    "and the Mixture they come from belong together."
+                )
+            if mixed is not None and mixture is not None and mixed.shape != (len(mixture.lam), dim):
+                raise ValueError(
+                    f"mixed{view} must have shape {(len(mixture.lam), dim)} for the "
+                    f"{len(mixture.lam)} mixtures of mixture{view}, got {tuple(mixed.shape)}."
+                )

@@ -1,0 +1,204 @@
+"""Any timm model as a backbone whose stem fits the image size."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import logging
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+# Up to this size stem="auto" takes the small stem: published stems, with a total stride of 32,
+# leave a feature map of 2 x 2 pixels at 64.
+SMALL_IMAGE_SIZE = 64
+
+
+class Backbone(nn.Module):
+    """A headless timm model and the facts that are needed to build it again.
+
+    Made by :func:`create_backbone`.
+
+    Attributes:
+        model: The timm model; its state dict has timm's own names.
+        name: The timm name.
+        image_size: Height and width of the images it was made for.
+        in_chans: Channels of the images.
+        stem: "timm" or "small".
+        timm_kwargs: Further arguments that the timm model was made with.
+        feature_dim: Number of features, measured by a forward pass.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        name: str,
+        image_size: int,
+        in_chans: int,
+        stem: str,
+        timm_kwargs: dict[str, Any],
+        feature_dim: int,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.name = name
+        self.image_size = image_size
+        self.in_chans = in_chans
+        self.stem = stem
+        self.timm_kwargs = timm_kwargs
+        self.feature_dim = feature_dim
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Computes pooled features.
+
+        Args:
+            images: Shape (N, in_chans, image_size, image_size).
+
+        Returns:
+            Features of shape (N, feature_dim).
+        """
+        features: Tensor = self.model(images)
+        return features
+
+
+def create_backbone(
+    name: str,
+    image_size: int,
+    in_chans: int = 3,
+    stem: str = "auto",
+    pretrained: bool = False,
+    **timm_kwargs: Any,
+) -> Backbone:
+    """Creates a timm model without its head, with a stem that fits the image size.
+
+    Published stems are made for 224 pixels: at 32, ResNet's 7x7 stem and pool, followed by its
+    stages, leave a single pixel, and a ViT's patches of 16 leave four tokens. The small stem:
+
+    - Convolutional networks: the first convolution gets stride 1 and a kernel of at most 3x3,
+      the max-pool after it goes, as in SimCLR's and SupCon's networks for CIFAR. At 32 pixels
+      that costs a ResNet about 16 times the work.
+    - ConvNeXt: patches of 1 pixel at 32 and 2 at 64.
+    - Transformers: patches of 1/8 of the image side, hence 64 tokens; Swin: 1/16, with windows
+      of 4.
+
+    Args:
+        name: A timm model name, optionally with a weight tag, such as "resnet18".
+        image_size: Height and width of the images in pixels.
+        in_chans: Channels of the images.
+        stem: "timm" as published, "small" for small images, or "auto": small up to 64 pixels
+            and published above, or where ``pretrained`` weights belong to the published stem.
+            The choice is logged and stands in ``.stem``.
+        pretrained: If True, timm's published weights are loaded (from the local cache, else
+            downloaded). The small stem keeps the centre of a larger pretrained kernel.
+        **timm_kwargs: Passed to ``timm.create_model``; they win over the choices made here.
+
+    Returns:
+        A module with ``.feature_dim``, ``.name`` and ``.stem`` that maps images (N, in_chans,
+        image_size, image_size) to features (N, feature_dim).
+
+    Raises:
+        ValueError: If timm has no such name (the message has the nearest ones), if stem is not
+            one of the three, or if the model cannot take images of this size.
+
+    Examples:
+        >>> import torch
+        >>> from mixco_lightly import create_backbone
+        >>> backbone = create_backbone("test_resnet", image_size=32)
+        >>> backbone.stem, backbone(torch.rand(2, 3, 32, 32)).shape == (2, backbone.feature_dim)
+        ('small', True)
+    """
+    if stem not in ("auto", "timm", "small"):
+        raise ValueError(f"stem must be 'auto', 'timm' or 'small', got {stem!r}.")
+    if image_size < 1 or in_chans < 1:
+        raise ValueError(
+            f"image_size and in_chans must be positive, got {image_size} and {in_chans}."
+        )
+    if not timm.is_model(name):
+        nearest = difflib.get_close_matches(
+            name.split("/")[-1], timm.list_models(), n=5, cutoff=0.4
+        )
+        hint = f" The nearest names are: {', '.join(nearest)}." if nearest else ""
+        raise ValueError(f"timm {timm.__version__} has no model named {name!r}.{hint}")
+    if stem == "auto":
+        stem = "small" if image_size <= SMALL_IMAGE_SIZE and not pretrained else "timm"
+        logger.info("%s at %d pixels: the stem is %r.", name, image_size, stem)
+
+    kwargs = {**_size_kwargs(name, image_size, stem), **timm_kwargs}
+    try:
+        model = timm.create_model(
+            name, pretrained=pretrained, num_classes=0, in_chans=in_chans, **kwargs
+        )
+        if stem == "small" and "patch_size" not in kwargs:
+            _shrink_first_conv(model, keep_weights=pretrained)
+        feature_dim = _measure_feature_dim(model, in_chans, image_size)
+    except (RuntimeError, TypeError, AssertionError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"{name} cannot be built for images of {image_size} pixels with stem {stem!r} and "
+            f"options {kwargs}: {reason}"
+        ) from error
+    return Backbone(model, name, image_size, in_chans, stem, dict(timm_kwargs), feature_dim)
+
+
+def _size_kwargs(name: str, image_size: int, stem: str) -> dict[str, Any]:
+    """Arguments with which timm builds a size-bound model for an image size and stem."""
+    with torch.device("meta"):
+        published = timm.create_model(name, num_classes=0)
+    accepted = inspect.signature(type(published).__init__).parameters
+    kwargs: dict[str, Any] = {}
+    if "img_size" in accepted:
+        kwargs["img_size"] = image_size
+    if stem == "small" and "patch_size" in accepted:
+        if "window_size" in accepted:
+            kwargs |= {"patch_size": _patch_size(image_size, patches=16), "window_size": 4}
+        elif "img_size" in accepted:
+            published_patch = published.patch_embed.patch_size[0]
+            kwargs["patch_size"] = min(published_patch, _patch_size(image_size, patches=8))
+        else:  # ConvNeXt
+            kwargs["patch_size"] = min(4, _patch_size(image_size, patches=32))
+    return kwargs
+
+
+def _patch_size(image_size: int, patches: int) -> int:
+    """The largest patch that tiles the image with at least `patches` patches a side."""
+    largest = max(1, image_size // patches)
+    return next(patch for patch in range(largest, 0, -1) if image_size % patch == 0)
+
+
+def _shrink_first_conv(model: nn.Module, keep_weights: bool) -> None:
+    """Gives the first convolution stride 1 and a kernel of at most 3x3, and drops the pool."""
+    conv = model.get_submodule(model.pretrained_cfg["first_conv"])  # type: ignore[index, arg-type]
+    if not isinstance(conv, nn.Conv2d):
+        raise ValueError(f"the first layer is a {type(conv).__name__}, not a Conv2d")
+    conv.stride = (1, 1)
+    if max(conv.kernel_size) > 3:
+        published = conv.weight
+        top, left = ((size - 3) // 2 for size in conv.kernel_size)
+        conv.weight = nn.Parameter(published.detach()[..., top : top + 3, left : left + 3].clone())
+        if not keep_weights:
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        conv.kernel_size = (3, 3)
+        conv.padding = (1, 1)
+    for path in ("maxpool", "stem.pool"):  # ResNet, pre-activation ResNet
+        parent_path, _, child = path.rpartition(".")
+        parent = getattr(model, parent_path, None) if parent_path else model
+        if isinstance(getattr(parent, child, None), nn.Module):
+            setattr(parent, child, nn.Identity())
+
+
+@torch.no_grad()
+def _measure_feature_dim(model: nn.Module, in_chans: int, image_size: int) -> int:
+    was_training = model.training
+    parameter = next(model.parameters())
+    images = parameter.new_zeros(1, in_chans, image_size, image_size)
+    try:
+        features = model.eval()(images)
+    finally:
+        model.train(was_training)
+    if features.dim() != 2:
+        raise ValueError(f"its output has shape {tuple(features.shape)}, not (N, feature_dim)")
+    return int(features.shape[1])

@@ -1,0 +1,125 @@
+"""MoCo v2 with MixCo as a LightningModule."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightly.models.modules import MoCoProjectionHead
+from lightly.models.utils import (
+    batch_shuffle,
+    batch_unshuffle,
+    deactivate_requires_grad,
+    update_momentum,
+)
+from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from mixco_lightly.data.collate import find_mixtures
+from mixco_lightly.loss.mixco_loss import MixCoLoss
+from mixco_lightly.models.backbone import Backbone
+from mixco_lightly.models.optimizer import create_sgd
+
+
+class MoCo(LightningModule):
+    """MoCo v2 [0] with MixCo [1]: a query encoder, a momentum encoder and a queue of keys.
+
+    View 0 is the query view and the one that is mixed; view 1 goes through the momentum encoder
+    and gives the keys. As in the authors' code, queries and mixtures share one forward of the
+    query encoder, so that its BatchNorm statistics are those of 1.5 batches.
+
+    BatchNorm can tell which keys were computed in one batch with a query's positive. On several
+    devices the keys' batch is shuffled over the devices, as in MoCo. On one device there is
+    nothing to shuffle it with, and nothing is done: neither does the authors' code, whose split
+    BatchNorm is never used in pretraining.
+
+    - [0]: MoCo v2, 2020, https://arxiv.org/abs/2003.04297
+    - [1]: MixCo, 2020, https://arxiv.org/abs/2010.06300
+
+    Args:
+        backbone: From :func:`mixco_lightly.create_backbone`.
+        criterion: Loss with a queue; the queue's dimension is that of the projections. With
+            ``mix_weight=0`` batches need no mixtures and this is plain MoCo v2.
+        momentum: Share of its old weights that the momentum encoder keeps in a step. The default
+            0.999 is MoCo's; short runs need less, such as 0.99.
+        learning_rate: Highest learning rate. The default 0.03 is MoCo's for batches of 256.
+        weight_decay: The default 1e-4 is MoCo's and the authors'.
+        warmup_epochs: Epochs of linear warm-up; the authors have none.
+
+    Raises:
+        ValueError: If the criterion has no queue, or momentum is not in [0, 1].
+
+    Examples:
+        >>> from mixco_lightly import MixCoLoss, create_backbone
+        >>> from mixco_lightly.models.moco import MoCo
+        >>> backbone = create_backbone("test_resnet", image_size=32)
+        >>> model = MoCo(backbone, MixCoLoss(memory_bank_size=(4096, 128)))
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        criterion: MixCoLoss,
+        momentum: float = 0.999,
+        learning_rate: float = 0.03,
+        weight_decay: float = 1e-4,
+        warmup_epochs: float = 0,
+    ) -> None:
+        super().__init__()
+        if criterion.queue is None:
+            raise ValueError("MoCo needs a queue: give the loss memory_bank_size=(n, dim).")
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum must be in [0, 1], got {momentum}.")
+        dim = backbone.feature_dim
+        self.backbone = backbone
+        self.projection_head = MoCoProjectionHead(dim, dim, criterion.queue.keys.shape[1])
+        self.backbone_momentum = copy.deepcopy(self.backbone)
+        self.projection_head_momentum = copy.deepcopy(self.projection_head)
+        deactivate_requires_grad(self.backbone_momentum)
+        deactivate_requires_grad(self.projection_head_momentum)
+        self.criterion = criterion
+        self.momentum = momentum
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.warmup_epochs = warmup_epochs
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features of images (N, C, H, W): shape (N, feature_dim)."""
+        features: Tensor = self.backbone(images)
+        return features
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
+        """One step: momentum update, queries with mixtures, keys, loss."""
+        query_images, key_images = batch[0]
+        update_momentum(self.backbone, self.backbone_momentum, m=self.momentum)
+        update_momentum(self.projection_head, self.projection_head_momentum, m=self.momentum)
+
+        if self.criterion.mix_weight > 0:
+            (mixture,) = find_mixtures(batch, count=1)
+            images = torch.cat([query_images, mixture.images])  # 1.5n x C x H x W
+            projections = self.projection_head(self.backbone(images))
+            queries, mixed = projections.split([len(query_images), len(mixture.images)])
+        else:
+            queries = self.projection_head(self.backbone(query_images))
+            mixed, mixture = None, None
+
+        loss = self.criterion.forward_components(queries, self._keys(key_images), mixed, mixture)
+        self.log_dict(
+            {"loss": loss.total, "contrast": loss.contrast, "mix": loss.mix}, prog_bar=True
+        )
+        return loss.total
+
+    @torch.no_grad()
+    def _keys(self, images: Tensor) -> Tensor:
+        distributed = self.trainer.world_size > 1
+        if distributed:
+            images, shuffle = batch_shuffle(images, distributed=True)
+        keys: Tensor = self.projection_head_momentum(self.backbone_momentum(images))
+        return batch_unshuffle(keys, shuffle, distributed=True) if distributed else keys
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """SGD with a cosine schedule."""
+        return create_sgd(self, self.learning_rate, self.weight_decay, self.warmup_epochs)

@@ -1,0 +1,93 @@
+"""SimCLR with MixCo as a LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightly.models.modules import SimCLRProjectionHead
+from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from mixco_lightly.data.collate import find_mixtures
+from mixco_lightly.loss.mixco_loss import MixCoLoss
+from mixco_lightly.models.backbone import Backbone
+from mixco_lightly.models.optimizer import create_sgd
+
+
+class SimCLR(LightningModule):
+    """SimCLR [0] with MixCo [1]: both views are mixed.
+
+    As in the authors' code each view and each view's mixtures have a forward of their own, the
+    mixtures of a view are contrasted with the plain projections of the other view, through which
+    the gradient flows too, and each view's mixtures count half.
+
+    - [0]: SimCLR, 2020, https://arxiv.org/abs/2002.05709
+    - [1]: MixCo, 2020, https://arxiv.org/abs/2010.06300
+
+    Args:
+        backbone: From :func:`mixco_lightly.create_backbone`.
+        criterion: Loss without a queue. With ``mix_weight=0`` batches need no mixtures and this
+            is plain SimCLR.
+        projection_dim: Dimension of the projections; 128 in SimCLR and in the authors' code.
+        learning_rate: Highest learning rate. The default 0.3 is the authors' for batches of 256.
+        weight_decay: The default 1e-6 is SimCLR's and the authors'.
+        warmup_epochs: Epochs of linear warm-up; the authors' code has no ramp.
+
+    Raises:
+        ValueError: If the criterion has a queue.
+
+    Examples:
+        >>> from mixco_lightly import MixCoLoss, create_backbone
+        >>> from mixco_lightly.models.simclr import SimCLR
+        >>> backbone = create_backbone("test_resnet", image_size=32)
+        >>> model = SimCLR(backbone, MixCoLoss(temperature=0.5, mix_temperature=0.5))
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        criterion: MixCoLoss,
+        projection_dim: int = 128,
+        learning_rate: float = 0.3,
+        weight_decay: float = 1e-6,
+        warmup_epochs: float = 0,
+    ) -> None:
+        super().__init__()
+        if criterion.queue is not None:
+            raise ValueError("SimCLR has no queue: give the loss memory_bank_size=0.")
+        dim = backbone.feature_dim
+        self.backbone = backbone
+        self.projection_head = SimCLRProjectionHead(dim, dim, projection_dim)
+        self.criterion = criterion
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.warmup_epochs = warmup_epochs
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features of images (N, C, H, W): shape (N, feature_dim)."""
+        features: Tensor = self.backbone(images)
+        return features
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
+        """One step: both views and, unless mix_weight is 0, both views' mixtures."""
+        z0, z1 = (self._project(view) for view in batch[0])
+        if self.criterion.mix_weight > 0:
+            mixture0, mixture1 = find_mixtures(batch, count=2)
+            mixed0, mixed1 = self._project(mixture0.images), self._project(mixture1.images)
+            loss = self.criterion.forward_components(z0, z1, mixed0, mixture0, mixed1, mixture1)
+        else:
+            loss = self.criterion.forward_components(z0, z1)
+        self.log_dict(
+            {"loss": loss.total, "contrast": loss.contrast, "mix": loss.mix}, prog_bar=True
+        )
+        return loss.total
+
+    def _project(self, images: Tensor) -> Tensor:
+        projections: Tensor = self.projection_head(self.backbone(images))
+        return projections
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """SGD with a cosine schedule."""
+        return create_sgd(self, self.learning_rate, self.weight_decay, self.warmup_epochs)

@@ -1,0 +1,67 @@
+"""MoCo v2 with MixCo: pretrain a timm backbone and read off its linear probe.
+
+    python recipes/moco.py
+    python recipes/moco.py --dataset cifar10 --data_dir data --backbone resnet18 --epochs 100
+    python recipes/moco.py --mix_weight 0      (plain MoCo v2: the baseline, same code path)
+
+Without options it trains on the digits images that scikit-learn embeds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from command_line import parse_options
+from jsonargparse.typing import ClosedUnitInterval, PositiveInt
+from pretrain import PretrainConfig, pretrain
+
+from mixco_lightly import MixCoLoss
+from mixco_lightly.models.backbone import Backbone
+from mixco_lightly.models.moco import MoCo
+
+
+@dataclass
+class MoCoConfig(PretrainConfig):
+    """Options of MoCo.
+
+    Args:
+        memory_bank_size: Number of keys in the queue.
+        momentum: Share of its old weights that the momentum encoder keeps in a step. Long runs
+            take 0.999, short ones less.
+    """
+
+    learning_rate: float = 0.06
+    weight_decay: float = 5e-4
+    temperature: float = 0.2
+    mix_temperature: float = 0.2
+    memory_bank_size: PositiveInt = 1024
+    momentum: ClosedUnitInterval = 0.99
+    output_dir: str = "runs/moco"
+
+
+def create_model(backbone: Backbone, config: MoCoConfig) -> MoCo:
+    """Wires backbone and loss."""
+    criterion = MixCoLoss(
+        temperature=config.temperature,
+        mix_temperature=config.mix_temperature,
+        mix_weight=config.mix_weight,
+        memory_bank_size=(config.memory_bank_size, config.projection_dim),
+        gather_distributed=config.devices * config.num_nodes > 1,
+    )
+    return MoCo(
+        backbone,
+        criterion,
+        momentum=config.momentum,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup_epochs=config.warmup_epochs,
+    )
+
+
+def main() -> None:
+    """Pretrains, exports and evaluates."""
+    pretrain("moco", parse_options(MoCoConfig, __doc__), create_model, mixed_views=(0,))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""What a person sees while a run trains: a bar or lines, images per second, time left."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback, RichProgressBar
+
+
+class Speed(Callback):
+    """Counts images and seconds of the training epochs; the sums survive a resume.
+
+    Attributes:
+        images: Images of all finished epochs, of all processes; a pair of views counts once.
+        seconds: Seconds of all finished epochs.
+    """
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.seconds = 0.0
+        self._epoch_start = 0.0
+        self._epoch_images = 0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the clock."""
+        self._epoch_start, self._epoch_images = time.monotonic(), 0
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Counts the batch."""
+        self._epoch_images += len(batch[0][0]) * trainer.world_size
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stops the clock."""
+        self.seconds += time.monotonic() - self._epoch_start
+        self.images += self._epoch_images
+
+    def epoch_rate(self) -> float:
+        """Images per second so far in this epoch."""
+        return self._epoch_images / max(time.monotonic() - self._epoch_start, 1e-9)
+
+    def left(self, trainer: pl.Trainer) -> str:
+        """Time that the run has left at the rate of this epoch, as h:mm:ss."""
+        rate = self.epoch_rate()
+        if not rate:
+            return "?"
+        images = (
+            trainer.num_training_batches
+            * self._epoch_images
+            / max(trainer.fit_loop.epoch_loop.batch_idx + 1, 1)
+        )
+        epochs = (trainer.max_epochs or 1) - trainer.current_epoch
+        return str(timedelta(seconds=round((images * epochs - self._epoch_images) / rate)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums."""
+        return {"images": self.images, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the sums."""
+        self.images, self.seconds = state_dict["images"], state_dict["seconds"]
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's bar with images per second and the time that the run has left."""
+
+    def __init__(self, speed: Speed) -> None:
+        super().__init__()
+        self._speed = speed
+
+    def get_metrics(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """Adds the two to the losses."""
+        return {
+            **super().get_metrics(trainer, pl_module),
+            "images/s": f"{self._speed.epoch_rate():,.0f}",
+            "run left": self._speed.left(trainer),
+        }
+
+
+class EpochLines(Callback):
+    """One line an epoch, where the output is a file and a bar would be lost."""
+
+    def __init__(self, speed: Speed) -> None:
+        self._speed = speed
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Prints the line."""
+        if trainer.is_global_zero:
+            losses = [f"{name} {x:.3f}" for name, x in trainer.progress_bar_metrics.items()]
+            rate = f"{self._speed.epoch_rate():,.0f} images/s"
+            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            print(
+                "  ".join([epoch, *losses, rate, f"{self._speed.left(trainer)} left"]), flush=True
+            )
