@@ -8,7 +8,7 @@ import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import docstring_parser
 from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser, DefaultHelpFormatter
@@ -21,24 +21,37 @@ Config = TypeVar("Config")
 def parse_options(config_class: type[Config], description: str | None) -> Config:
     """Reads the fields of a dataclass from the command line and from --config FILE.yaml.
 
-    A field of type bool is a flag: --resume, or --resume=false. A wrong option ends the program
-    with exit code 2 and a line that names it.
+    A field of type bool is a flag (--resume, or --resume=false), one of type list takes several
+    values (--dataset digits cifar10). A wrong option ends the program with exit code 2 and a line
+    that names it.
     """
-    parser = ArgumentParser(description=description, formatter_class=_HelpFormatter)
+    parser = _Parser(description=description, formatter_class=_HelpFormatter)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of options")
-    flags = [name for name, kind in get_type_hints(config_class).items() if kind is bool]
-    parser.add_class_arguments(config_class, as_group=False, skip=set(flags))
+    types = get_type_hints(config_class)
+    special = {name for name, kind in types.items() if kind is bool or get_origin(kind) is list}
+    parser.add_class_arguments(config_class, as_group=False, skip=special)
     docstrings = [docstring_parser.parse(cls.__doc__ or "") for cls in config_class.__mro__]
     helps = {param.arg_name: param.description for doc in docstrings for param in doc.params}
-    for flag in flags:
-        default = getattr(config_class, flag)
-        parser.add_argument(
-            f"--{flag}", action=ActionYesNo, nargs="?", default=default, help=helps[flag]
-        )
+    defaults = config_class()
+    for name in sorted(special):
+        values: dict[str, Any] = {"default": getattr(defaults, name), "help": helps[name]}
+        if types[name] is bool:
+            parser.add_argument(f"--{name}", action=ActionYesNo, nargs="?", **values)
+        else:
+            (element,) = get_args(types[name])
+            parser.add_argument(f"--{name}", type=element, nargs="+", **values)
     # By way of JSON jsonargparse's restricted numbers become plain ones, which YAML can write.
-    options = json.loads(parser.dump(parser.parse_args(), format="json", skip_none=False))
+    options = json.loads(parser.dump(parser.parse_args(), format="json", skip_unset=False))
     options.pop("config", None)
     return config_class(**options)
+
+
+class _Parser(ArgumentParser):
+    """Says what is wrong with an option in one line, without the usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        print(f"error: {' '.join(message.split())} (--help lists the options)", file=sys.stderr)
+        sys.exit(2)
 
 
 class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
@@ -68,12 +81,11 @@ def default_num_workers(num_workers: int | None) -> int:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table; a column whose cells are all empty is left out."""
+    """Prints a table; columns of numbers are aligned right."""
     table = Table(title=title, title_justify="left")
-    kept = [i for i in range(len(columns)) if any(row[i] for row in rows)]
-    for i in kept:
-        is_number = all(row[i][:1].isdigit() for row in rows)
-        table.add_column(columns[i], justify="right" if is_number else "left")
+    for name, cells in zip(columns, zip(*rows, strict=True), strict=True):
+        is_number = all(cell[:1].isdigit() for cell in cells)
+        table.add_column(name, justify="right" if is_number else "left")
     for row in rows:
-        table.add_row(*(row[i] for i in kept))
+        table.add_row(*row)
     Console().print(table)

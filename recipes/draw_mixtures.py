@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -82,7 +83,7 @@ def main() -> None:
         transform = create_pretrain_transform("moco", config.dataset, image_size)
         images = create_dataset(config.dataset, config.data_dir, True, transform)
         pl.seed_everything(config.seed, verbose=False)
-        loader = DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             images,  # type: ignore[arg-type]
             batch_size=2 * config.pairs,
             shuffle=True,

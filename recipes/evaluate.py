@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from command_line import default_num_workers, fail_in_one_line, parse_options, print_table
 from jsonargparse.typing import NonNegativeInt, PositiveInt
+from rich.console import Console
 from torch.utils.data import DataLoader
 
 from mixco_lightly import (
@@ -105,7 +106,7 @@ def evaluate_backbone(
             backbone,
             DataLoader(images, batch_size=batch_size, num_workers=num_workers),  # type: ignore[arg-type]
             device=device,
-            progress=True,
+            progress=Console().is_terminal,
         )
         for images in create_train_test(dataset, data_dir, transform, transform, download)
     )
@@ -118,14 +119,17 @@ def evaluate_backbone(
     return results
 
 
-def result_rows(
-    name: str, results: dict[Protocol, ProbeResult]
-) -> list[tuple[str, str, str, str, str]]:
-    """Rows of a table: name, protocol, top-1, top-5, note."""
-    return [
-        (name, PROTOCOL_NAMES[protocol], f"{result.top1:.2f}", f"{result.top5:.2f}", result.note)
-        for protocol, result in results.items()
-    ]
+def print_results(title: str, column: str, results: dict[str, dict[Protocol, ProbeResult]]) -> None:
+    """Prints the accuracies of named results as a table, and their notes below it."""
+    rows, notes = [], []
+    for name, protocols in results.items():
+        for protocol, result in protocols.items():
+            label = PROTOCOL_NAMES[protocol]
+            rows.append((name, label, f"{result.top1:.2f}", f"{result.top5:.2f}"))
+            if result.note:
+                notes.append(f"{name}, {label}: {result.note}")
+    print_table(title, [column, "protocol", "top-1 %", "top-5 %"], rows)
+    print("".join(f"{note}\n" for note in notes), end="")
 
 
 def main() -> None:
@@ -152,7 +156,7 @@ def main() -> None:
         if config.backbone_dir is not None:
             loaded = load_backbone(config.backbone_dir)
 
-        rows, summary = [], {}
+        results: dict[str, dict[Protocol, ProbeResult]] = {}
         for name, folder in zip(names, folders, strict=True):
             if config.backbone is not None:
                 image_size = config.image_size or check_name(name).image_size
@@ -165,7 +169,7 @@ def main() -> None:
             else:
                 backbone = loaded
                 image_size = config.image_size or backbone.image_size
-            results = evaluate_backbone(
+            results[name] = evaluate_backbone(
                 backbone,
                 name,
                 folder,
@@ -178,15 +182,16 @@ def main() -> None:
                 device=config.device or ("cuda" if torch.cuda.is_available() else "cpu"),
                 download=config.download,
             )
-            rows += result_rows(name, results)
-            summary[name] = {protocol: result._asdict() for protocol, result in results.items()}
-        source = config.backbone_dir or config.backbone
-        print_table(f"{source}", ["dataset", "protocol", "top-1 %", "top-5 %", "note"], rows)
+        print_results(f"{config.backbone_dir or config.backbone}", "dataset", results)
         output_dir = config.output_dir or config.backbone_dir
         if output_dir is not None:
             path = Path(output_dir) / "evaluation.json"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(summary, indent=2) + "\n")
+            values = {
+                name: {protocol: result._asdict() for protocol, result in protocols.items()}
+                for name, protocols in results.items()
+            }
+            path.write_text(json.dumps(values, indent=2) + "\n")
 
 
 if __name__ == "__main__":

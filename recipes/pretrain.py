@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import platform
 import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -23,8 +24,8 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 import yaml
-from command_line import default_num_workers, fail_in_one_line, print_table
-from evaluate import PROTOCOL_NAMES, evaluate_backbone, result_rows
+from command_line import default_num_workers, fail_in_one_line
+from evaluate import PROTOCOL_NAMES, evaluate_backbone, print_results
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from progress import EpochLines, ProgressBar, Speed
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -70,6 +71,7 @@ class PretrainConfig:
         min_scale: Smallest area of the random crops, as a part of the image's.
         backbone: A timm model name.
         stem: timm as published, small for small images, or auto to choose by image size.
+        backbone_kwargs: Further arguments of timm's model, such as '{"drop_path_rate": 0.1}'.
         pretrained: Whether to start from timm's published weights.
         projection_dim: Dimension of the projections.
         epochs: Passes over the training images.
@@ -101,6 +103,7 @@ class PretrainConfig:
     min_scale: PositiveFloat = 0.2
     backbone: str = "resnet10t"
     stem: Literal["auto", "timm", "small"] = "timm"
+    backbone_kwargs: dict[str, Any] = field(default_factory=dict)
     pretrained: bool = False
     projection_dim: PositiveInt = 128
     epochs: PositiveInt = 40
@@ -148,7 +151,8 @@ def pretrain(
             raise ValueError(f"{config.dataset} has no image size of its own: give --image_size.")
         data = PretrainData(method, config, image_size, mixed_views)
         backbone = create_initial_backbone(config, image_size)
-        model = create_model(backbone, config)
+        # Convolutions are faster in this layout, on CPUs and, in half precision, on GPUs.
+        model = create_model(backbone, config).to(memory_format=torch.channels_last)
         checkpoint = run / "checkpoints" / "last.ckpt"
         if is_rank_zero():
             prepare_run(run, config, checkpoint)
@@ -197,7 +201,11 @@ def create_initial_backbone(config: PretrainConfig, image_size: int) -> Backbone
     """The backbone at initialisation, which the seed alone decides."""
     pl.seed_everything(config.seed, verbose=False)
     return create_backbone(
-        config.backbone, image_size, stem=config.stem, pretrained=config.pretrained
+        config.backbone,
+        image_size,
+        stem=config.stem,
+        pretrained=config.pretrained,
+        **config.backbone_kwargs,
     )
 
 
@@ -305,6 +313,9 @@ def create_trainer(
     warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")
     # The user chose the number of workers, or default_num_workers did.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+    # What Lightning says about itself; warnings still come through.
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     terminal = Console().is_terminal
     checkpoints = ModelCheckpoint(
         dirpath=run / "checkpoints",
@@ -397,13 +408,11 @@ def finish_run(
     }
     export_backbone(backbone, run, mean=info.mean, std=info.std, training=settings, metrics=summary)
     (run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    rows = [
-        row
-        for name, results in zip(backbones, (trained, initial), strict=True)
-        for row in result_rows(name, results)
-    ]
-    title = f"{config.dataset}, test images, after {config.epochs} epochs"
-    print_table(title, ["backbone", "protocol", "top-1 %", "top-5 %", "note"], rows)
+    print_results(
+        f"{config.dataset}, test images, after {config.epochs} epochs",
+        "backbone",
+        dict(zip(backbones, (trained, initial), strict=True)),
+    )
     print(
         f"Trained for {timedelta(seconds=round(speed.seconds))} at "
         f"{summary['images_per_second']:,.0f} images/s. Everything is in {run}."

@@ -18,9 +18,10 @@ class MixCoCollate:
     The last element of the batch becomes a list of :class:`Mixture`, one for each view
     named in ``views``.
 
-    The weights are drawn from torch's global generator, which the DataLoader seeds in every
-    worker process and for every epoch from its own ``generator``: each worker and epoch draws
-    weights of its own, and the same loader seed draws the same ones again.
+    The weights are drawn from torch's global generator. In worker processes the DataLoader seeds
+    it for every worker and epoch from its own ``generator``: each worker and epoch draws weights
+    of its own, and the same loader seed draws the same ones again. With ``num_workers=0`` it is
+    the main process's generator, which ``torch.manual_seed`` seeds.
 
     Args:
         views: Indices of the views to mix. MoCo mixes the query view only, ``(0,)``; SimCLR

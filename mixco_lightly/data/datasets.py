@@ -234,6 +234,8 @@ def _cifar(
             f"connection and put it at {archive}."
         ) from error
     except RuntimeError as error:
+        if download:
+            raise FileNotFoundError(f"{name} in {root} is damaged: {error}") from error
         raise FileNotFoundError(
             f"{name} is not in {root}: expected {archive}. Set --data_dir to where it is, or "
             "add --download to fetch it."

@@ -60,10 +60,14 @@ class TinyImageNet(VisionDataset):
         unknown = sorted({wnid for _, wnid in named} - set(self.classes))
         if unknown:
             raise ValueError(f"{root} has images of {unknown[0]}, which is not in its wnids.txt.")
+        missing = sorted(set(self.classes) - {wnid for _, wnid in named})
+        if missing:
+            raise FileNotFoundError(
+                f"There are no images of {missing[0]} in {root / split} "
+                f"({len(missing)} of {len(self.classes)} classes have none)."
+            )
         self.samples = [(str(path), self.class_to_idx[wnid]) for path, wnid in named]
         self.targets = [target for _, target in self.samples]
-        if not self.samples:
-            raise FileNotFoundError(f"There are no images in {root / split}.")
 
     def __len__(self) -> int:
         """Number of images."""
@@ -87,4 +91,7 @@ def _val_samples(root: Path) -> list[tuple[Path, str]]:
         raise FileNotFoundError(f"{annotations} is missing: it has the validation images' classes.")
     # One line an image: file name, WordNet identifier, bounding box.
     rows = [line.split("\t") for line in annotations.read_text().splitlines() if line]
+    for row in rows:
+        if len(row) < 2:
+            raise ValueError(f"{annotations} has a line without a class: {row[0]!r}.")
     return [(root / "val" / "images" / row[0], row[1]) for row in rows]

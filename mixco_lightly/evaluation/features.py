@@ -21,7 +21,7 @@ class Features(NamedTuple):
     targets: Tensor
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def extract_features(
     backbone: nn.Module,
     dataloader: Iterable[Any],
@@ -75,6 +75,4 @@ def extract_features(
             module.training = training
     if not features:
         raise ValueError("The dataloader yielded no batch, so there are no features.")
-    # Cloning outside of inference mode gives ordinary tensors, which autograd takes.
-    with torch.inference_mode(False):
-        return Features(torch.cat(features).clone(), torch.cat(targets).long().clone())
+    return Features(torch.cat(features), torch.cat(targets).long())

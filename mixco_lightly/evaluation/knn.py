@@ -11,6 +11,8 @@ from mixco_lightly.evaluation.linear_probe import ProbeResult, check_features, c
 
 # Test images whose similarities with all training images are held at a time.
 _CHUNK = 512
+# exp(1 / 0.0125) = 5.5e34 can still be summed over neighbours in float32, whose largest is 3.4e38.
+_MIN_TEMPERATURE = 0.0125
 
 
 def knn_probe(
@@ -28,13 +30,14 @@ def knn_probe(
         test: Features that are classified.
         k: Number of neighbours; the default 200 is InstDisc's. Of a smaller training set all
             vote, and the result's ``note`` says so.
-        temperature: Sharpness of the vote; the default 0.1 is Lightly's.
+        temperature: Sharpness of the vote, 0.0125 or more; the default 0.1 is Lightly's.
 
     Returns:
         Accuracies in percent.
 
     Raises:
-        ValueError: If k or temperature is not positive, or if the features do not fit together.
+        ValueError: If k is not positive, if temperature is too small, or if the features do not
+            fit together.
 
     Examples:
         >>> import torch
@@ -46,8 +49,13 @@ def knn_probe(
     from lightly.utils.benchmarking import knn_predict
 
     num_classes = check_features(train, test)
-    if k < 1 or not temperature > 0:
-        raise ValueError(f"k and temperature must be positive, got {k} and {temperature}.")
+    if k < 1:
+        raise ValueError(f"k must be positive, got {k}.")
+    if not temperature >= _MIN_TEMPERATURE:
+        raise ValueError(
+            f"temperature must be at least {_MIN_TEMPERATURE}, got {temperature}: the vote "
+            "exp(1 / temperature) overflows below."
+        )
     note = ""
     if k > len(train.features):
         k = len(train.features)

@@ -88,7 +88,7 @@ def linear_probe(
     mean = train.features.mean(dim=0)
     # A feature that is constant over the training images carries nothing: leave it at zero.
     std = train.features.std(dim=0, correction=0)
-    std = std.where(std > 1e-6, torch.inf)
+    std = std.where(std > 1e-6 * train.features.abs().amax(dim=0), torch.inf)
     train_x, test_x = ((part.features - mean) / std for part in (train, test))
 
     note = ""
@@ -116,7 +116,8 @@ def _fit_sgd(
 ) -> Tensor:
     device = torch.device(device) if device is not None else train_x.device
     generator = torch.Generator().manual_seed(seed)
-    classifier = nn.Linear(train_x.shape[1], num_classes)
+    # Without nn.Linear's own initialisation, which would move the global random generator.
+    classifier = nn.utils.skip_init(nn.Linear, train_x.shape[1], num_classes)
     nn.init.normal_(classifier.weight, std=0.01, generator=generator)
     nn.init.zeros_(classifier.bias)
     classifier.to(device)
@@ -166,13 +167,17 @@ def check_features(train: Features, test: Features) -> int:
 
     Raises:
         ValueError: If a set is empty, its numbers of features and targets differ, the widths
-            differ, a feature is not finite, or there is only one class.
+            differ, a target is negative, a feature is not finite, or there is only one class.
     """
     for name, part in [("training", train), ("test", test)]:
         if part.features.dim() != 2 or len(part.features) != len(part.targets) or not len(part[0]):
             raise ValueError(
                 f"The {name} features must have shape (N, D) with N targets and N > 0, got "
                 f"{tuple(part.features.shape)} and {tuple(part.targets.shape)}."
+            )
+        if part.targets.min() < 0:
+            raise ValueError(
+                f"The {name} targets must be class indices from 0, got {part.targets.min()}."
             )
         if not part.features.isfinite().all():
             raise ValueError(f"The {name} features have values that are not finite.")

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 # Rows shorter than this have no direction: they become zero vectors without a gradient.
 _MIN_NORM = 1e-6
@@ -59,8 +58,11 @@ class _QueueLogSumExp(torch.autograd.Function):
         return (maximum + total.log()).squeeze(1)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        # once_differentiable would not do: it lets a second derivative pass that does not reach
+        # the queries through this function alone, and the value is then wrong.
+        if torch.is_grad_enabled():  # only with create_graph=True
+            raise RuntimeError("The log-sum-exp over the queue can be differentiated only once.")
         (mean_key,) = ctx.saved_tensors
         return grad.unsqueeze(1) * mean_key, None
 

@@ -81,7 +81,6 @@ def create_backbone(
     - Convolutional networks: the first convolution gets stride 1 and a kernel of at most 3x3,
       the max-pool after it goes, as in SimCLR's and SupCon's networks for CIFAR. At 32 pixels
       that costs a ResNet about 16 times the work.
-    - ConvNeXt: patches of 1 pixel at 32 and 2 at 64.
     - Transformers: patches of 1/8 of the image side, hence 64 tokens; Swin: 1/16, with windows
       of 4.
 
@@ -152,14 +151,12 @@ def _size_kwargs(name: str, image_size: int, stem: str) -> dict[str, Any]:
     kwargs: dict[str, Any] = {}
     if "img_size" in accepted:
         kwargs["img_size"] = image_size
-    if stem == "small" and "patch_size" in accepted:
+    if stem == "small" and {"img_size", "patch_size"} <= accepted.keys():  # a transformer
         if "window_size" in accepted:
             kwargs |= {"patch_size": _patch_size(image_size, patches=16), "window_size": 4}
-        elif "img_size" in accepted:
+        else:
             published_patch = published.patch_embed.patch_size[0]
             kwargs["patch_size"] = min(published_patch, _patch_size(image_size, patches=8))
-        else:  # ConvNeXt
-            kwargs["patch_size"] = min(4, _patch_size(image_size, patches=32))
     return kwargs
 
 

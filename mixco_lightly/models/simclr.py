@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from lightly.models.modules import SimCLRProjectionHead
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
@@ -21,7 +22,8 @@ class SimCLR(LightningModule):
 
     As in the authors' code each view and each view's mixtures have a forward of their own, the
     mixtures of a view are contrasted with the plain projections of the other view, through which
-    the gradient flows too, and each view's mixtures count half.
+    the gradient flows too, and each view's mixtures count half. (In a batch of two or three
+    images the single mixtures of the two views share a forward, because of BatchNorm.)
 
     - [0]: SimCLR, 2020, https://arxiv.org/abs/2002.05709
     - [1]: MixCo, 2020, https://arxiv.org/abs/2010.06300
@@ -75,7 +77,7 @@ class SimCLR(LightningModule):
         z0, z1 = (self._project(view) for view in batch[0])
         if self.criterion.mix_weight > 0:
             mixture0, mixture1 = find_mixtures(batch, count=2)
-            mixed0, mixed1 = self._project(mixture0.images), self._project(mixture1.images)
+            mixed0, mixed1 = self._project_mixtures(mixture0.images, mixture1.images)
             loss = self.criterion.forward_components(z0, z1, mixed0, mixture0, mixed1, mixture1)
         else:
             loss = self.criterion.forward_components(z0, z1)
@@ -87,6 +89,13 @@ class SimCLR(LightningModule):
     def _project(self, images: Tensor) -> Tensor:
         projections: Tensor = self.projection_head(self.backbone(images))
         return projections
+
+    def _project_mixtures(self, images0: Tensor, images1: Tensor) -> tuple[Tensor, Tensor]:
+        if len(images0) > 1:
+            return self._project(images0), self._project(images1)
+        # Batches of two and three have one mixture a view, which BatchNorm cannot take alone.
+        mixed0, mixed1 = self._project(torch.cat([images0, images1])).split(1)
+        return mixed0, mixed1
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """SGD with a cosine schedule."""

@@ -1,0 +1,20 @@
+"""Fixtures that several folders share."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """An imagefolder of two classes, 12 training and 6 test images each, that differ by colour."""
+    rng = np.random.default_rng(0)
+    for split, count in [("train", 12), ("test", 6)]:
+        for target, name in enumerate(["blue", "red"]):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 128, (16, 16, 3), dtype=np.uint8)
+                pixels[..., 2 * (1 - target)] += 127
+                Image.fromarray(pixels).save(folder / f"{index:02}.png")
+    return tmp_path / "images"

@@ -1,0 +1,193 @@
+import pytest
+import torch
+from lightly.transforms.gaussian_blur import GaussianBlur
+from PIL import Image
+
+from mixco_lightly.data.datasets import DATASETS
+from mixco_lightly.data.transforms import create_pretrain_transform, create_test_transform
+
+METHODS = ["moco", "simclr"]
+
+
+def noise_image(size, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(256, (size, size, 3), dtype=torch.uint8, generator=generator)
+    return Image.fromarray(pixels.numpy())
+
+
+def half_white_image(side):
+    """A white half on a black image, a little inside of the frame."""
+    image = Image.new("RGB", (32, 32))
+    box = {"left": (2, 2, 16, 30), "top": (2, 2, 30, 16)}[side]
+    image.paste((255, 255, 255), box)
+    return image
+
+
+def find(transform, kind):
+    return [part for part in transform.transforms[0].transform.transforms if isinstance(part, kind)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("image_size", [32, 64, 96])
+def test_pretraining_gives_two_different_views_of_the_size(method, dataset, image_size):
+    torch.manual_seed(0)
+    views = create_pretrain_transform(method, dataset, image_size)(noise_image(40))
+    assert [view.shape for view in views] == [(3, image_size, image_size)] * 2
+    assert all(view.dtype == torch.float32 for view in views)
+    assert not torch.equal(*views)
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize(("width", "height"), [(8, 8), (64, 64), (100, 60)])
+@pytest.mark.parametrize("image_size", [32, 64, 224])
+def test_test_images_have_the_size(dataset, width, height, image_size):
+    image = create_test_transform(dataset, image_size)(Image.new("RGB", (width, height)))
+    assert image.shape == (3, image_size, image_size)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("side", ["left", "top"])
+def test_digits_are_never_flipped(method, side):
+    torch.manual_seed(0)
+    transform = create_pretrain_transform(method, "digits", 32, min_scale=0.9)
+    image = half_white_image(side)
+    dim = {"left": 2, "top": 1}[side]
+    for _ in range(40):
+        for view in transform(image):
+            near, far = view.chunk(2, dim=dim)
+            assert near.mean() > far.mean()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_cifar_is_flipped_left_to_right_only(method):
+    # Guards the test above: the same check sees the flips where there are some.
+    torch.manual_seed(0)
+    transform = create_pretrain_transform(method, "cifar10", 32, min_scale=0.9)
+    flipped = {"left": 0, "top": 0}
+    for side, dim in [("left", 2), ("top", 1)]:
+        for _ in range(20):
+            for view in transform(half_white_image(side)):
+                near, far = view.chunk(2, dim=dim)
+                flipped[side] += bool(near.mean() < far.mean())
+    assert 5 < flipped["left"] < 35
+    assert flipped["top"] == 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_digits_stay_grey_with_their_contrast(method):
+    torch.manual_seed(0)
+    transform = create_pretrain_transform(method, "digits", 32)
+    info = DATASETS["digits"]
+    grey = Image.new("RGB", (8, 8), (128, 128, 128))
+    # Corners that the rotation turns in are black; the middle shows the image itself.
+    expected = (128 / 255 - info.mean[0]) / info.std[0]
+    for _ in range(20):
+        for view in transform(grey):
+            assert torch.equal(view[0], view[1])
+            assert torch.equal(view[0], view[2])
+            torch.testing.assert_close(view[:, 12:20, 12:20], torch.full((3, 8, 8), expected))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_digits_are_turned_a_little(method):
+    torch.manual_seed(0)
+    transform = create_pretrain_transform(method, "digits", 32, min_scale=1.0)
+    # Only a rotation turns black corners into a white image.
+    views = [view for _ in range(20) for view in transform(Image.new("RGB", (32, 32), "white"))]
+    turned = sum(bool(view.min() < view.max()) for view in views)
+    assert 10 < turned < 30
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("image_size", "blurred"), [(28, False), (32, False), (64, True)])
+def test_images_up_to_32_pixels_are_not_blurred(method, image_size, blurred):
+    (blur,) = find(create_pretrain_transform(method, "cifar10", image_size), GaussianBlur)
+    assert (blur.prob > 0) == blurred
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_small_images_get_half_the_colour_jitter(method):
+    def brightness(image_size):
+        torch.manual_seed(0)
+        transform = create_pretrain_transform(method, "cifar10", image_size)
+        grey = Image.new("RGB", (8, 8), (128, 128, 128))
+        info = DATASETS["cifar10"]
+        views = [view.mean((1, 2)) for _ in range(80) for view in transform(grey)]
+        return (torch.stack(views) * torch.tensor(info.std)).std().item()
+
+    assert brightness(32) < 0.75 * brightness(64)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_min_scale_bounds_the_crop(method):
+    # Each pixel of a ramp is its column: a crop's range of grey values shows its width.
+    ramp = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
+    std = DATASETS["digits"].std[0]
+
+    def smallest_crop(**options):
+        torch.manual_seed(0)
+        transform = create_pretrain_transform(method, "digits", 32, **options)
+        views = [view for _ in range(60) for view in transform(ramp)]
+        columns = [view[0, :, 16] * std for view in views]
+        return min((column.max() - column.min()).item() for column in columns)
+
+    assert smallest_crop(min_scale=0.9) > 0.75
+    assert 0.3 < smallest_crop() < 0.6  # the default 0.2 gives sides of about 0.39 to 0.52
+    assert smallest_crop(min_scale=0.01) < 0.3
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_views_are_normalised_with_the_statistics_of_the_dataset(method, dataset):
+    # Colour jitter leaves black black, and can darken white but not make it whiter.
+    torch.manual_seed(0)
+    mean, std = (torch.tensor(values) for values in DATASETS[dataset][1:])
+    transform = create_pretrain_transform(method, dataset, 32)
+    for colour, value in [("black", 0.0), ("white", 1.0)]:
+        image = Image.new("RGB", (32, 32), colour)
+        views = [view for _ in range(20) for view in transform(image)]
+        brightest = torch.stack(views).amax(dim=(0, 2, 3))
+        torch.testing.assert_close(brightest, (value - mean) / std)
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_test_transform_maps_the_mean_to_zero_and_one_std_to_one(dataset):
+    info = DATASETS[dataset]
+    transform = create_test_transform(dataset, 32)
+    for deviation in (0, 1):
+        colour = [m + deviation * s for m, s in zip(info.mean, info.std, strict=True)]
+        image = Image.new("RGB", (32, 32), tuple(round(255 * value) for value in colour))
+        # Half a grey level of rounding, in units of the std.
+        tolerance = 0.51 / 255 / min(info.std)
+        expected = torch.full((3, 32, 32), float(deviation))
+        torch.testing.assert_close(transform(image), expected, rtol=0, atol=tolerance)
+
+
+def test_test_transform_is_deterministic():
+    transform = create_test_transform("cifar10", 32)
+    torch.manual_seed(0)
+    one = transform(noise_image(40))
+    torch.manual_seed(1)
+    assert torch.equal(transform(noise_image(40)), one)
+
+
+@pytest.mark.parametrize(("image_size", "frame_survives"), [(64, True), (224, False)])
+def test_only_images_above_64_pixels_lose_their_frame(image_size, frame_survives):
+    image = Image.new("RGB", (256, 256), "white")
+    image.paste((0, 0, 0), (10, 10, 246, 246))
+    result = create_test_transform("imagefolder", image_size)(image)
+    assert bool(result.max() > 1) == frame_survives
+
+
+@pytest.mark.parametrize(
+    ("create", "message"),
+    [
+        (lambda: create_pretrain_transform("byol", "digits", 32), "got 'byol'"),
+        (lambda: create_pretrain_transform("moco", "mnist", 32), "no dataset 'mnist'.*cifar100"),
+        (lambda: create_test_transform("mnist", 32), "no dataset 'mnist'.*tiny-imagenet"),
+    ],
+)
+def test_unknown_names_are_refused(create, message):
+    with pytest.raises(ValueError, match=message):
+        create()

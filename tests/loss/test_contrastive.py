@@ -1,0 +1,315 @@
+import math
+import random
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck
+
+from mixco_lightly.loss import contrastive
+from mixco_lightly.loss.contrastive import (
+    key_cross_entropy,
+    mixed_cross_entropy,
+    nt_xent,
+    queue_logsumexp,
+    unit_rows,
+)
+from tests import reference
+from tests.reference import draw_mixture, draw_problem, draw_rows
+
+SEEDS = range(200)
+
+
+def rows(n: int, dim: int, seed: int = 0, grad: bool = False) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, dim, dtype=torch.float64, generator=generator).requires_grad_(grad)
+
+
+def info_nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    lse = queue_logsumexp(queries / temperature, queue)
+    return key_cross_entropy(queries, keys, temperature, lse)
+
+
+# Values against loops
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_key_cross_entropy_equals_loop(seed: int) -> None:
+    p = draw_problem(seed, with_queue=True)
+    loss = info_nce(unit_rows(p.out0), unit_rows(p.out1), p.queue, p.temperature)
+    expected = reference.info_nce(p.out0, p.out1, p.queue, p.temperature)
+    assert loss.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("with_queue", [True, False])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_mixed_cross_entropy_equals_loop(seed: int, with_queue: bool) -> None:
+    rng = random.Random(seed)
+    n, dim, temperature = rng.randint(2, 9), rng.randint(1, 17), rng.choice([1, 0.5, 0.2, 0.05])
+    keys, queue = draw_rows(rng, n, dim), None
+    mixed, (_, first, second, lam) = draw_mixture(rng, n, dim)
+    z, lse = unit_rows(mixed), None
+    if with_queue:
+        queue = unit_rows(draw_rows(rng, rng.randint(1, 40), dim))
+        lse = queue_logsumexp(z / temperature, queue)
+    loss = mixed_cross_entropy(z, unit_rows(keys), first, second, lam, temperature, lse)
+    expected = reference.mixed_cross_entropy(mixed, keys, first, second, lam, temperature, queue)
+    assert loss.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_nt_xent_equals_loop(seed: int) -> None:
+    p = draw_problem(seed, with_queue=False)
+    z0, z1 = unit_rows(p.out0), unit_rows(p.out1)
+    loss = nt_xent(z0, z1, z0, z1, 0, p.temperature)
+    expected = reference.nt_xent(p.out0, p.out1, p.temperature)
+    assert loss.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_nt_xent_of_slices_with_their_offset_averages_to_the_whole(world_size: int) -> None:
+    z0, z1 = unit_rows(rows(6, 5, seed=1)), unit_rows(rows(6, 5, seed=2))
+    n = 6 // world_size
+    losses = [nt_xent(z0[i : i + n], z1[i : i + n], z0, z1, i, 0.2).item() for i in range(0, 6, n)]
+    expected = reference.nt_xent(z0, z1, 0.2)
+    assert sum(losses) / world_size == pytest.approx(expected, abs=1e-9)
+
+
+# unit_rows
+
+
+@pytest.mark.parametrize(
+    ("dtype", "result"),
+    [
+        (torch.float64, torch.float64),
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+    ],
+)
+def test_unit_rows_have_length_one_in_float32_at_least(
+    dtype: torch.dtype, result: torch.dtype
+) -> None:
+    x = rows(7, 5).to(dtype)
+    z = unit_rows(x)
+    assert z.dtype == result
+    expected = torch.tensor(reference.units(x), dtype=torch.float64)
+    eps = torch.finfo(result).eps
+    torch.testing.assert_close(z.double(), expected, rtol=4 * eps, atol=0)
+
+
+def test_unit_rows_of_float16_do_not_overflow() -> None:
+    # 3e4 is a float16 number, its square is not.
+    z = unit_rows(torch.tensor([[3e4, 4e4]], dtype=torch.float16))
+    torch.testing.assert_close(z, torch.tensor([[0.6, 0.8]]), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("norm", [0.0, 1e-30, 1e-7])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_unit_row_without_direction_is_zero_with_zero_gradient(
+    dtype: torch.dtype, norm: float
+) -> None:
+    x = torch.tensor([[norm, 0.0], [3.0, 4.0]], dtype=dtype, requires_grad=True)
+    z = unit_rows(x)
+    (z * torch.tensor([[1.0, 2.0], [3.0, 5.0]])).sum().backward()
+    assert z[0].tolist() == [0.0, 0.0]
+    assert x.grad[0].tolist() == [0.0, 0.0]
+    # d(z.w)/dx = (w - (z.w) z) / |x| = ((3, 5) - 5.8 * (0.6, 0.8)) / 5
+    torch.testing.assert_close(
+        x.grad[1].double(),
+        torch.tensor([-0.096, 0.072], dtype=torch.float64),
+        rtol=0,
+        atol=4 * torch.finfo(dtype).eps,
+    )
+
+
+def test_unit_row_of_length_1e_minus_5_has_its_direction() -> None:
+    z = unit_rows(torch.tensor([[3e-6, -4e-6], [3e-5, 4e-5]]))
+    torch.testing.assert_close(z, torch.tensor([[0.6, -0.8], [0.6, 0.8]]), rtol=1e-6, atol=0)
+
+
+# Queue term
+
+
+# 2048 is the package's own chunk: 4101 keys are two whole chunks and a rest.
+@pytest.mark.parametrize(
+    ("chunk", "length"), [(1, 5), (3, 1), (3, 6), (3, 8), (7, 7), (7, 20), (2048, 4101)]
+)
+@pytest.mark.parametrize("temperature", [1.0, 0.05, 0.01])
+def test_streamed_queue_logsumexp_equals_logsumexp_with_its_gradient(
+    chunk: int, length: int, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contrastive, "_QUEUE_CHUNK", chunk)
+    queries = (unit_rows(rows(4, 6, seed=1)) / temperature).requires_grad_()
+    queue = unit_rows(rows(length, 6, seed=2))
+    weight = torch.tensor([1.0, -2.0, 3.0, 0.5], dtype=torch.float64)
+
+    lse = queue_logsumexp(queries, queue)
+    expected = torch.logsumexp(queries @ queue.T, dim=1)
+    torch.testing.assert_close(lse, expected, rtol=1e-12, atol=1e-12)
+
+    (grad,) = torch.autograd.grad(lse @ weight, queries)
+    (expected_grad,) = torch.autograd.grad(expected @ weight, queries)
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("order", ["rising", "falling"])
+def test_streamed_queue_logsumexp_is_finite_when_chunks_differ_by_exp_2000(
+    order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without the running maximum, exp(1000) overflows and exp(-1000) is 0.
+    monkeypatch.setattr(contrastive, "_QUEUE_CHUNK", 2)
+    similarity = torch.linspace(-1, 1, 9, dtype=torch.float64)
+    queue = (similarity if order == "rising" else similarity.flip(0)).unsqueeze(1)
+    query = torch.tensor([[1000.0], [-1000.0]], dtype=torch.float64, requires_grad=True)
+    lse = queue_logsumexp(query, queue)
+    lse.sum().backward()
+    # The largest logit is 1000, the next one is 250 below it.
+    assert lse.tolist() == [1000.0, 1000.0]
+    assert query.grad.flatten().tolist() == [1.0, -1.0]
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 2048])
+def test_queue_logsumexp_is_invariant_to_the_order_of_the_queue(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contrastive, "_QUEUE_CHUNK", chunk)
+    queries, queue = rows(3, 4, seed=1), rows(20, 4, seed=2)
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(
+        queue_logsumexp(queries, queue[order]), queue_logsumexp(queries, queue), rtol=0, atol=1e-12
+    )
+
+
+def test_queue_logsumexp_gradient_survives_overwriting_the_queue() -> None:
+    queries, queue = rows(3, 4, seed=1, grad=True), rows(5, 4, seed=2)
+    (expected,) = torch.autograd.grad(torch.logsumexp(queries @ queue.T, dim=1).sum(), queries)
+    lse = queue_logsumexp(queries, queue)
+    queue.zero_()
+    lse.sum().backward()
+    torch.testing.assert_close(queries.grad, expected, rtol=0, atol=1e-12)
+
+
+def test_queue_logsumexp_gives_the_queue_no_gradient_and_takes_any_dtype() -> None:
+    queries = rows(3, 4, seed=1, grad=True)
+    queue = rows(5, 4, seed=2).float().requires_grad_()
+    lse = queue_logsumexp(queries, queue)
+    lse.sum().backward()
+    assert lse.dtype == torch.float64
+    assert queue.grad is None
+    expected = torch.logsumexp(queries @ queue.double().T, dim=1)
+    torch.testing.assert_close(lse, expected, rtol=1e-12, atol=1e-12)
+
+
+# Gradients
+
+
+@pytest.mark.parametrize("chunk", [2, 2048])
+def test_queue_logsumexp_gradcheck(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contrastive, "_QUEUE_CHUNK", chunk)
+    queue = unit_rows(rows(5, 4, seed=2))
+    assert gradcheck(lambda q: queue_logsumexp(q, queue), (rows(3, 4, seed=1, grad=True),))
+
+
+def test_unit_rows_gradcheck() -> None:
+    assert gradcheck(unit_rows, (rows(3, 4, grad=True),))
+
+
+def test_key_cross_entropy_gradcheck_in_queries_keys_and_queue_term() -> None:
+    lse = torch.tensor([0.5, 1.5, -1.0], dtype=torch.float64, requires_grad=True)
+    inputs = (rows(3, 4, seed=1, grad=True), rows(3, 4, seed=2, grad=True), lse)
+    assert gradcheck(lambda q, k, lse: key_cross_entropy(q, k, 0.2, lse), inputs)
+
+
+def test_info_nce_gradcheck_through_the_queue() -> None:
+    queue = unit_rows(rows(5, 4, seed=3))
+    inputs = (rows(3, 4, seed=1, grad=True), rows(3, 4, seed=2, grad=True))
+    assert gradcheck(lambda q, k: info_nce(q, k, queue, 0.5), inputs)
+
+
+@pytest.mark.parametrize("with_queue", [True, False])
+def test_mixed_cross_entropy_gradcheck_in_queries_and_keys(with_queue: bool) -> None:
+    first, second = torch.tensor([0, 3]), torch.tensor([2, 4])
+    lam, queue = torch.tensor([0.3, 0.9]), unit_rows(rows(5, 4, seed=3))
+
+    def loss(q: Tensor, k: Tensor) -> Tensor:
+        lse = queue_logsumexp(q / 0.5, queue) if with_queue else None
+        return mixed_cross_entropy(q, k, first, second, lam, 0.5, lse)
+
+    assert gradcheck(loss, (rows(2, 4, seed=1, grad=True), rows(5, 4, seed=2, grad=True)))
+
+
+def test_nt_xent_gradcheck_in_own_and_in_gathered_rows() -> None:
+    inputs = tuple(rows(n, 3, seed=n + i, grad=True) for i, n in enumerate([2, 2, 6, 6]))
+    assert gradcheck(lambda a, b, c, d: nt_xent(a, b, c, d, 2, 0.5), inputs)
+
+
+def test_nt_xent_gradcheck_on_one_process() -> None:
+    inputs = (rows(3, 4, seed=1, grad=True), rows(3, 4, seed=2, grad=True))
+    assert gradcheck(lambda a, b: nt_xent(a, b, a, b, 0, 0.5), inputs)
+
+
+# The queue term keeps only its first derivative, so a second one would be wrong without a word.
+# In "sum" the incoming gradient is constant: autograd alone would take the result for a constant.
+SECOND_DERIVATIVES = {
+    "square": lambda q, lse: (lse**2).sum(),
+    "sum": lambda q, lse: lse.sum(),
+    "sum and another term": lambda q, lse: lse.sum() + (q**3).sum(),
+}
+
+
+@pytest.mark.parametrize("form", SECOND_DERIVATIVES)
+def test_second_derivative_of_queue_logsumexp_raises(form: str) -> None:
+    queries, queue = rows(3, 4, seed=1, grad=True), rows(5, 4, seed=2)
+    value = SECOND_DERIVATIVES[form](queries, queue_logsumexp(queries, queue))
+    with pytest.raises(RuntimeError):  # noqa: PT012, either of the two steps may raise
+        (grad,) = torch.autograd.grad(value, queries, create_graph=True)
+        torch.autograd.grad((grad**2).sum(), queries)
+
+
+def test_second_derivative_of_key_cross_entropy_raises() -> None:
+    queries, keys, queue = rows(3, 4, seed=1, grad=True), rows(3, 4, seed=2), rows(5, 4, seed=3)
+    loss = info_nce(queries, keys, queue, 0.5)
+    with pytest.raises(RuntimeError):  # noqa: PT012, either of the two steps may raise
+        (grad,) = torch.autograd.grad(loss, queries, create_graph=True)
+        torch.autograd.grad((grad**2).sum(), queries)
+
+
+# Exact values
+
+
+def test_key_cross_entropy_of_hand_set_vectors() -> None:
+    queries = torch.eye(3, dtype=torch.float64)[:2]
+    queue = torch.tensor([[0, 0, 1.0], [-1.0, 0, 0]], dtype=torch.float64)
+    # T = 1/2, each query is its own key: logit 1 / T = 2.
+    # Query e0 against the queue: e0.e2 / T = 0, -e0.e0 / T = -2. Query e1: 0 and 0.
+    expected = (math.log(math.exp(2) + 1 + math.exp(-2)) - 2 + math.log(math.exp(2) + 2) - 2) / 2
+    assert info_nce(queries, queries, queue, 0.5).item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_mixed_cross_entropy_of_hand_set_vectors() -> None:
+    z = torch.tensor([[0.6, 0.8, 0.0]], dtype=torch.float64)
+    keys = torch.eye(3, dtype=torch.float64)[:2]
+    queue = torch.tensor([[0, 0, 1.0], [-1.0, 0, 0]], dtype=torch.float64)
+    first, second, lam = torch.tensor([0]), torch.tensor([1]), torch.tensor([0.25])
+    # T = 1/5: keys 0.6 / T = 3 and 0.8 / T = 4; queue 0 and -3. Target 1/4 and 3/4.
+    lse = queue_logsumexp(z / 0.2, queue)
+    loss = mixed_cross_entropy(z, keys, first, second, lam, 0.2, lse).item()
+    expected = math.log(math.exp(3) + math.exp(4) + 1 + math.exp(-3)) - (3 / 4 + 4 * 3 / 4)
+    assert loss == pytest.approx(expected, abs=1e-12)
+    loss = mixed_cross_entropy(z, keys, first, second, lam, 0.2).item()
+    expected = math.log(math.exp(3) + math.exp(4)) - (3 / 4 + 4 * 3 / 4)
+    assert loss == pytest.approx(expected, abs=1e-12)
+
+
+def test_nt_xent_of_hand_set_vectors() -> None:
+    e0, e1 = [1.0, 0.0], [0.0, 1.0]
+    z0 = torch.tensor([e0, e1], dtype=torch.float64)
+    z1 = torch.tensor([e0, [-1.0, 0.0]], dtype=torch.float64)
+    # T = 1/2. Anchors, positive first:
+    # z0[0] =  e0: z1[0] =  2, z0[1] = 0, z1[1] = -2      z1[0] the same
+    # z0[1] =  e1: z1[1] =  0, z0[0] = 0, z1[0] =  0
+    # z1[1] = -e0: z0[1] =  0, z0[0] = -2, z1[0] = -2
+    aligned = math.log(math.exp(2) + 1 + math.exp(-2)) - 2
+    expected = (2 * aligned + math.log(3) + math.log(1 + 2 * math.exp(-2))) / 4
+    assert nt_xent(z0, z1, z0, z1, 0, 0.5).item() == pytest.approx(expected, abs=1e-12)

@@ -1,0 +1,220 @@
+"""Several processes with a part of the batch each, against one process with the whole batch.
+
+The mean over the processes of their losses is the loss of the whole batch. So the gradient of a
+parameter, averaged over the processes as DDP does, is that of the whole batch; and the gradient
+that a process has at its own projections is `world_size` times its slice of the whole batch's.
+Every process has data of its own: with equal data a missing rank offset does not show.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed, multiprocessing
+
+from mixco_lightly import MixCoLoss, Mixture
+
+N, IN_DIM, DIM, STEPS = 5, 6, 4, 4  # N images per process: odd, the last one stays out
+M = N // 2
+TIME_LIMIT = 60.0  # seconds, for importing torch in each process and for all runs
+# 7 keys are fewer than two processes enqueue at once, 33 are no multiple of any batch.
+QUEUES = {"moco, short queue": 7, "moco, long queue": 33, "simclr": 0}
+RUNS = [(form, gather) for form in QUEUES for gather in (True, False)]
+NAMES = ["out0", "out1", "mixed0", "mixed1"]
+
+
+def whole_batch(step: int, world_size: int) -> tuple[list[Tensor], list[Mixture]]:
+    """Inputs of both views and of both mixtures for all processes; pairs stay within a process."""
+    generator = torch.Generator().manual_seed(1000 * world_size + step)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    inputs = [draw(world_size * n, IN_DIM) for n in (N, N, M, M)]
+    mixtures = []
+    for _ in range(2):
+        within = [torch.randperm(N, generator=generator)[: 2 * M] for _ in range(world_size)]
+        pairs = torch.cat([p + rank * N for rank, p in enumerate(within)]).view(-1, 2)
+        lam = torch.rand(world_size * M, dtype=torch.float64, generator=generator)
+        mixtures.append(Mixture(torch.empty(len(lam), 0), pairs[:, 0], pairs[:, 1], lam))
+    return inputs, mixtures
+
+
+def part(
+    inputs: list[Tensor], mixtures: list[Mixture], rank: int
+) -> tuple[list[Tensor], list[Mixture]]:
+    """One process's rows, and its mixtures with indices that count from its own first row."""
+    own = [x[rank * n : (rank + 1) * n] for x, n in zip(inputs, (N, N, M, M), strict=True)]
+    rows = slice(rank * M, (rank + 1) * M)
+    return own, [
+        Mixture(m.images[rows], m.first[rows] - rank * N, m.second[rows] - rank * N, m.lam[rows])
+        for m in mixtures
+    ]
+
+
+def train(form: str, gather: bool, rank: int | None, world_size: int) -> dict[str, Any]:
+    """Some steps of SGD with a linear encoder; ``rank`` None is one process with everything."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(IN_DIM, DIM, dtype=torch.float64, generator=generator, requires_grad=True)
+    length = QUEUES[form]
+    criterion = MixCoLoss(
+        temperature=0.5,
+        mix_temperature=0.2,
+        mix_weight=0.7,
+        memory_bank_size=(length, DIM) if length else 0,
+        gather_distributed=gather,
+    ).double()
+    if length:
+        start = torch.randn(length, DIM, dtype=torch.float64, generator=generator)
+        criterion.queue.keys.copy_(torch.nn.functional.normalize(start, dim=1))
+
+    steps = []
+    for step in range(STEPS):
+        inputs, mixtures = whole_batch(step, world_size)
+        if rank is not None:
+            inputs, mixtures = part(inputs, mixtures, rank)
+        out0, out1, mixed0, mixed1 = outs = [x @ weight for x in inputs]
+        if length:  # the keys keep their graph, to compare their gradient too
+            args = (out0, out1, mixed0, mixtures[0])
+            outs = outs[:3]
+        else:
+            args = (out0, out1, mixed0, mixtures[0], mixed1, mixtures[1])
+        for out in outs:
+            out.retain_grad()
+        loss = criterion.forward_components(*args)
+        weight.grad = None
+        loss.total.backward()
+        if rank is not None:
+            distributed.all_reduce(weight.grad)
+            weight.grad /= world_size
+        steps.append(
+            {
+                "terms": torch.stack(loss).detach(),
+                "weight": weight.grad.clone(),
+                "outs": {name: out.grad for name, out in zip(NAMES, outs, strict=False)},
+                "queue": {k: v.clone() for k, v in criterion.state_dict().items()},
+            }
+        )
+        with torch.no_grad():
+            weight -= 0.1 * weight.grad
+    return {"steps": steps, "weight": weight.detach()}
+
+
+def process(rank: int, world_size: int, folder: str) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=TIME_LIMIT / 2),
+    )
+    result = {run: train(*run, rank, world_size) for run in RUNS}
+    torch.save(result, f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+# One start of the processes serves all tests, and a fork server imports torch once for all of
+# them: most of the time is that import.
+@pytest.fixture(scope="module", params=[2, 4], ids=lambda n: f"{n} processes")
+def results(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[tuple[str, bool], Any]]:
+    world_size = request.param
+    folder = tmp_path_factory.mktemp("distributed")
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["mixco_lightly", "pytest"])
+    context = multiprocessing.start_processes(
+        process,
+        (world_size, str(folder)),
+        nprocs=world_size,
+        join=False,
+        start_method="forkserver",
+    )
+    deadline = time.monotonic() + TIME_LIMIT
+    try:
+        while not context.join(timeout=1.0):
+            if time.monotonic() > deadline:
+                pytest.fail(f"{world_size} processes were not done after {TIME_LIMIT} s.")
+    finally:
+        for one in context.processes:
+            if one.is_alive():
+                one.kill()
+    return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(world_size)]
+
+
+def assert_equal(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", QUEUES)
+def test_mean_of_the_losses_over_processes_is_the_loss_of_the_whole_batch(
+    results: list[dict], form: str
+) -> None:
+    whole = train(form, False, None, len(results))
+    for step, expected in enumerate(whole["steps"]):
+        terms = torch.stack([r[form, True]["steps"][step]["terms"] for r in results])
+        assert_equal(terms.mean(dim=0), expected["terms"])
+        # The data differ: no process has the mean by itself.
+        assert (terms - expected["terms"]).abs()[:, 0].min() > 1e-6
+
+
+@pytest.mark.parametrize("form", QUEUES)
+def test_mean_of_the_parameter_gradients_is_that_of_the_whole_batch(
+    results: list[dict], form: str
+) -> None:
+    whole = train(form, False, None, len(results))
+    for result in results:
+        for step, expected in zip(result[form, True]["steps"], whole["steps"], strict=True):
+            assert_equal(step["weight"], expected["weight"])
+        assert_equal(result[form, True]["weight"], whole["weight"])
+
+
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [(form, name) for form in QUEUES for name in (NAMES if form == "simclr" else NAMES[:3])],
+)
+def test_gradients_of_projections_are_the_slices_of_the_whole_batch(
+    results: list[dict], form: str, name: str
+) -> None:
+    whole = train(form, False, None, len(results))
+    for step, expected in enumerate(whole["steps"]):
+        grads = [r[form, True]["steps"][step]["outs"][name] for r in results]
+        assert_equal(torch.cat(grads) / len(results), expected["outs"][name])
+
+
+@pytest.mark.parametrize("form", ["moco, short queue", "moco, long queue"])
+def test_queues_are_one_and_hold_all_keys_in_the_order_of_the_ranks(
+    results: list[dict], form: str
+) -> None:
+    whole = train(form, False, None, len(results))
+    for step, expected in enumerate(whole["steps"]):
+        queues = [r[form, True]["steps"][step]["queue"] for r in results]
+        assert set(queues[0]) == {"queue.keys", "queue.position"}
+        for queue in queues:
+            assert torch.equal(queue["queue.keys"], queues[0]["queue.keys"])
+            assert torch.equal(queue["queue.position"], expected["queue"]["queue.position"])
+            assert_equal(queue["queue.keys"], expected["queue"]["queue.keys"])
+
+
+@pytest.mark.parametrize("form", QUEUES)
+def test_without_gather_distributed_the_result_is_not_that_of_the_whole_batch(
+    results: list[dict], form: str
+) -> None:
+    expected = train(form, False, None, len(results))["steps"][0]
+    first_steps = [r[form, False]["steps"][0] for r in results]
+    mean = torch.stack([step["terms"] for step in first_steps]).mean(dim=0)
+    assert (mean - expected["terms"])[0].abs() > 1e-2
+    assert (first_steps[0]["weight"] - expected["weight"]).abs().max() > 1e-3
+    if form != "simclr":
+        # MoCo's plain term has no other keys of the batch: at equal queues it is the same.
+        assert_equal(mean[1], expected["terms"][1])
+        assert not torch.equal(
+            first_steps[0]["queue"]["queue.keys"], first_steps[1]["queue"]["queue.keys"]
+        )

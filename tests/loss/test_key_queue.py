@@ -1,0 +1,136 @@
+import copy
+from collections import deque
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mixco_lightly import KeyQueue
+
+SIZES = st.tuples(st.integers(1, 12), st.integers(1, 3))
+BATCHES = st.lists(st.integers(0, 30), max_size=12)
+
+
+def oldest_first(queue: KeyQueue) -> list[list[float]]:
+    """The ring read from ``position``, the row of the oldest key."""
+    return queue.keys.roll(-queue.position.item(), dims=0).tolist()
+
+
+def numbered_keys(start: int, batch: int, dim: int) -> Tensor:
+    """Keys that all differ, exact in float32."""
+    return torch.arange(start * dim, (start + batch) * dim, dtype=torch.float32).view(batch, dim)
+
+
+@settings(max_examples=400, deadline=None)
+@given(SIZES, BATCHES)
+def test_queue_equals_a_deque_of_maximal_length_n(
+    size: tuple[int, int], batches: list[int]
+) -> None:
+    n, dim = size
+    queue = KeyQueue(size)
+    model = deque(queue.keys.tolist(), maxlen=n)
+    buffers = queue.keys.data_ptr(), queue.position.data_ptr()
+    total = 0
+    for batch in batches:
+        keys = numbered_keys(total, batch, dim)
+        queue.enqueue(keys)
+        model.extend(keys.tolist())
+        total += batch
+        assert oldest_first(queue) == list(model)
+        assert 0 <= queue.position.item() < n
+    # In place: what DDP broadcasts and an optimiser state holds are these very buffers.
+    assert (queue.keys.data_ptr(), queue.position.data_ptr()) == buffers
+
+
+@settings(max_examples=300, deadline=None)
+@given(SIZES, BATCHES, BATCHES)
+def test_queue_restored_from_its_state_dict_continues_identically(
+    size: tuple[int, int], before: list[int], after: list[int]
+) -> None:
+    queue, restored = KeyQueue(size), KeyQueue(size)
+    for i, batch in enumerate(before):
+        queue.enqueue(numbered_keys(100 * i, batch, size[1]))
+    restored.load_state_dict(copy.deepcopy(queue.state_dict()))
+    for i, batch in enumerate(after):
+        for one in (queue, restored):
+            one.enqueue(numbered_keys(-100 * i, batch, size[1]))
+    assert torch.equal(restored.keys, queue.keys)
+    assert torch.equal(restored.position, queue.position)
+
+
+def test_state_dict_holds_the_keys_and_the_position() -> None:
+    queue = KeyQueue((5, 2))
+    queue.enqueue(torch.ones(3, 2))
+    state = queue.state_dict()
+    assert set(state) == {"keys", "position"}
+    assert state["keys"].shape == (5, 2)
+    assert state["keys"].dtype == torch.float32
+    assert state["position"].dtype == torch.int64
+    assert state["position"].item() == 3
+
+
+@pytest.mark.parametrize("dim", [1, 2, 128])
+def test_queue_starts_as_unit_vectors(dim: int) -> None:
+    keys = KeyQueue((50, dim)).keys
+    torch.testing.assert_close(keys.norm(dim=1), torch.ones(50), rtol=0, atol=1e-6)
+
+
+def test_queue_starts_as_random_directions_over_the_whole_sphere() -> None:
+    torch.manual_seed(0)
+    queue, other = KeyQueue((4096, 8)), KeyQueue((4096, 8))
+    assert not torch.equal(queue.keys, other.keys)
+    assert queue.position.item() == 0
+    # Uniform unit rows in 8 dimensions: mean 0, variance 1/8 per coordinate. The mean of 4096 has
+    # a standard deviation of sqrt(1 / (8 * 4096)) = 0.0055, that of the squares 0.0023.
+    assert queue.keys.mean(dim=0).abs().max() < 5 * 0.0055
+    assert ((queue.keys**2).mean(dim=0) - 1 / 8).abs().max() < 5 * 0.0023
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_keys_of_any_dtype_are_kept_in_float32(dtype: torch.dtype) -> None:
+    queue = KeyQueue((3, 2))
+    keys = torch.tensor([[1 / 3, 0.1], [0.7, -0.2]]).to(dtype)
+    queue.enqueue(keys)
+    assert queue.keys.dtype == torch.float32
+    assert torch.equal(queue.keys[:2], keys.float())
+
+
+def test_enqueued_keys_are_copies_without_a_gradient() -> None:
+    queue = KeyQueue((3, 2))
+    keys = torch.ones(2, 2, requires_grad=True)
+    queue.enqueue(keys * 1.0)
+    assert not queue.keys.requires_grad
+    with torch.no_grad():
+        keys.zero_()
+    assert torch.equal(queue.keys[:2], torch.ones(2, 2))
+
+
+def test_gather_distributed_on_one_process_changes_nothing() -> None:
+    queue = KeyQueue((3, 2), gather_distributed=True)
+    queue.enqueue(numbered_keys(0, 2, 2))
+    assert torch.equal(queue.keys[:2], numbered_keys(0, 2, 2))
+    assert queue.position.item() == 2
+
+
+def test_printed_form_names_size_and_gather_distributed() -> None:
+    assert str(KeyQueue((3, 2), True)) == "KeyQueue(size=(3, 2), gather_distributed=True)"
+
+
+@pytest.mark.parametrize("size", [[3], [3, 2, 1], [0, 2], [3, 0], [-3, 2], [3.0, 2], ["3", "2"]])
+def test_size_other_than_a_pair_of_positive_integers_is_refused(size: list[object]) -> None:
+    got = str(size).replace("[", r"\[")
+    with pytest.raises(ValueError, match=rf"pair \(n, dim\) of positive integers, got {got}\."):
+        KeyQueue(size)
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 1), (2, 3), (1, 3, 2)])
+def test_keys_of_another_shape_are_refused_and_change_nothing(shape: tuple[int, ...]) -> None:
+    queue = KeyQueue((3, 2))
+    before = queue.keys.clone()
+    got = str(shape).replace("(", r"\(").replace(")", r"\)")
+    with pytest.raises(ValueError, match=rf"shape \(batch, 2\), got {got}\."):
+        queue.enqueue(torch.ones(shape))
+    assert torch.equal(queue.keys, before)
+    assert queue.position.item() == 0

@@ -1,0 +1,689 @@
+import copy
+import math
+
+import pytest
+import torch
+from lightly.loss import NTXentLoss
+from torch import Tensor
+from torch.autograd import gradcheck
+
+from mixco_lightly import MixCoLoss, Mixture
+from tests import reference
+from tests.reference import Problem, draw_problem
+
+FORMS = ["moco", "simclr"]
+TEMPERATURES = [1.0, 0.5, 0.2, 0.05, 0.02, 0.01]
+
+
+def criterion_of(p: Problem, **changes: object) -> MixCoLoss:
+    """The loss in float64, with the problem's settings and queue."""
+    settings = {
+        "temperature": p.temperature,
+        "mix_temperature": p.mix_temperature,
+        "mix_weight": p.mix_weight,
+        "memory_bank_size": 0 if p.queue is None else tuple(p.queue.shape),
+    }
+    criterion = MixCoLoss(**(settings | changes)).double()
+    if p.queue is not None:
+        criterion.queue.keys.copy_(p.queue)
+    return criterion
+
+
+def rows(n: int, dim: int, seed: int) -> Tensor:
+    return torch.randn(n, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def mixture(first: list[int], second: list[int], lam: list[float]) -> Mixture:
+    images = torch.empty(len(lam), 0)  # the loss has no use for them
+    lam = torch.tensor(lam, dtype=torch.float64)
+    return Mixture(images, torch.tensor(first), torch.tensor(second), lam)
+
+
+def problem(form: str, temperature: float = 0.5, mix_temperature: float = 0.2) -> Problem:
+    """Five images, two mixtures (three for view 1); the last image of view 0 is not mixed."""
+    mixed1, mixture1, queue = None, None, reference.units(rows(7, 4, 14))
+    if form == "simclr":
+        mixed1, mixture1 = rows(3, 4, 13), mixture([4, 0, 2], [1, 3, 0], [0.2, 1.0, 0.7])
+    return Problem(
+        rows(5, 4, 10),
+        rows(5, 4, 11),
+        rows(2, 4, 12),
+        mixture([0, 1], [2, 3], [0.3, 0.9]),
+        mixed1,
+        mixture1,
+        torch.tensor(queue, dtype=torch.float64) if form == "moco" else None,
+        temperature,
+        mix_temperature,
+        1.0,
+    )
+
+
+def value(p: Problem, **changes: object) -> float:
+    return criterion_of(p, **changes)(*p.args).item()
+
+
+def with_lam(mixture: Mixture | None, lam: float) -> Mixture | None:
+    return mixture and mixture._replace(lam=torch.full_like(mixture.lam, lam))
+
+
+def leaves(p: Problem) -> Problem:
+    """Copies of the projections as leaves that collect gradients."""
+    fresh = {
+        name: getattr(p, name).detach().clone().requires_grad_()
+        for name in ("out0", "out1", "mixed0", "mixed1")
+        if getattr(p, name) is not None
+    }
+    return p._replace(**fresh)
+
+
+def gradients(p: Problem) -> list[Tensor]:
+    return [x.grad for x in (p.out0, p.out1, p.mixed0, p.mixed1) if x is not None]
+
+
+# Values against loops
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("seed", range(200))
+def test_loss_and_its_terms_equal_loops(seed: int, form: str) -> None:
+    p = draw_problem(seed, with_queue=form == "moco")
+    components = criterion_of(p).forward_components(*p.args)
+    expected = reference.mixco(p)
+    assert components.contrast.item() == pytest.approx(expected.contrast, rel=1e-9, abs=1e-9)
+    assert components.mix.item() == pytest.approx(expected.mix, rel=1e-9, abs=1e-9)
+    assert components.total.item() == pytest.approx(expected.total, rel=1e-9, abs=1e-9)
+    assert value(p) == components.total.item()
+
+
+def test_moco_form_of_hand_set_vectors() -> None:
+    e = torch.eye(3, dtype=torch.float64)
+    p = Problem(
+        out0=2 * e[:2],
+        out1=5 * e[:2],
+        mixed0=torch.tensor([[3.0, 4.0, 0.0]], dtype=torch.float64),
+        mixture0=mixture([0], [1], [0.25]),
+        mixed1=None,
+        mixture1=None,
+        queue=torch.stack([e[2], -e[0]]),
+        temperature=0.5,
+        mix_temperature=0.2,
+        mix_weight=3.0,
+    )
+    # Plain, T = 1/2: positives 1 / T = 2; queue 0 and -2 for the first query, then 0 and 0.
+    first = math.log(math.exp(2) + 1 + math.exp(-2)) - 2
+    second = math.log(math.exp(2) + 1 + 1) - 2
+    contrast = (first + second) / 2
+    # Mixed, T = 1/5: keys 0.6 / T = 3 and 0.8 / T = 4; queue 0 and -3. Targets 1/4 and 3/4.
+    mix = math.log(math.exp(3) + math.exp(4) + 1 + math.exp(-3)) - (1 / 4 * 3 + 3 / 4 * 4)
+    components = criterion_of(p).forward_components(*p.args)
+    assert components.contrast.item() == pytest.approx(contrast, abs=1e-12)
+    assert components.mix.item() == pytest.approx(mix, abs=1e-12)
+    assert components.total.item() == pytest.approx(contrast + 3 * mix, abs=1e-12)
+
+
+def test_simclr_form_of_hand_set_vectors() -> None:
+    e0, e1 = [1.0, 0.0], [0.0, 1.0]
+    p = Problem(
+        out0=torch.tensor([e0, e1], dtype=torch.float64),
+        out1=torch.tensor([[7.0, 0.0], [-2.0, 0.0]], dtype=torch.float64),
+        mixed0=torch.tensor([[0.0, 3.0]], dtype=torch.float64),
+        mixture0=mixture([0], [1], [0.25]),
+        mixed1=torch.tensor([[3.0, 4.0]], dtype=torch.float64),
+        mixture1=mixture([1], [0], [0.25]),
+        queue=None,
+        temperature=0.5,
+        mix_temperature=0.2,
+        mix_weight=2.0,
+    )
+    # Plain, T = 1/2, views (e0, e1) and (e0, -e0). Logits of the anchors, positive first:
+    # view 0: e0: 2, 0, -2; e1: 0, 0, 0. View 1: e0: 2, 0, -2; -e0: 0, -2, -2.
+    aligned = math.log(math.exp(2) + 1 + math.exp(-2)) - 2
+    contrast = (2 * aligned + math.log(3) + math.log(1 + 2 * math.exp(-2))) / 4
+    # Mixed, T = 1/5. View 0: e1 against (e0, -e0): logits 0 and 0, so ln 2 for any lam.
+    # View 1: (0.6, 0.8) against (e0, e1): logits 3 and 4, target 1/4 at e1 and 3/4 at e0.
+    mix = (math.log(2) + math.log(math.exp(3) + math.exp(4)) - (1 / 4 * 4 + 3 / 4 * 3)) / 2
+    components = criterion_of(p).forward_components(*p.args)
+    assert components.contrast.item() == pytest.approx(contrast, abs=1e-12)
+    assert components.mix.item() == pytest.approx(mix, abs=1e-12)
+    assert components.total.item() == pytest.approx(contrast + 2 * mix, abs=1e-12)
+
+
+def test_default_settings_are_temperature_02_mix_temperature_005_weight_1_no_queue() -> None:
+    p = problem("simclr")._replace(temperature=0.2, mix_temperature=0.05, mix_weight=1.0)
+    expected = reference.mixco(p).total
+    assert MixCoLoss()(*p.args).item() == pytest.approx(expected, abs=1e-9)
+
+
+# Gradients
+
+
+@pytest.mark.parametrize("mix_weight", [1.0, 0.3])
+def test_moco_form_gradcheck_in_queries_keys_and_mixed(mix_weight: float) -> None:
+    p = leaves(problem("moco"))
+    # eval: the queue has to stand still between the evaluations.
+    criterion = criterion_of(p, mix_weight=mix_weight).eval()
+
+    def loss(out0: Tensor, out1: Tensor, mixed0: Tensor) -> Tensor:
+        return criterion(out0, out1, mixed0, p.mixture0)
+
+    assert gradcheck(loss, (p.out0, p.out1, p.mixed0))
+
+
+@pytest.mark.parametrize("mix_weight", [1.0, 0.3])
+def test_simclr_form_gradcheck_in_both_views_and_both_mixed(mix_weight: float) -> None:
+    p = leaves(problem("simclr"))
+    criterion = criterion_of(p, mix_weight=mix_weight)
+
+    def loss(out0: Tensor, out1: Tensor, mixed0: Tensor, mixed1: Tensor) -> Tensor:
+        return criterion(out0, out1, mixed0, p.mixture0, mixed1, p.mixture1)
+
+    assert gradcheck(loss, (p.out0, p.out1, p.mixed0, p.mixed1))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_gradcheck_without_mixtures(form: str) -> None:
+    p = leaves(problem(form))
+    assert gradcheck(criterion_of(p).eval(), (p.out0, p.out1))
+
+
+def test_second_derivative_through_the_queue_raises() -> None:
+    p = leaves(problem("moco"))
+    loss = criterion_of(p)(*p.args)
+    with pytest.raises(RuntimeError):  # noqa: PT012, either of the two steps may raise
+        (grad,) = torch.autograd.grad(loss, p.out0, create_graph=True)
+        torch.autograd.grad((grad**2).sum(), p.out0)
+
+
+# Identities
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("temperature", [1.0, 0.2, 0.05])
+def test_without_mixtures_value_and_gradient_equal_lightlys_nt_xent(
+    form: str, temperature: float
+) -> None:
+    ours, theirs = leaves(problem(form, temperature)), leaves(problem(form, temperature))
+    criterion = criterion_of(ours)
+    size = 0 if ours.queue is None else tuple(ours.queue.shape)
+    lightly = NTXentLoss(temperature=temperature, memory_bank_size=size).double()
+    if ours.queue is not None:
+        lightly.memory_bank.bank.copy_(ours.queue)  # Lightly 1.6 stores (n, dim)
+    loss, expected = criterion(ours.out0, ours.out1), lightly(theirs.out0, theirs.out1)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
+    loss.backward()
+    expected.backward()
+    for grad, expected_grad in zip(gradients(ours)[:2], gradients(theirs)[:2], strict=True):
+        torch.testing.assert_close(grad, expected_grad, rtol=0, atol=1e-12)
+
+
+def test_without_mixtures_a_run_of_steps_equals_lightlys_with_its_bank() -> None:
+    # 6 keys and batches of 3: Lightly drops keys where a batch does not fit the bank's end.
+    criterion = MixCoLoss(memory_bank_size=(6, 4)).double()
+    lightly = NTXentLoss(temperature=0.2, memory_bank_size=(6, 4)).double()
+    lightly.memory_bank.bank.copy_(criterion.queue.keys)
+    for step in range(7):
+        out0, out1 = rows(3, 4, step).requires_grad_(), rows(3, 4, 100 + step)
+        torch.testing.assert_close(criterion(out0, out1), lightly(out0, out1), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_without_mixtures_the_mix_term_is_zero(form: str) -> None:
+    p = problem(form)
+    components = criterion_of(p, mix_weight=5.0).forward_components(p.out0, p.out1)
+    assert components.mix.item() == 0.0
+    assert components.total.item() == components.contrast.item()
+
+
+@pytest.mark.parametrize("lam", [1.0, 0.0])
+@pytest.mark.parametrize("form", FORMS)
+def test_lam_1_is_info_nce_of_the_first_image_and_lam_0_of_the_second(
+    form: str, lam: float
+) -> None:
+    p = problem(form)
+    p = p._replace(mixture0=with_lam(p.mixture0, lam), mixed1=None, mixture1=None)
+    candidates = torch.nn.functional.normalize(p.out1, dim=1)
+    if p.queue is not None:
+        candidates = torch.cat([candidates, p.queue])
+    logits = torch.nn.functional.normalize(p.mixed0, dim=1) @ candidates.T / p.mix_temperature
+    image = p.mixture0.first if lam == 1.0 else p.mixture0.second
+    expected = torch.nn.functional.cross_entropy(logits, image)
+    mix = criterion_of(p).forward_components(*p.args).mix
+    torch.testing.assert_close(mix, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_swapping_first_and_second_with_lam_to_1_minus_lam_changes_nothing(form: str) -> None:
+    p = problem(form)
+    swapped = p._replace(
+        mixture0=Mixture(p.mixture0.images, p.mixture0.second, p.mixture0.first, 1 - p.mixture0.lam)
+    )
+    assert value(swapped) == pytest.approx(value(p), abs=1e-12)
+    # The swap alone does change something: lam is not 1/2.
+    assert value(swapped._replace(mixture0=swapped.mixture0._replace(lam=p.mixture0.lam))) != (
+        pytest.approx(value(p), abs=1e-3)
+    )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_scaling_each_projection_by_a_positive_factor_changes_nothing(form: str) -> None:
+    p = problem(form)
+    factors = torch.tensor([[1e-3], [1e3], [0.5], [7.0], [2.0]], dtype=torch.float64)
+    scaled = p._replace(
+        out0=p.out0 * factors,
+        out1=p.out1 * factors.flip(0),
+        mixed0=p.mixed0 * factors[:2],
+        mixed1=p.mixed1 if p.mixed1 is None else p.mixed1 * factors[:3],
+    )
+    assert value(scaled) == pytest.approx(value(p), abs=1e-12)
+
+
+def test_permuting_the_queue_changes_nothing() -> None:
+    p = problem("moco")
+    assert value(p._replace(queue=p.queue[[3, 1, 6, 0, 5, 2, 4]])) == pytest.approx(
+        value(p), abs=1e-12
+    )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_permuting_the_batch_with_the_indices_changes_nothing(form: str) -> None:
+    p = problem(form)
+    order = torch.tensor([3, 1, 4, 0, 2])
+    inverse = order.argsort()
+
+    def moved(mixture: Mixture | None) -> Mixture | None:
+        if mixture is None:
+            return None
+        return mixture._replace(first=inverse[mixture.first], second=inverse[mixture.second])
+
+    permuted = p._replace(
+        out0=p.out0[order],
+        out1=p.out1[order],
+        mixture0=moved(p.mixture0),
+        mixture1=moved(p.mixture1),
+    )
+    assert value(permuted) == pytest.approx(value(p), abs=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_mix_weight_0_equals_no_mixtures_and_gives_mixtures_no_gradient(form: str) -> None:
+    p = leaves(problem(form))
+    loss = criterion_of(p, mix_weight=0).forward_components(*p.args)
+    assert loss.total.item() == criterion_of(p)(p.out0, p.out1).item()
+    assert loss.mix.item() == 0.0
+    loss.total.backward()
+    assert p.mixed0.grad is None
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("mix_weight", [0.3, 1.0, 4.0])
+def test_total_is_contrast_plus_weighted_mix(form: str, mix_weight: float) -> None:
+    p = problem(form)
+    unweighted = criterion_of(p, mix_weight=1.0).forward_components(*p.args)
+    weighted = criterion_of(p, mix_weight=mix_weight).forward_components(*p.args)
+    assert weighted.contrast.item() == unweighted.contrast.item()
+    assert weighted.mix.item() == unweighted.mix.item()
+    expected = unweighted.contrast.item() + mix_weight * unweighted.mix.item()
+    assert weighted.total.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_mix_term_of_two_mixtures_is_the_mean_of_the_two_terms() -> None:
+    p = problem("simclr")
+    criterion = criterion_of(p)
+    mix = criterion.forward_components(*p.args).mix.item()
+    mix0 = criterion.forward_components(p.out0, p.out1, p.mixed0, p.mixture0).mix.item()
+    mix1 = criterion.forward_components(
+        p.out0, p.out1, mixed1=p.mixed1, mixture1=p.mixture1
+    ).mix.item()
+    assert mix0 != pytest.approx(mix1, abs=1e-3)
+    assert mix == pytest.approx((mix0 + mix1) / 2, abs=1e-12)
+
+
+def test_simclr_form_is_symmetric_in_the_views() -> None:
+    p = problem("simclr")
+    exchanged = (p.out1, p.out0, p.mixed1, p.mixture1, p.mixed0, p.mixture0)
+    assert criterion_of(p)(*exchanged).item() == pytest.approx(value(p), abs=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_mix_term_at_equal_similarities_is_the_log_of_the_number_of_candidates(form: str) -> None:
+    p = problem(form)
+    e0 = torch.eye(4, dtype=torch.float64)[:1]
+    p = p._replace(out0=e0.expand(5, 4), out1=e0.expand(5, 4))
+    p = p if p.queue is None else p._replace(queue=e0.expand(7, 4))
+    mix = criterion_of(p).forward_components(*p.args).mix
+    # All keys of the other view and, for MoCo, the queue.
+    candidates = 5 if p.queue is None else 5 + 7
+    assert mix.item() == pytest.approx(math.log(candidates), abs=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_contrast_at_equal_similarities_is_the_log_of_the_number_of_candidates(form: str) -> None:
+    p = problem(form)
+    e0 = torch.eye(4, dtype=torch.float64)[:1]
+    p = p._replace(out0=e0.expand(5, 4), out1=e0.expand(5, 4))
+    p = p if p.queue is None else p._replace(queue=e0.expand(7, 4))
+    contrast = criterion_of(p).forward_components(*p.args).contrast
+    # SimCLR: both views but the anchor. MoCo: the own key and the queue.
+    candidates = 2 * 5 - 1 if p.queue is None else 1 + 7
+    assert contrast.item() == pytest.approx(math.log(candidates), abs=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_gather_distributed_on_one_process_changes_nothing(form: str) -> None:
+    p = problem(form)
+    assert value(p, gather_distributed=True) == value(p)
+
+
+# The queue
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_queue_is_read_before_it_is_extended_once_by_the_unit_keys(mixed: bool) -> None:
+    p = problem("moco")
+    p = p if mixed else p._replace(mixed0=None, mixture0=None)
+    criterion = criterion_of(p)
+    args = (p.out0.clone().requires_grad_(), *p.args[1:])
+    # Were this step's keys among its negatives, the value would not be that of the old queue.
+    assert criterion(*args).item() == pytest.approx(reference.mixco(p).total, abs=1e-9)
+    keys = torch.tensor(reference.units(p.out1), dtype=torch.float64)
+    after = torch.cat([keys, p.queue[5:]])
+    torch.testing.assert_close(criterion.queue.keys, after, rtol=0, atol=1e-12)
+    assert criterion.queue.position.item() == 5
+    # The next step has them among its negatives, in a queue that wraps (10 keys in 7 rows).
+    next_p = p._replace(queue=after)
+    assert criterion(*args).item() == pytest.approx(reference.mixco(next_p).total, abs=1e-9)
+    after = torch.cat([keys[2:], keys[3:5], keys[:2]])
+    assert criterion.queue.position.item() == 10 % 7
+    torch.testing.assert_close(
+        criterion.queue.keys, torch.cat([keys[2:5], keys[3:5], keys[:2]]), rtol=0, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("method", ["forward", "forward_components"])
+@pytest.mark.parametrize(
+    ("training", "requires_grad"), [(True, True), (True, False), (False, True), (False, False)]
+)
+def test_queue_is_extended_only_in_training_and_only_if_out0_requires_grad(
+    method: str, training: bool, requires_grad: bool
+) -> None:
+    p = problem("moco")
+    criterion = criterion_of(p).train(training)
+    # A mixture that requires a gradient is no reason to extend it.
+    args = (p.out0.clone().requires_grad_(requires_grad), p.out1, p.mixed0.requires_grad_())
+    getattr(criterion, method)(*args, p.mixture0)
+    extended = training and requires_grad
+    assert criterion.queue.position.item() == (5 if extended else 0)
+    assert torch.equal(criterion.queue.keys, p.queue) != extended
+
+
+def test_backward_after_the_enqueue_has_the_gradient_of_a_frozen_queue() -> None:
+    p, frozen = leaves(problem("moco")), leaves(problem("moco"))
+    criterion = criterion_of(p)
+    frozen_criterion = copy.deepcopy(criterion).eval()
+    loss, expected = criterion(*p.args), frozen_criterion(*frozen.args)
+    criterion.queue.keys.zero_()  # as if many more steps had passed
+    loss.backward()
+    expected.backward()
+    for grad, expected_grad in zip(gradients(p), gradients(frozen), strict=True):
+        assert torch.equal(grad, expected_grad)
+
+
+def test_queue_is_saved_and_a_resumed_loss_continues_with_the_same_values() -> None:
+    p = problem("moco")
+    criterion = criterion_of(p)
+    args = (p.out0.clone().requires_grad_(), *p.args[1:])
+    criterion(*args)
+    resumed = criterion_of(p._replace(queue=p.queue.flip(0)))
+    resumed.load_state_dict(copy.deepcopy(criterion.state_dict()))
+    for _ in range(3):
+        assert resumed(*args).item() == criterion(*args).item()
+    assert torch.equal(resumed.queue.keys, criterion.queue.keys)
+
+
+# Precision
+
+
+def rounded_problem(form: str, temperature: float, rows_are: str, dtype: torch.dtype) -> Problem:
+    """Projections that exist in ``dtype``; the queue's float32 values are exact in float64 too."""
+    n, dim, k = 8, 16, 24
+    out0, out1 = rows(n, dim, 1), rows(n, dim, 2)
+    queue = torch.nn.functional.normalize(rows(k, dim, 5).float(), dim=1)
+    if rows_are == "aligned":  # as late in training: positives near 1
+        out1 = out0 + 0.3 * out1
+    elif rows_are == "duplicated":  # the positive is also a negative
+        out0[1], out1 = out0[0], out0.clone()
+        queue[3] = torch.nn.functional.normalize(out0[:1].float(), dim=1)
+    elif rows_are == "anti-aligned":  # the largest gap of logits, 2 / temperature
+        out1 = -out0
+        queue[3] = torch.nn.functional.normalize(out0[:1].float(), dim=1)
+    pairs = mixture([0, 1, 2, 3], [4, 5, 6, 7], [0.0, 1.0, 0.3, 0.6])
+    mixed0 = 0.5 * (out0[:4] + out0[4:])
+    mixed1 = 0.5 * (out1[:4] + out1[4:]) if form == "simclr" else None
+    half = [x if x is None else x.to(dtype) for x in (out0, out1, mixed0, mixed1)]
+    return Problem(
+        half[0],
+        half[1],
+        half[2],
+        pairs._replace(lam=pairs.lam.float()),
+        half[3],
+        None if mixed1 is None else pairs._replace(lam=pairs.lam.float()),
+        queue if form == "moco" else None,
+        temperature,
+        temperature,
+        1.0,
+    )
+
+
+def criterion_in_float32(p: Problem) -> MixCoLoss:
+    return criterion_of(p).float()
+
+
+ROWS_ARE = ["random", "aligned", "duplicated", "anti-aligned"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("rows_are", ROWS_ARE)
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_loss_of_rounded_projections_is_exact_to_float32(
+    dtype: torch.dtype, temperature: float, rows_are: str, form: str
+) -> None:
+    p = leaves(rounded_problem(form, temperature, rows_are, dtype))
+    loss = criterion_in_float32(p)(*p.args)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    # Half a unit in the last place for each logit (at most 1 / temperature) and for the sum.
+    eps = torch.finfo(torch.float32).eps
+    expected = reference.mixco(p).total
+    assert loss.item() == pytest.approx(expected, rel=0, abs=eps * (expected + 1 / temperature))
+
+    doubled = [x.detach().double() if isinstance(x, Tensor) else x for x in p.args]
+    exact = leaves(p._replace(**dict(zip(Problem._fields, doubled, strict=False))))
+    criterion_of(exact)(*exact.args).backward()
+    for grad, expected in zip(gradients(p), gradients(exact), strict=True):
+        assert grad.isfinite().all()
+        # Half a unit for the gradient's own dtype, and float32's rounding of the logits.
+        size = expected.abs().max().item()
+        tolerance = torch.finfo(dtype).eps / 2 * size + 2 * eps / temperature
+        torch.testing.assert_close(grad.double(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_to_bfloat16_changes_neither_loss_nor_gradient(
+    dtype: torch.dtype, temperature: float, form: str
+) -> None:
+    p = leaves(rounded_problem(form, temperature, "aligned", dtype))
+    plain = leaves(p)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        # The premise: here a product of float32 rows is one in bfloat16.
+        assert (p.out0 @ p.out1.T).dtype == torch.bfloat16
+        loss = criterion_in_float32(p)(*p.args)
+    expected = criterion_in_float32(plain)(*plain.args)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, expected)
+    loss.backward()
+    expected.backward()
+    for grad, expected_grad in zip(gradients(p), gradients(plain), strict=True):
+        assert torch.equal(grad, expected_grad)
+
+
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [("moco", name) for name in ("out0", "out1", "mixed0")]
+    + [("simclr", name) for name in ("out0", "out1", "mixed0", "mixed1")],
+)
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
+)
+def test_zero_row_has_similarity_zero_and_zero_gradient(
+    dtype: torch.dtype, name: str, form: str
+) -> None:
+    p = rounded_problem(form, 0.05, "random", dtype)
+    getattr(p, name)[1] = 0
+    p = leaves(p)
+    criterion = criterion_of(p) if dtype == torch.float64 else criterion_in_float32(p)
+    loss = criterion(*p.args)
+    loss.backward()
+    assert loss.item() == pytest.approx(reference.mixco(p).total, abs=1e-5)
+    assert (getattr(p, name).grad[1] == 0).all()
+    for grad in gradients(p):
+        assert grad.isfinite().all()
+    # The rows beside it do learn.
+    assert (getattr(p, name).grad[[0, 2]].abs().amax(dim=1) > 0).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_float16_rows_of_norm_1e4_have_the_loss_of_the_scaled_down_rows(form: str) -> None:
+    p = rounded_problem(form, 0.05, "random", torch.float16)
+    big = p._replace(out0=p.out0 * 4096, out1=p.out1 * 4096, mixed0=p.mixed0 * 4096)
+    assert big.out0.isfinite().all()
+    assert big.out0.float().norm(dim=1).min() > 1e4
+    # A power of two scales exactly, so that not even the last bit changes.
+    expected = criterion_in_float32(p)(*p.args)
+    assert torch.equal(criterion_in_float32(big)(*big.args), expected)
+
+
+def test_float64_projections_with_a_float32_queue_have_a_float64_loss() -> None:
+    p = problem("moco")
+    criterion = criterion_in_float32(p)
+    loss = criterion(p.out0.requires_grad_(), *p.args[1:])
+    expected = reference.mixco(p._replace(queue=p.queue.float())).total
+    assert loss.dtype == torch.float64
+    assert loss.item() == pytest.approx(expected, abs=1e-9)
+    assert criterion.queue.keys.dtype == torch.float32
+    assert criterion.queue.position.item() == 5
+
+
+# Errors
+
+
+@pytest.mark.parametrize("name", ["temperature", "mix_temperature"])
+@pytest.mark.parametrize("wrong", [0, 0.0, -0.5, math.nan, math.inf, -math.inf, "0.1", None])
+def test_temperature_must_be_positive_and_finite(name: str, wrong: object) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} must .* got {wrong!r}\."):
+        MixCoLoss(**{name: wrong})
+
+
+@pytest.mark.parametrize("wrong", [-1, -1e-9, math.nan, math.inf, "1", None])
+def test_mix_weight_must_be_at_least_0_and_finite(wrong: object) -> None:
+    with pytest.raises(ValueError, match=rf"^mix_weight must .* got {wrong!r}\."):
+        MixCoLoss(mix_weight=wrong)
+
+
+@pytest.mark.parametrize("wrong", [4096, -1])
+def test_memory_bank_size_as_a_number_other_than_0_is_refused(wrong: int) -> None:
+    with pytest.raises(ValueError, match=rf"^memory_bank_size must be 0 .* got {wrong}\."):
+        MixCoLoss(memory_bank_size=wrong)
+
+
+@pytest.mark.parametrize("wrong", ["(4,)", "(0, 2)", "(4, 0)", "(-4, 2)", "(4.0, 2)", "(4, 2, 1)"])
+def test_memory_bank_size_must_be_a_pair_of_positive_integers(wrong: str) -> None:
+    size = tuple(float(n) if "." in n else int(n) for n in wrong.strip("(),").split(","))
+    message = wrong.replace("(", r"\(").replace(")", r"\)")
+    with pytest.raises(ValueError, match=rf"pair \(n, dim\) .* got {message}\."):
+        MixCoLoss(memory_bank_size=size)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("shape0", "shape1"),
+    [((5, 4), (4, 4)), ((5, 4), (1, 4)), ((5, 4), (5, 3)), ((4,), (4,)), ((2, 5, 4), (2, 5, 4))],
+)
+def test_views_of_different_or_wrong_shape_are_refused(
+    form: str, shape0: tuple[int, ...], shape1: tuple[int, ...]
+) -> None:
+    got = f"got {shape0} and {shape1}.".replace("(", r"\(").replace(")", r"\)")
+    with pytest.raises(ValueError, match=rf"same shape \(N, dim\), {got}"):
+        criterion_of(problem(form))(torch.ones(shape0), torch.ones(shape1))
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_simclr_form_needs_two_images(n: int) -> None:
+    with pytest.raises(ValueError, match=rf"at least 2 images, got {n}\."):
+        MixCoLoss()(torch.ones(n, 4), torch.ones(n, 4))
+
+
+def test_moco_form_takes_one_image_and_refuses_none() -> None:
+    criterion = MixCoLoss(memory_bank_size=(3, 4))
+    assert criterion(torch.ones(1, 4), torch.ones(1, 4)).item() > 0
+    with pytest.raises(ValueError, match="batch is empty"):
+        criterion(torch.ones(0, 4), torch.ones(0, 4))
+
+
+def test_projections_of_another_dim_than_the_queue_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"has dim 4, the projections have 5\."):
+        MixCoLoss(memory_bank_size=(3, 4))(torch.ones(2, 5), torch.ones(2, 5))
+
+
+@pytest.mark.parametrize("given", [("mixed1", "mixture1"), ("mixed1",), ("mixture1",)])
+def test_mixtures_of_view_1_with_a_queue_are_refused(given: tuple[str, ...]) -> None:
+    p, simclr = problem("moco"), problem("simclr")
+    with pytest.raises(ValueError, match="mixed1 and mixture1 need a loss without a queue"):
+        criterion_of(p)(p.out0, p.out1, **{name: getattr(simclr, name) for name in given})
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ("mixed0", "mixture0"),
+        ("mixture0", "mixed0"),
+        ("mixed1", "mixture1"),
+        ("mixture1", "mixed1"),
+    ],
+)
+def test_projections_or_mixture_without_the_other_are_refused(given: str, missing: str) -> None:
+    p = problem("simclr")
+    with pytest.raises(ValueError, match=rf"^{given} was given without {missing}:"):
+        criterion_of(p)(p.out0, p.out1, **{given: getattr(p, given)})
+
+
+@pytest.mark.parametrize("view", [0, 1])
+@pytest.mark.parametrize("wrong", [(4, 4), (1, 4), (5, 4), (2, 3)])
+def test_mixed_projections_of_another_shape_than_their_mixture_are_refused(
+    view: int, wrong: tuple[int, int]
+) -> None:
+    p = problem("simclr")
+    pairs = mixture([0, 1], [2, 3], [0.5, 0.5])
+    message = (
+        rf"^mixed{view} must have shape \(2, 4\) .* mixture{view}, got \({wrong[0]}, {wrong[1]}\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        criterion_of(p)(
+            p.out0, p.out1, **{f"mixed{view}": torch.ones(wrong), f"mixture{view}": pairs}
+        )
+
+
+@pytest.mark.parametrize("change", ["out0 of 4 rows", "mixed0 of 3 rows"])
+def test_refused_call_leaves_the_queue_as_it_was(change: str) -> None:
+    p = problem("moco")
+    criterion = criterion_of(p)
+    args = list(leaves(p).args)
+    args[0 if change.startswith("out0") else 2] = torch.ones(
+        4 if change.startswith("out0") else 3, 4
+    )
+    with pytest.raises(ValueError, match="shape"):
+        criterion(*args)
+    assert torch.equal(criterion.queue.keys, p.queue)
+    assert criterion.queue.position.item() == 0

@@ -1,0 +1,273 @@
+import logging
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from mixco_lightly import create_backbone
+
+TINY = ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"]
+WIDTHS = {
+    "resnet18": 512,
+    "resnet50d": 2048,
+    "convnextv2_atto": 320,
+    "efficientnet_b0": 1280,
+    "mobilenetv3_small_100": 1024,  # timm's num_features says 576
+    "vit_tiny_patch16_224": 192,
+    "swin_tiny_patch4_window7_224": 768,
+    "test_resnet": 96,
+    "test_vit": 64,
+    "test_convnext": 64,
+    "test_efficientnet": 256,
+}
+CASES = [(name, size) for name in WIDTHS for size in (32, 64)] + [(name, 224) for name in TINY]
+# A wide network on a large feature map is the only slow one.
+CASES.remove(("resnet50d", 64))
+
+
+def images(size, n=2, in_chans=3):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n, in_chans, size, size, generator=generator)
+
+
+def backbone_of(name, image_size, **options):
+    torch.manual_seed(0)
+    return create_backbone(name, image_size, **options)
+
+
+@pytest.mark.parametrize(("name", "size"), CASES)
+def test_feature_dim_is_the_real_output_width(name, size):
+    backbone = backbone_of(name, size)
+    with torch.no_grad():
+        features = backbone(images(size))
+    assert features.shape == (2, backbone.feature_dim)
+    assert backbone.feature_dim == WIDTHS[name]
+    assert features.isfinite().all()
+    assert not torch.allclose(features[0], features[1], rtol=1e-4)
+    assert (backbone.name, backbone.image_size, backbone.in_chans) == (name, size, 3)
+
+
+@pytest.mark.parametrize("stem", ["small", "timm"])
+@pytest.mark.parametrize("name", [*TINY, "resnet18"])
+def test_training_step_reaches_the_first_and_the_last_layer(name, stem):
+    backbone = backbone_of(name, 32, stem=stem)
+    backbone(images(32, n=4)).square().sum().backward()
+    parameters = list(backbone.parameters())
+    first = backbone.model.get_submodule(backbone.model.pretrained_cfg["first_conv"]).weight
+    assert any(first is parameter for parameter in parameters)
+    for parameter in (first, parameters[-1]):
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
+        assert parameter.grad.any()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "test_resnet", "resnet50d", "resnetv2_50"])
+def test_small_resnet_stem_is_a_3x3_convolution_without_pool(name):
+    model = backbone_of(name, 32, stem="small").model
+    conv = model.get_submodule(model.pretrained_cfg["first_conv"])
+    assert (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
+    assert conv.weight.shape[2:] == (3, 3)
+    assert not any(isinstance(module, nn.MaxPool2d) for module in model.modules())
+    with torch.no_grad():
+        feature_map = model.eval().forward_features(images(32, n=1))
+    assert feature_map.shape[2:] == (4, 4)  # a total stride of 8
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("test_convnext", 32),
+        ("test_convnext", 64),
+        ("convnext_atto_ols", 32),  # its stem has overlapping convolutions instead of patches
+        ("test_efficientnet", 64),
+        ("mobilenetv3_small_100", 64),
+    ],
+)
+def test_small_stem_enlarges_the_feature_map(name, size):
+    small, published = (
+        backbone_of(name, size, stem=stem).model.eval().forward_features(images(size, n=1))
+        for stem in ("small", "timm")
+    )
+    assert small.shape[2:].numel() > published.shape[2:].numel()
+
+
+@pytest.mark.parametrize("size", [32, 48, 64, 96])
+def test_small_vit_stem_makes_64_tokens(size):
+    model = backbone_of("test_vit", size, stem="small").model
+    assert model.patch_embed.num_patches == 64
+
+
+@pytest.mark.parametrize(("size", "patch"), [(32, 2), (64, 4), (37, 1)])
+def test_small_swin_stem_makes_patches_that_tile_the_image(size, patch):
+    model = backbone_of("swin_tiny_patch4_window7_224", size, stem="small").model
+    assert model.patch_embed.patch_size == (patch, patch)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "test_vit", "test_convnext", "mobilenetv3_small_100"])
+@pytest.mark.parametrize("size", [64, 224])
+def test_published_stem_leaves_the_model_of_timm(name, size):
+    state = backbone_of(name, size, stem="timm").model.state_dict()
+    options = {"img_size": size} if name == "test_vit" else {}
+    published = timm.create_model(name, num_classes=0, **options).state_dict()
+    assert list(state) == list(published)
+    for key, tensor in published.items():
+        assert state[key].shape == tensor.shape, key
+
+
+@pytest.mark.parametrize("stem", ["small", "timm"])
+def test_published_stem_computes_what_timm_computes(stem):
+    backbone = backbone_of("test_resnet", 64, stem=stem).eval()
+    published = timm.create_model("test_resnet", num_classes=0).eval()
+    published.load_state_dict(backbone.model.state_dict())
+    with torch.no_grad():
+        same = torch.equal(backbone(images(64)), published(images(64)))
+    # The small stem has the same shapes here, and a stride that makes the difference.
+    assert same == (stem == "timm")
+
+
+@pytest.mark.parametrize(
+    ("size", "stem"), [(32, "small"), (64, "small"), (65, "timm"), (224, "timm")]
+)
+def test_auto_picks_the_stem_by_size_and_logs_it(size, stem, caplog):
+    with caplog.at_level(logging.INFO, logger="mixco_lightly"):
+        backbone = backbone_of("test_resnet", size)
+    assert backbone.stem == stem
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO
+    assert record.getMessage() == f"test_resnet at {size} pixels: the stem is '{stem}'."
+
+
+def test_named_stem_is_not_logged_as_a_choice(caplog):
+    with caplog.at_level(logging.INFO, logger="mixco_lightly"):
+        assert backbone_of("test_resnet", 224, stem="small").stem == "small"
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("stem", ["small", "timm"])
+@pytest.mark.parametrize("name", TINY)
+def test_grey_images_have_one_channel(name, stem):
+    backbone = backbone_of(name, 32, in_chans=1, stem=stem)
+    assert backbone.in_chans == 1
+    assert backbone(images(32, in_chans=1)).shape == (2, backbone.feature_dim)
+    with pytest.raises((RuntimeError, AssertionError)):
+        backbone(images(32))
+
+
+@pytest.mark.parametrize("stem", ["small", "timm"])
+def test_timm_kwargs_win_over_the_choices_made_here(stem):
+    backbone = backbone_of("test_vit", 32, stem=stem, patch_size=8, embed_dim=96)
+    assert backbone.model.patch_embed.patch_size == (8, 8)
+    assert backbone.model.patch_embed.num_patches == 16
+    assert backbone.feature_dim == 96
+    assert backbone.timm_kwargs == {"patch_size": 8, "embed_dim": 96}
+
+
+def test_img_size_of_the_user_wins():
+    backbone = backbone_of("test_vit", 64, stem="timm", img_size=32, dynamic_img_size=True)
+    assert backbone.model.patch_embed.img_size == (32, 32)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_backbone_is_in_training_mode(name):
+    assert all(module.training for module in backbone_of(name, 32).modules())
+
+
+@pytest.mark.parametrize("stem", ["small", "timm"])
+def test_dry_run_leaves_batch_norm_untouched(stem):
+    norms = [
+        module
+        for module in backbone_of("test_resnet", 32, stem=stem).modules()
+        if isinstance(module, nn.BatchNorm2d)
+    ]
+    assert norms
+    for norm in norms:
+        assert norm.num_batches_tracked == 0
+        assert not norm.running_mean.any()
+        assert torch.equal(norm.running_var, torch.ones_like(norm.running_var))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_dry_run_leaves_no_gradient(name):
+    assert all(parameter.grad is None for parameter in backbone_of(name, 32).parameters())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "test_vit"])
+def test_torch_seed_decides_the_initial_weights(name):
+    one, same = (backbone_of(name, 32).state_dict() for _ in range(2))
+    other = create_backbone(name, 32).state_dict()
+    assert all(torch.equal(one[key], same[key]) for key in one)
+    assert any(not torch.equal(one[key], other[key]) for key in one)
+
+
+def test_shrunk_kernel_is_initialised_for_its_own_size():
+    # He's law for 64 outputs: a centre cut out of the 7x7 kernel would be 7/3 times too small.
+    weight = backbone_of("resnet18", 32, stem="small").model.conv1.weight
+    assert weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.1)
+    assert weight.requires_grad
+
+
+@pytest.fixture
+def published_weights(tmp_path):
+    """Made-up weights of resnet18 as a file, and the arguments that have timm read it."""
+    torch.manual_seed(1)
+    state = timm.create_model("resnet18").state_dict()
+    save_file(state, tmp_path / "resnet18.safetensors")
+    overlay = {"file": str(tmp_path / "resnet18.safetensors")}
+    return state, {"pretrained": True, "pretrained_cfg_overlay": overlay}
+
+
+def test_small_stem_keeps_the_centre_of_pretrained_kernels(published_weights):
+    state, options = published_weights
+    model = backbone_of("resnet18", 32, stem="small", **options).model
+    assert torch.equal(model.conv1.weight, state["conv1.weight"][..., 2:5, 2:5])
+    assert torch.equal(model.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
+
+
+def test_auto_keeps_the_stem_that_pretrained_weights_belong_to(published_weights):
+    state, options = published_weights
+    backbone = backbone_of("resnet18", 32, **options)
+    assert backbone.stem == "timm"
+    assert torch.equal(backbone.model.conv1.weight, state["conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("resnet81", "resnet18"),
+        ("timm/resnet18", "resnet18"),
+        ("vit_tiny_patch16", "vit_tiny_patch16_224"),
+    ],
+)
+def test_unknown_name_comes_with_the_nearest_names(name, nearest):
+    with pytest.raises(ValueError, match=f"no model named '{name}'") as caught:
+        create_backbone(name, 32)
+    suggestions = str(caught.value).split("nearest names are: ")[1].rstrip(".").split(", ")
+    assert nearest in suggestions
+    assert all(timm.is_model(suggestion) for suggestion in suggestions)
+
+
+def test_name_like_no_other_has_no_suggestions():
+    with pytest.raises(ValueError, match=r"no model named 'qqqqqqqqqq'\.$"):
+        create_backbone("qqqqqqqqqq", 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "options", "message"),
+    [
+        ("inception_v3", 32, {"stem": "timm"}, "inception_v3 .* 32 pixels with stem 'timm'"),
+        ("test_vit", 30, {"patch_size": 16, "stem": "timm"}, "test_vit .* 30 pixels .* 16"),
+        ("test_vit", 32, {"patch_size": 5}, "test_vit .* 32 pixels .*divisible by patch size"),
+        ("test_resnet", 32, {"bogus": 1}, "'bogus'"),
+        ("test_resnet", 32, {"global_pool": ""}, r"not \(N, feature_dim\)"),
+        ("test_resnet", 0, {}, "must be positive, got 0 and 3"),
+        ("test_resnet", -32, {}, "must be positive, got -32 and 3"),
+        ("test_resnet", 32, {"in_chans": 0}, "must be positive, got 32 and 0"),
+        ("test_resnet", 32, {"stem": "cifar"}, "got 'cifar'"),
+    ],
+)
+def test_what_cannot_be_built_is_one_clear_error(name, size, options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        create_backbone(name, size, **options)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,197 @@
+"""The formulas as loops: plain Python floats, one anchor and one candidate at a time.
+
+Nothing here is shared with the package but the shapes of the arguments. Sources: MixCo, Eqs. 1, 3
+and 4, with the candidates and means of the authors' code; MoCo, Eq. 1; SimCLR, Eq. 1.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mixco_lightly import Mixture
+
+
+def unit(row: list[float]) -> list[float]:
+    """Row of length one; a zero row stays zero."""
+    norm = math.sqrt(math.fsum(x * x for x in row))
+    return [x / norm for x in row] if norm > 0 else list(row)
+
+
+def units(rows: Tensor) -> list[list[float]]:
+    """Unit rows of a tensor of any dtype, in Python's float64."""
+    return [unit(row) for row in rows.detach().double().tolist()]
+
+
+def similarity(a: list[float], b: list[float]) -> float:
+    return math.fsum(x * y for x, y in zip(a, b, strict=True))
+
+
+def cross_entropy(logits: list[float], targets: list[float]) -> float:
+    """-sum_j target_j * log(exp(logit_j) / sum_i exp(logit_i))."""
+    denominator = math.fsum(math.exp(logit) for logit in logits)
+    loss = 0.0
+    for logit, target in zip(logits, targets, strict=True):
+        loss -= target * math.log(math.exp(logit) / denominator)
+    return loss
+
+
+def info_nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> float:
+    """MoCo: candidates are the query's own key and the queue, as it stands."""
+    q, k, negatives = units(queries), units(keys), queue.double().tolist()
+    losses = []
+    for i in range(len(q)):
+        logits, targets = [similarity(q[i], k[i]) / temperature], [1.0]
+        for negative in negatives:
+            logits.append(similarity(q[i], negative) / temperature)
+            targets.append(0.0)
+        losses.append(cross_entropy(logits, targets))
+    return math.fsum(losses) / len(losses)
+
+
+def mixed_cross_entropy(
+    mixed: Tensor,
+    keys: Tensor,
+    first: Tensor,
+    second: Tensor,
+    lam: Tensor,
+    temperature: float,
+    queue: Tensor | None = None,
+) -> float:
+    """MixCo: candidates are all keys of the batch and the queue; two soft targets."""
+    q, k = units(mixed), units(keys)
+    negatives = [] if queue is None else queue.double().tolist()
+    losses = []
+    for m in range(len(q)):
+        logits, targets = [], []
+        for j in range(len(k)):
+            target = 0.0
+            if j == int(first[m]):
+                target += float(lam[m])
+            if j == int(second[m]):
+                target += 1.0 - float(lam[m])
+            logits.append(similarity(q[m], k[j]) / temperature)
+            targets.append(target)
+        for negative in negatives:
+            logits.append(similarity(q[m], negative) / temperature)
+            targets.append(0.0)
+        losses.append(cross_entropy(logits, targets))
+    return math.fsum(losses) / len(losses)
+
+
+def nt_xent(out0: Tensor, out1: Tensor, temperature: float) -> float:
+    """SimCLR: each projection is an anchor; all others of both views are its candidates."""
+    views = [units(out0), units(out1)]
+    losses = []
+    for view in (0, 1):
+        for i in range(len(views[view])):
+            logits, targets = [], []
+            for other_view in (0, 1):
+                for j in range(len(views[other_view])):
+                    if (other_view, j) == (view, i):
+                        continue
+                    s = similarity(views[view][i], views[other_view][j])
+                    logits.append(s / temperature)
+                    targets.append(1.0 if j == i else 0.0)
+            losses.append(cross_entropy(logits, targets))
+    return math.fsum(losses) / len(losses)
+
+
+class Problem(NamedTuple):
+    """Arguments of a MixCo loss; ``queue`` is None for SimCLR, a mixture where there is none."""
+
+    out0: Tensor
+    out1: Tensor
+    mixed0: Tensor | None
+    mixture0: Mixture | None
+    mixed1: Tensor | None
+    mixture1: Mixture | None
+    queue: Tensor | None
+    temperature: float
+    mix_temperature: float
+    mix_weight: float
+
+    @property
+    def args(self) -> tuple[Tensor | Mixture | None, ...]:
+        """The arguments of ``MixCoLoss.forward``."""
+        return self[:6]
+
+
+class Terms(NamedTuple):
+    total: float
+    contrast: float
+    mix: float
+
+
+def mixco(problem: Problem) -> Terms:
+    """The MixCo loss of MoCo (with a queue) or of SimCLR (without), and its two terms."""
+    p = problem
+    if p.queue is None:
+        contrast = nt_xent(p.out0, p.out1, p.temperature)
+    else:
+        contrast = info_nce(p.out0, p.out1, p.queue, p.temperature)
+    terms = []
+    for mixed, mixture, keys in [(p.mixed0, p.mixture0, p.out1), (p.mixed1, p.mixture1, p.out0)]:
+        if mixed is not None and mixture is not None:
+            _, first, second, lam = mixture
+            terms.append(
+                mixed_cross_entropy(mixed, keys, first, second, lam, p.mix_temperature, p.queue)
+            )
+    mix = math.fsum(terms) / len(terms) if terms else 0.0
+    return Terms(contrast + p.mix_weight * mix, contrast, mix)
+
+
+def draw_mixture(rng: random.Random, n: int, dim: int) -> tuple[Tensor, Mixture]:
+    """Projections and indices of mixtures of ``n`` images; not only the pairs of ``mix_pairs``."""
+    if rng.random() < 0.5:  # first half with second half; for odd n the last image stays out
+        pairs = [(m, m + n // 2) for m in range(n // 2)]
+    else:  # any pairs, any number of them
+        pairs = [tuple(rng.sample(range(n), 2)) for _ in range(rng.randint(1, n + 2))]
+    lam = [rng.choice([0.0, 1.0, rng.random(), rng.random()]) for _ in pairs]
+    first, second = torch.tensor(pairs).T
+    lam = torch.tensor(lam, dtype=torch.float64)
+    images = torch.empty(len(pairs), 0)  # the loss has no use for them
+    return draw_rows(rng, len(pairs), dim), Mixture(images, first, second, lam)
+
+
+def draw_rows(rng: random.Random, n: int, dim: int) -> Tensor:
+    """Gaussian rows in float64, each on a scale of its own."""
+    rows = [[rng.gauss(0, 1) for _ in range(dim)] for _ in range(n)]
+    scales = [[10 ** rng.uniform(-2, 2)] for _ in range(n)]
+    return torch.tensor(rows, dtype=torch.float64).reshape(n, dim) * torch.tensor(
+        scales, dtype=torch.float64
+    )
+
+
+def draw_problem(seed: int, with_queue: bool) -> Problem:
+    """Random shapes, temperatures, weights and values; the same for the same seed."""
+    rng = random.Random(seed)
+    n, dim = rng.randint(1 if with_queue else 2, 9), rng.randint(1, 17)
+    queue = None
+    if with_queue:
+        queue = torch.tensor(units(draw_rows(rng, rng.randint(1, 40), dim)), dtype=torch.float64)
+    out0, out1 = draw_rows(rng, n, dim), draw_rows(rng, n, dim)
+    mixed0 = mixture0 = mixed1 = mixture1 = None
+    if n >= 2:  # one image alone has no partner
+        mixed0, mixture0 = draw_mixture(rng, n, dim)
+        if not with_queue and rng.random() < 0.8:
+            mixed1, mixture1 = draw_mixture(rng, n, dim)
+        if not with_queue and mixed1 is not None and rng.random() < 0.2:
+            mixed0 = mixture0 = None
+    temperatures = [1.0, 0.5, 0.2, 0.1, 0.05]
+    return Problem(
+        out0,
+        out1,
+        mixed0,
+        mixture0,
+        mixed1,
+        mixture1,
+        queue,
+        rng.choice(temperatures),
+        rng.choice(temperatures),
+        rng.choice([1.0, 0.5, 2.0]),
+    )

@@ -1,0 +1,243 @@
+import json
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from mixco_lightly import create_backbone, export_backbone, load_backbone
+from mixco_lightly.export import read_config
+
+WEIGHTS = "backbone.safetensors"
+CONFIG = "backbone.json"
+
+
+def trained_backbone(name="test_resnet", image_size=32, **options):
+    """A backbone whose weights and BatchNorm statistics have moved from their start."""
+    torch.manual_seed(0)
+    backbone = create_backbone(name, image_size, **options)
+    optimizer = torch.optim.SGD(backbone.parameters(), lr=0.01)
+    for _ in range(2):
+        images = torch.randn(4, backbone.in_chans, image_size, image_size)
+        backbone(images).square().mean().backward()
+        optimizer.step()
+    return backbone
+
+
+def features_of(backbone):
+    generator = torch.Generator().manual_seed(1)
+    size = (3, backbone.in_chans, backbone.image_size, backbone.image_size)
+    with torch.no_grad():
+        return backbone.eval()(torch.randn(size, generator=generator))
+
+
+def edit_config(directory, **changes):
+    path = directory / CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("stem", ["small", "timm"])
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])
+def test_loaded_features_equal_the_exported_ones_bit_by_bit(name, stem, tmp_path):
+    backbone = trained_backbone(name, stem=stem)
+    torch.manual_seed(123)
+    loaded = load_backbone(export_backbone(backbone, tmp_path))
+    assert not any(module.training for module in loaded.modules())
+    assert torch.equal(features_of(loaded), features_of(backbone))
+    for attribute in ("name", "image_size", "in_chans", "stem", "timm_kwargs", "feature_dim"):
+        assert getattr(loaded, attribute) == getattr(backbone, attribute)
+
+
+def test_small_stem_of_a_7x7_convolution_survives(tmp_path):
+    backbone = trained_backbone("resnet18", stem="small")
+    loaded = load_backbone(export_backbone(backbone, tmp_path))
+    assert torch.equal(features_of(loaded), features_of(backbone))
+
+
+def test_automatic_stem_is_recorded_as_what_it_was(tmp_path):
+    export_backbone(create_backbone("test_resnet", 32, stem="auto"), tmp_path)
+    assert read_config(tmp_path)["stem"] == "small"
+
+
+def test_export_leaves_the_backbone_as_it_is(tmp_path):
+    backbone = trained_backbone()
+    before = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
+    export_backbone(backbone, tmp_path)
+    assert backbone.training
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
+    assert all(torch.equal(tensor, before[key]) for key, tensor in backbone.state_dict().items())
+
+
+def test_export_writes_only_safetensors_and_json(tmp_path):
+    directory = export_backbone(trained_backbone(), tmp_path / "new" / "folder")
+    assert directory == tmp_path / "new" / "folder"
+    assert sorted(path.name for path in directory.iterdir()) == [CONFIG, WEIGHTS]
+    assert load_file(directory / WEIGHTS)
+    # safetensors: the length of a JSON header, then the header. A pickle is neither.
+    content = (directory / WEIGHTS).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    assert isinstance(json.loads(content[8 : 8 + length]), dict)
+
+
+def test_description_has_all_that_is_needed_to_feed_the_backbone(tmp_path):
+    backbone = trained_backbone(in_chans=1)
+    export_backbone(
+        backbone,
+        tmp_path,
+        mean=(0.1, 0.2, 0.3),
+        std=(0.4, 0.5, 0.6),
+        training={"epochs": 3, "method": "moco"},
+        metrics={"linear_top1": 12.5},
+    )
+    config = json.loads((tmp_path / CONFIG).read_text())
+    assert config == read_config(tmp_path)
+    assert config == {
+        "format": "mixco-lightly backbone 1",
+        "name": "test_resnet",
+        "image_size": 32,
+        "in_chans": 1,
+        "stem": "small",
+        "timm_kwargs": {},
+        "feature_dim": 96,
+        "mean": [0.1, 0.2, 0.3],
+        "std": [0.4, 0.5, 0.6],
+        "training": {"epochs": 3, "method": "moco"},
+        "metrics": {"linear_top1": 12.5},
+    }
+
+
+def test_unstated_facts_are_empty(tmp_path):
+    export_backbone(trained_backbone(), tmp_path)
+    config = read_config(tmp_path)
+    facts = [config[key] for key in ("mean", "std", "training", "metrics")]
+    assert facts == [None, None, {}, {}]
+
+
+def test_module_with_a_backbone_exports_the_backbone_alone(tmp_path):
+    class Method(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = trained_backbone()
+            self.projection_head = nn.Linear(96, 8)
+
+    method = Method()
+    loaded = load_backbone(export_backbone(method, tmp_path))
+    assert torch.equal(features_of(loaded), features_of(method.backbone))
+    assert set(load_file(tmp_path / WEIGHTS)) == set(method.backbone.model.state_dict())
+
+
+@pytest.mark.parametrize(
+    "module", [nn.Linear(2, 2), nn.ModuleDict({"backbone": nn.Linear(2, 2)})], ids=["none", "plain"]
+)
+def test_module_without_such_a_backbone_is_refused(module, tmp_path):
+    with pytest.raises(ValueError, match=f"got {type(module).__name__}"):
+        export_backbone(module, tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("test_vit", {"patch_size": 8, "embed_dim": 96}),
+        ("test_vit", {"stem": "timm", "patch_size": (4, 8)}),
+        ("test_resnet", {"block_args": {"attn_layer": "se"}}),
+    ],
+)
+def test_timm_kwargs_survive(name, options, tmp_path):
+    backbone = trained_backbone(name, **options)
+    loaded = load_backbone(export_backbone(backbone, tmp_path))
+    assert torch.equal(features_of(loaded), features_of(backbone))
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "resnet18"])
+def test_weights_of_a_published_stem_load_into_timm(name, tmp_path):
+    backbone = trained_backbone(name, image_size=64, stem="timm")
+    export_backbone(backbone, tmp_path)
+    model = timm.create_model(name, num_classes=0)
+    model.load_state_dict(load_file(tmp_path / WEIGHTS), strict=True)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(images), backbone.eval()(images))
+
+
+def test_second_export_replaces_the_first(tmp_path):
+    export_backbone(trained_backbone("test_vit"), tmp_path)
+    backbone = trained_backbone("test_resnet")
+    export_backbone(backbone, tmp_path)
+    assert torch.equal(features_of(load_backbone(tmp_path)), features_of(backbone))
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_missing_file_is_named(name, tmp_path):
+    export_backbone(trained_backbone(), tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(FileNotFoundError, match=name) as caught:
+        load_backbone(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def save_pickle(path):
+    torch.save({"weight": torch.ones(2)}, path)
+
+
+DAMAGES = {
+    "truncated": cut,
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("Not what it should be."),
+    "pickle": save_pickle,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_damaged_file_is_named(name, damage, tmp_path):
+    export_backbone(trained_backbone(), tmp_path)
+    damage(tmp_path / name)
+    with pytest.raises(ValueError, match="not") as caught:
+        load_backbone(tmp_path)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "3", '{"name": "test_resnet", "image_size": 32}'])
+def test_foreign_json_is_refused_and_what_it_lacks_is_named(content, tmp_path):
+    export_backbone(trained_backbone(), tmp_path)
+    (tmp_path / CONFIG).write_text(content)
+    with pytest.raises(ValueError, match=r"lacks .*in_chans.*stem.*timm_kwargs") as caught:
+        load_backbone(tmp_path)
+    assert str(tmp_path / CONFIG) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "test_vit"},
+        {"name": "test_resnet", "in_chans": 1},
+        {"timm_kwargs": {"layers": [1, 1, 1, 2]}},
+    ],
+    ids=["model", "channels", "layers"],
+)
+def test_weights_of_another_model_are_refused(changes, tmp_path):
+    export_backbone(trained_backbone(), tmp_path)
+    edit_config(tmp_path, **changes)
+    with pytest.raises(ValueError, match=f"does not fit {CONFIG}") as caught:
+        load_backbone(tmp_path)
+    assert str(tmp_path / WEIGHTS) in str(caught.value)
+
+
+def test_foreign_weights_are_refused(tmp_path):
+    export_backbone(trained_backbone(), tmp_path)
+    save_file({"weight": torch.ones(2)}, tmp_path / WEIGHTS)
+    with pytest.raises(ValueError, match=f"does not fit {CONFIG}"):
+        load_backbone(tmp_path)
+
+
+def test_unknown_model_name_is_refused(tmp_path):
+    export_backbone(trained_backbone(), tmp_path)
+    edit_config(tmp_path, name="resnet81")
+    with pytest.raises(ValueError, match=r"'resnet81'.*resnet18"):
+        load_backbone(tmp_path)

@@ -1,0 +1,284 @@
+"""The recipes as their users call them."""
+
+import csv
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from mixco_lightly import load_backbone
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+TINY = ["--backbone", "test_resnet", "--num_workers", "0", "--knn_k", "5"]
+
+
+def command(recipe, *options):
+    return [sys.executable, str(RECIPES / f"{recipe}.py"), *map(str, options)]
+
+
+def run(recipe, *options, cwd):
+    """Runs a recipe as a program of its own, on one thread."""
+    result = subprocess.run(
+        command(recipe, *options),
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """Runs a recipe in this process, which is quick; gives its exit code and what it printed."""
+
+    def call(recipe, *options):
+        monkeypatch.setattr(sys, "argv", command(recipe, *options)[1:])
+        monkeypatch.syspath_prepend(str(RECIPES))
+        code = 0
+        try:
+            runpy.run_path(str(RECIPES / f"{recipe}.py"), run_name="__main__")
+        except SystemExit as stop:
+            # As Python does: a text goes to stderr and means exit code 1.
+            code = 1 if isinstance(stop.code, str) else stop.code
+            if isinstance(stop.code, str):
+                print(stop.code, file=sys.stderr)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def tiny_run(folder, *options):
+    return [
+        *TINY,
+        *("--dataset", "imagefolder", "--data_dir", folder, "--image_size", 16),
+        *("--epochs", 2, "--batch_size", 10),
+        *options,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [
+        ("moco", ["--memory_bank_size", 7]),
+        ("moco", ["--memory_bank_size", 64, "--mix_weight", 0, "--backbone", "test_vit"]),
+        ("simclr", []),
+    ],
+)
+def test_a_run_leaves_every_file_and_figure_behind(recipe, options, image_folder, tmp_path):
+    output = run(recipe, *tiny_run(image_folder, "--output_dir", "run", *options), cwd=tmp_path)
+    folder = tmp_path / "run"
+    assert {path.name for path in folder.iterdir()} == {
+        *("config.yaml", "metrics.csv", "checkpoints", "backbone.safetensors"),
+        *("backbone.json", "curves.png", "summary.json"),
+    }
+    summary = json.loads((folder / "summary.json").read_text())
+    for name in ("linear_top1", "sklearn_top1", "knn_top1", "random_init_linear_top1"):
+        assert 0 <= summary[name] <= 100
+    assert summary["linear_top5"] == 100  # two classes
+    assert summary["epochs"] == 2
+    assert summary["images_per_second"] > 0
+    assert summary["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert "random initialisation" in output
+    assert "epoch 2/2" in output
+    backbone = load_backbone(folder)
+    assert backbone(torch.rand(2, 3, 16, 16)).shape == (2, backbone.feature_dim)
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == [1, 3]
+    for row in rows:
+        weight = float(options[3]) if "--mix_weight" in options else 1.0
+        total = float(row["contrast"]) + weight * float(row["mix"])
+        assert float(row["loss"]) == pytest.approx(total, rel=1e-5)
+        assert (float(row["mix"]) == 0) == (weight == 0)
+
+
+def test_a_resumed_run_ends_with_the_weights_and_metrics_of_the_uninterrupted_run(
+    image_folder, tmp_path
+):
+    options = tiny_run(image_folder, "--memory_bank_size", 32, "--epochs", 3)
+    run("moco", *options, "--output_dir", "whole", cwd=tmp_path)
+    # The same run, killed in its third epoch: a program that stops when the second is saved.
+    killer = (
+        "import os, runpy, sys, pytorch_lightning as pl\n"
+        "def stop(self, trainer, *_):\n"
+        "    if trainer.current_epoch == 2: os.kill(os.getpid(), 9)\n"
+        f"sys.path.insert(0, {str(RECIPES)!r})\n"
+        "import progress\n"
+        "progress.Speed.on_train_batch_end = stop\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", killer, *command("moco", *options, "--output_dir", "part")[1:]],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        timeout=300,
+    )
+    assert killed.returncode == -9
+    assert not (tmp_path / "part" / "summary.json").exists()
+    run("moco", "--config", "part/config.yaml", "--resume", cwd=tmp_path)
+    whole, part = (
+        load_file(tmp_path / name / "backbone.safetensors") for name in ("whole", "part")
+    )
+    assert all(torch.equal(whole[name], part[name]) for name in whole)
+    metrics = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "part")]
+    assert metrics[0] == metrics[1]
+
+
+def test_evaluate_measures_a_run_on_several_datasets_and_a_plain_timm_model(
+    image_folder, tmp_path, run_here
+):
+    run(
+        "moco",
+        *tiny_run(image_folder, "--memory_bank_size", 8, "--output_dir", "run"),
+        cwd=tmp_path,
+    )
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    quiet = ["--num_workers", 0, "--knn_k", 5]
+    code, output, _ = run_here("evaluate", "--backbone_dir", tmp_path / "run", *quiet)
+    assert code == 0
+    assert "scikit-learn" in output
+    results = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert list(results) == ["imagefolder"]
+    assert results["imagefolder"]["torch"]["top1"] == pytest.approx(summary["linear_top1"])
+    assert results["imagefolder"]["knn"]["top1"] == pytest.approx(summary["knn_top1"])
+
+    several = ["--dataset", "digits", "imagefolder", "--protocol", "knn"]
+    code, _, _ = run_here(
+        *("evaluate", "--backbone", "test_vit", "--image_size", 16, *quiet, *several),
+        *("--data_dir", image_folder, "--output_dir", tmp_path / "plain"),
+    )
+    assert code == 0
+    results = json.loads((tmp_path / "plain" / "evaluation.json").read_text())
+    assert list(results) == ["digits", "imagefolder"]
+    assert results["digits"]["knn"]["top1"] > 30  # chance is 10
+
+
+def test_print_config_prints_yaml_that_config_takes_back(tmp_path, run_here):
+    code, printed, _ = run_here("moco", "--epochs", 3, "--seed", 5, "--print_config")
+    assert code == 0
+    assert yaml.safe_load(printed)["epochs"] == 3
+    (tmp_path / "mine.yaml").write_text(printed)
+    code, again, _ = run_here("moco", "--config", tmp_path / "mine.yaml", "--print_config")
+    assert code == 0
+    assert again == printed
+
+
+@pytest.mark.parametrize("recipe", ["moco", "simclr", "evaluate", "draw_mixtures"])
+def test_help_has_a_line_for_every_option(recipe, run_here):
+    code, output, _ = run_here(recipe, "--help")
+    assert code == 0
+    assert f"python recipes/{recipe}.py" in output
+    options = [line for line in output.splitlines() if line.startswith("  --")]
+    assert len(options) > 5
+
+
+def test_draw_mixtures_writes_a_picture(tmp_path, run_here):
+    code, _, _ = run_here("draw_mixtures", "--pairs", 3, "--output", tmp_path / "mixtures.png")
+    assert code == 0
+    assert (tmp_path / "mixtures.png").read_bytes().startswith(b"\x89PNG")
+
+
+BAD_OPTIONS = {
+    "unknown backbone": (["--backbone", "resnet81"], "resnet18"),
+    "unknown dataset": (["--dataset", "mnist"], "'mnist'"),
+    "missing folder": (["--dataset", "imagefolder", "--image_size", 16], "nowhere/train"),
+    "missing tiny-imagenet": (["--dataset", "tiny-imagenet"], "wnids.txt"),
+    "missing cifar": (["--dataset", "cifar10"], "--download"),
+    "no image size": (["--dataset", "imagefolder"], "--image_size"),
+    "batch too large": (["--batch_size", 5000], "1348 images"),
+    "batch of one": (["--batch_size", 1], "at least 2"),
+    "zero temperature": (["--temperature", 0], "temperature"),
+    "negative temperature": (["--mix_temperature", -1], "mix_temperature"),
+    "infinite temperature": (["--temperature", "inf"], "temperature"),
+    "not a number": (["--epochs", "many"], "epochs"),
+    "unknown option": (["--temprature", 0.1], "temprature"),
+    "missing config": (["--config", "absent.yaml"], "absent.yaml"),
+    "no checkpoint": (["--resume"], "last.ckpt"),
+    "impossible size": (["--backbone", "inception_v3", "--image_size", 32], "inception_v3"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OPTIONS)
+def test_bad_input_ends_with_one_line_that_names_it(case, tmp_path, monkeypatch, run_here):
+    options, named = BAD_OPTIONS[case]
+    monkeypatch.chdir(tmp_path)
+    code, _, error = run_here("moco", *TINY, "--data_dir", "nowhere", *options)
+    assert code not in (0, None)
+    assert "Traceback" not in error
+    last = error.strip().splitlines()[-1]
+    assert named in last
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_broken_image_stops_the_run_and_is_named(image_folder, tmp_path):
+    broken = image_folder / "train" / "red" / "05.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    for workers in (0, 1):
+        result = subprocess.run(
+            command("moco", *tiny_run(image_folder, "--num_workers", workers, "--overwrite")),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert result.returncode == 1
+        last = result.stderr.strip().splitlines()[-1]
+        assert last.startswith("error: The image ")
+        assert str(broken) in last
+
+
+def test_classes_that_differ_between_train_and_test_are_named(image_folder, tmp_path, run_here):
+    (image_folder / "test" / "red").rename(image_folder / "test" / "green")
+    code, _, error = run_here("moco", *tiny_run(image_folder, "--output_dir", tmp_path / "run"))
+    assert code == 1
+    assert "green, red" in error
+
+
+def test_a_folder_with_a_run_is_neither_replaced_nor_resumed_with_other_options(
+    image_folder, tmp_path, run_here
+):
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "last.ckpt").write_bytes(b"not a checkpoint")
+    options = tiny_run(image_folder, "--output_dir", folder)
+    code, printed, _ = run_here("moco", *options, "--print_config")
+    (folder / "config.yaml").write_text(printed)
+
+    code, _, error = run_here("moco", *options)
+    assert code == 1
+    assert "--overwrite" in error
+    code, _, error = run_here("moco", *options, "--resume", "--temperature", 0.1)
+    assert code == 1
+    assert "temperature 0.2, not 0.1" in error
+    assert (folder / "checkpoints" / "last.ckpt").read_bytes() == b"not a checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ([], "--backbone_dir"),
+        (["--backbone", "resnet18", "--backbone_dir", "run"], "--backbone_dir"),
+        (["--backbone_dir", "absent"], "backbone.json"),
+        (["--backbone", "resnet81"], "resnet18"),
+        (["--backbone", "test_vit", "--dataset", "mnist"], "mnist"),
+        (["--backbone", "test_vit", "--protocol", "svm"], "svm"),
+        (["--backbone", "test_vit", "--data_dir", "a", "b"], "2 folders for 1 datasets"),
+    ],
+)
+def test_evaluate_refuses_bad_input_in_one_line(options, named, run_here):
+    code, _, error = run_here("evaluate", *options)
+    assert code not in (0, None)
+    assert "Traceback" not in error
+    assert named in error
