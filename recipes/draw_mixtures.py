@@ -69,7 +69,7 @@ def draw(query: Tensor, partner: Tensor, mixed: Tensor, lam: Tensor, output: Pat
     for axes in rows.flat:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-    figure.savefig(output, dpi=150)
+    figure.savefig(output, dpi=100)
 
 
 def main() -> None:

@@ -110,7 +110,7 @@ class PretrainConfig:
     batch_size: PositiveInt = 128
     learning_rate: PositiveFloat = 0.06
     weight_decay: NonNegativeFloat = 5e-4
-    warmup_epochs: NonNegativeFloat = 0
+    warmup_epochs: NonNegativeFloat = 0.0
     temperature: PositiveFloat = 0.2
     mix_temperature: PositiveFloat = 0.2
     mix_weight: NonNegativeFloat = 1.0
@@ -351,7 +351,7 @@ def restore_metrics(trainer: pl.Trainer, run: Path, checkpoint: Path) -> None:
         rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
     writer = trainer.logger.experiment  # type: ignore[union-attr]
     for row in rows:
-        values = {name: float(value) for name, value in row.items() if value and name != "step"}
+        values = {name: value for name, value in row.items() if value and name != "step"}
         writer.log_metrics(values, int(row["step"]))
     writer.save()
 

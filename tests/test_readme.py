@@ -1,0 +1,33 @@
+"""The README's code runs, and its change to a Lightly pipeline is the three lines it says."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+AFTER, BEFORE = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("code", [BEFORE, AFTER], ids=["before", "after"])
+def test_the_pipeline_runs_and_its_loss_is_finite(code, capsys):
+    exec(compile(code, "README.md", "exec"), {})  # noqa: S102
+    losses = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
+    assert len(losses) == 2
+    assert all(0 < loss < 100 for loss in losses)
+
+
+def test_before_and_after_differ_in_three_marked_lines_and_the_imports():
+    before, after = (
+        [line for line in code.splitlines() if "import" not in line] for code in (BEFORE, AFTER)
+    )
+    changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
+    assert len(changed) == 3
+    assert [re.search(r"# (\d)\.", new).group(1) for _, new in changed] == ["1", "2", "3"]
+
+
+def test_every_recipe_and_file_that_the_readme_names_exists():
+    root = Path(__file__).parent.parent
+    named = set(re.findall(r"(?:mixco_lightly|recipes|docs)/[\w/.-]+\.(?:py|png|yaml)", README))
+    assert len(named) > 5
+    assert not [name for name in named if not (root / name).is_file()]
