@@ -33,7 +33,7 @@ from mixco_lightly import (
 from mixco_lightly.data.datasets import check_name, create_train_test
 from mixco_lightly.data.transforms import create_test_transform
 from mixco_lightly.export import read_config
-from mixco_lightly.models.backbone import Backbone
+from mixco_lightly.models.backbone import Backbone, measure_feature_dim
 
 Protocol = Literal["torch", "sklearn", "knn"]
 PROTOCOL_NAMES: dict[Protocol, str] = {
@@ -119,6 +119,17 @@ def evaluate_backbone(
     return results
 
 
+def check_image_size(backbone: Backbone, image_size: int) -> None:
+    """Raises a ValueError if the backbone takes only the size that it was made for."""
+    try:
+        measure_feature_dim(backbone, backbone.in_chans, image_size)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"{backbone.name} was made for images of {backbone.image_size} pixels and does not "
+            f"take {image_size}: {' '.join(str(error).split())}"
+        ) from error
+
+
 def print_results(title: str, column: str, results: dict[str, dict[Protocol, ProbeResult]]) -> None:
     """Prints the accuracies of named results as a table, and their notes below it."""
     rows, notes = [], []
@@ -169,6 +180,7 @@ def main() -> None:
             else:
                 backbone = loaded
                 image_size = config.image_size or backbone.image_size
+                check_image_size(backbone, image_size)
             results[name] = evaluate_backbone(
                 backbone,
                 name,

@@ -14,7 +14,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -68,8 +68,9 @@ class PretrainConfig:
         download: Whether to download CIFAR if it is missing.
         image_size: Height and width of the views in pixels. Default: the dataset's;
             an imagefolder has none and needs this.
-        min_scale: Smallest area of the random crops, as a part of the image's.
-        backbone: A timm model name.
+        min_scale: Smallest area of the random crops, as a part of the image's. Default: 0.2, as in
+            the authors' code; for digits 0.5.
+        backbone: A timm model name. Default: resnet18; for digits test_resnet, timm's smallest.
         stem: timm as published, small for small images, or auto to choose by image size.
         backbone_kwargs: Further arguments of timm's model, such as '{"drop_path_rate": 0.1}'.
         pretrained: Whether to start from timm's published weights.
@@ -100,13 +101,13 @@ class PretrainConfig:
     data_dir: str = "data"
     download: bool = False
     image_size: PositiveInt | None = None
-    min_scale: PositiveFloat = 0.2
-    backbone: str = "resnet10t"
+    min_scale: PositiveFloat | None = None
+    backbone: str | None = None
     stem: Literal["auto", "timm", "small"] = "timm"
     backbone_kwargs: dict[str, Any] = field(default_factory=dict)
     pretrained: bool = False
     projection_dim: PositiveInt = 128
-    epochs: PositiveInt = 40
+    epochs: PositiveInt = 30
     batch_size: PositiveInt = 128
     learning_rate: PositiveFloat = 0.06
     weight_decay: NonNegativeFloat = 5e-4
@@ -145,6 +146,9 @@ def pretrain(
         mixed_views: The views that are mixed, unless mix_weight is 0.
     """
     run = Path(config.output_dir)
+    if config.backbone is None:
+        name = "test_resnet" if config.dataset == "digits" else "resnet18"
+        config = replace(config, backbone=name)
     with fail_in_one_line():
         image_size = config.image_size or check_name(config.dataset).image_size
         if image_size is None:
@@ -199,6 +203,7 @@ def print_on_rank_zero(text: str) -> None:
 
 def create_initial_backbone(config: PretrainConfig, image_size: int) -> Backbone:
     """The backbone at initialisation, which the seed alone decides."""
+    assert config.backbone is not None
     pl.seed_everything(config.seed, verbose=False)
     return create_backbone(
         config.backbone,

@@ -15,7 +15,7 @@ _NO_BLUR_SIZE = 32
 
 
 def create_pretrain_transform(
-    method: str, dataset: str, image_size: int, min_scale: float = 0.2
+    method: str, dataset: str, image_size: int, min_scale: float | None = None
 ) -> MultiViewTransform:
     """Two augmented views of an image, for contrastive pretraining.
 
@@ -27,19 +27,20 @@ def create_pretrain_transform(
     - the smallest crop has 20% of the area for both, as in the authors' code (Lightly's SimCLR:
       8%);
     - digits are not flipped and not jittered in colour, which would make other digits or do
-      nothing, but turned by up to 15 degrees.
+      nothing, but turned by up to 15 degrees; their smallest crop has half the area.
 
     Args:
         method: "moco" or "simclr".
         dataset: A dataset's name; gives mean and standard deviation.
         image_size: Height and width of the views in pixels.
-        min_scale: Smallest area of the random crop, as a part of the image's area.
+        min_scale: Smallest area of the random crop, as a part of the image's area. Default: as
+            above.
 
     Returns:
         A transform from a PIL image to a list of two tensors (3, image_size, image_size).
 
     Raises:
-        ValueError: If there is no such method or dataset.
+        ValueError: If there is no such method or dataset, or min_scale is not in (0, 1].
 
     Examples:
         >>> from PIL import Image
@@ -51,9 +52,11 @@ def create_pretrain_transform(
     info = check_name(dataset)
     if method not in ("moco", "simclr"):
         raise ValueError(f"method must be 'moco' or 'simclr', got {method!r}.")
+    if min_scale is not None and not 0 < min_scale <= 1:
+        raise ValueError(f"min_scale must be in (0, 1], got {min_scale}.")
     options: dict[str, Any] = {
         "input_size": image_size,
-        "min_scale": min_scale,
+        "min_scale": min_scale or (0.5 if dataset == "digits" else 0.2),
         "normalize": {"mean": list(info.mean), "std": list(info.std)},
     }
     if image_size <= _NO_BLUR_SIZE:

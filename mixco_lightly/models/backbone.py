@@ -102,6 +102,7 @@ def create_backbone(
     Raises:
         ValueError: If timm has no such name (the message has the nearest ones), if stem is not
             one of the three, or if the model cannot take images of this size.
+        FileNotFoundError: If pretrained weights are neither in the local cache nor within reach.
 
     Examples:
         >>> import torch
@@ -133,7 +134,12 @@ def create_backbone(
         )
         if stem == "small" and "patch_size" not in kwargs:
             _shrink_first_conv(model, keep_weights=pretrained)
-        feature_dim = _measure_feature_dim(model, in_chans, image_size)
+        feature_dim = measure_feature_dim(model, in_chans, image_size)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"The pretrained weights of {name} are not in the local cache and could not be "
+            f"downloaded: {error}"
+        ) from error
     except (RuntimeError, TypeError, AssertionError, ValueError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
@@ -188,7 +194,21 @@ def _shrink_first_conv(model: nn.Module, keep_weights: bool) -> None:
 
 
 @torch.no_grad()
-def _measure_feature_dim(model: nn.Module, in_chans: int, image_size: int) -> int:
+def measure_feature_dim(model: nn.Module, in_chans: int, image_size: int) -> int:
+    """Counts the features of a model by a forward pass in eval mode, which changes nothing.
+
+    Args:
+        model: Maps images to features.
+        in_chans: Channels of the images.
+        image_size: Height and width of the images in pixels.
+
+    Returns:
+        The number of features.
+
+    Raises:
+        ValueError: If the output is not of shape (N, feature_dim).
+        RuntimeError: Or AssertionError, if the model does not take images of this size.
+    """
     was_training = model.training
     parameter = next(model.parameters())
     images = parameter.new_zeros(1, in_chans, image_size, image_size)

@@ -133,7 +133,8 @@ def test_min_scale_bounds_the_crop(method):
         return min((column.max() - column.min()).item() for column in columns)
 
     assert smallest_crop(min_scale=0.9) > 0.75
-    assert 0.3 < smallest_crop() < 0.6  # the default 0.2 gives sides of about 0.39 to 0.52
+    assert 0.5 < smallest_crop() < 0.75  # digits' default 0.5 gives sides of about 0.61 to 0.82
+    assert 0.3 < smallest_crop(min_scale=0.2) < 0.6  # sides of about 0.39 to 0.52
     assert smallest_crop(min_scale=0.01) < 0.3
 
 
@@ -191,3 +192,18 @@ def test_only_images_above_64_pixels_lose_their_frame(image_size, frame_survives
 def test_unknown_names_are_refused(create, message):
     with pytest.raises(ValueError, match=message):
         create()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "min_scale", "expected"),
+    [("cifar10", None, 0.2), ("digits", None, 0.5), ("digits", 0.3, 0.3)],
+)
+def test_smallest_crop_is_the_given_one_or_the_dataset_s(dataset, min_scale, expected):
+    transform = create_pretrain_transform("simclr", dataset, 32, min_scale=min_scale)
+    crop = transform.transforms[0].transform.transforms[0]
+    assert tuple(crop.scale) == (expected, 1.0)
+
+
+def test_a_smallest_crop_larger_than_the_image_is_refused():
+    with pytest.raises(ValueError, match=r"min_scale must be in \(0, 1\], got 1\.5"):
+        create_pretrain_transform("moco", "cifar10", 32, min_scale=1.5)

@@ -271,3 +271,16 @@ def test_what_cannot_be_built_is_one_clear_error(name, size, options, message):
     with pytest.raises(ValueError, match=message) as caught:
         create_backbone(name, size, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_pretrained_weights_out_of_reach_are_an_error_that_names_the_model(monkeypatch):
+    create_model = timm.create_model
+
+    def offline(name, pretrained=False, **kwargs):
+        if pretrained:
+            raise OSError("no connection")
+        return create_model(name, **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(FileNotFoundError, match=r"weights of test_resnet .* no connection"):
+        create_backbone("test_resnet", image_size=64, pretrained=True)
