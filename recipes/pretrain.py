@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -160,6 +161,7 @@ def pretrain(
         checkpoint = run / "checkpoints" / "last.ckpt"
         if is_rank_zero():
             prepare_run(run, config, checkpoint)
+        finished_steps = read_steps(checkpoint) if config.resume else 0
     print_on_rank_zero(
         f"{method} on {config.dataset}: {len(data.images):,} images of {image_size} pixels, "
         f"{config.backbone} (stem {backbone.stem}), {config.epochs} epochs, "
@@ -169,7 +171,7 @@ def pretrain(
     speed = Speed()
     trainer = create_trainer(config, run, speed, steps_per_epoch=data.steps_per_epoch)
     if config.resume:
-        restore_metrics(trainer, run, checkpoint)
+        restore_metrics(trainer, run, finished_steps)
     try:
         with fail_in_one_line((ImageError,)):
             trainer.fit(
@@ -346,14 +348,22 @@ def create_trainer(
     )
 
 
-def restore_metrics(trainer: pl.Trainer, run: Path, checkpoint: Path) -> None:
+def read_steps(checkpoint: Path) -> int:
+    """The number of steps that a checkpoint was saved after; ValueError if it is damaged."""
+    try:
+        return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
+    except (RuntimeError, EOFError, KeyError, UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{checkpoint} is damaged or not a checkpoint: {reason}") from error
+
+
+def restore_metrics(trainer: pl.Trainer, run: Path, finished_steps: int) -> None:
     """Gives a resumed run's logger the rows up to the checkpoint, which it would delete."""
     path = run / "metrics.csv"
     if not trainer.is_global_zero or not path.is_file():
         return
-    step = torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]
     with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
+        rows = [row for row in csv.DictReader(file) if int(row["step"]) < finished_steps]
     writer = trainer.logger.experiment  # type: ignore[union-attr]
     for row in rows:
         values = {name: value for name, value in row.items() if value and name != "step"}

@@ -175,6 +175,17 @@ def test_print_config_prints_yaml_that_config_takes_back(tmp_path, run_here):
     assert again == printed
 
 
+@pytest.mark.parametrize("preset", sorted((RECIPES / "presets").glob("*.yaml")), ids=str)
+def test_every_preset_is_read_by_the_recipe_in_its_name(preset, run_here):
+    code, printed, _ = run_here(
+        preset.stem.rpartition("-")[2], "--config", preset, "--print_config"
+    )
+    assert code == 0
+    options = yaml.safe_load(printed)
+    written = yaml.safe_load(preset.read_text())
+    assert {name: options[name] for name in written} == written
+
+
 @pytest.mark.parametrize("recipe", ["moco", "simclr", "evaluate", "draw_mixtures"])
 def test_help_has_a_line_for_every_option(recipe, run_here):
     code, output, _ = run_here(recipe, "--help")
@@ -262,6 +273,9 @@ def test_a_folder_with_a_run_is_neither_replaced_nor_resumed_with_other_options(
     code, _, error = run_here("moco", *options, "--resume", "--temperature", 0.1)
     assert code == 1
     assert "temperature 0.2, not 0.1" in error
+    code, _, error = run_here("moco", *options, "--resume")
+    assert code == 1
+    assert "last.ckpt is damaged" in error
     assert (folder / "checkpoints" / "last.ckpt").read_bytes() == b"not a checkpoint"
 
 
