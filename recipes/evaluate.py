@@ -96,7 +96,7 @@ def evaluate_backbone(
     num_workers: int,
     knn_k: int = 200,
     seed: int = 0,
-    device: str | None = None,
+    device: torch.device | str | None = None,
     download: bool = False,
 ) -> dict[Protocol, ProbeResult]:
     """Measures a frozen backbone on a dataset, with one extraction of its features."""

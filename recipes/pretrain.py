@@ -28,6 +28,7 @@ import yaml
 from command_line import default_num_workers, fail_in_one_line
 from evaluate import PROTOCOL_NAMES, evaluate_backbone, print_results
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from progress import EpochLines, ProgressBar, Speed
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
@@ -45,8 +46,9 @@ from mixco_lightly.data.datasets import (
 from mixco_lightly.data.transforms import create_pretrain_transform
 from mixco_lightly.models.backbone import Backbone
 
-# Options that may differ when a run is resumed: they change where it runs, not what it computes.
-_FREE_OPTIONS = {"data_dir", "download", "output_dir", "num_workers", "knn_k"}
+# Options that may differ when a run is resumed: they change where it runs, not what it trains.
+# (num_workers is not one: every worker draws augmentations of its own.)
+_FREE_OPTIONS = {"data_dir", "download", "output_dir", "knn_k"}
 # Options of the command, not of the run.
 _RUN_OPTIONS = {"resume", "overwrite"}
 _RUN_FILES = (
@@ -150,7 +152,7 @@ def pretrain(
     if config.backbone is None:
         name = "test_resnet" if config.dataset == "digits" else "resnet18"
         config = replace(config, backbone=name)
-    with fail_in_one_line():
+    with fail_in_one_line((ValueError, OSError, MisconfigurationException)):
         image_size = config.image_size or check_name(config.dataset).image_size
         if image_size is None:
             raise ValueError(f"{config.dataset} has no image size of its own: give --image_size.")
@@ -158,6 +160,8 @@ def pretrain(
         backbone = create_initial_backbone(config, image_size)
         # Convolutions are faster in this layout, on CPUs and, in half precision, on GPUs.
         model = create_model(backbone, config).to(memory_format=torch.channels_last)
+        speed = Speed()
+        trainer = create_trainer(config, run, speed, steps_per_epoch=data.steps_per_epoch)
         checkpoint = run / "checkpoints" / "last.ckpt"
         if is_rank_zero():
             prepare_run(run, config, checkpoint)
@@ -168,8 +172,6 @@ def pretrain(
         f"mix_weight {config.mix_weight:g}, seed {config.seed} -> {run}"
     )
 
-    speed = Speed()
-    trainer = create_trainer(config, run, speed, steps_per_epoch=data.steps_per_epoch)
     if config.resume:
         restore_metrics(trainer, run, finished_steps)
     try:
@@ -189,7 +191,8 @@ def pretrain(
             )
         raise
     if trainer.is_global_zero:
-        finish_run(method, config, run, model.backbone, speed)  # type: ignore[arg-type]
+        device = trainer.strategy.root_device
+        finish_run(method, config, run, model.backbone, speed, device)  # type: ignore[arg-type]
 
 
 def is_rank_zero() -> bool:
@@ -372,7 +375,12 @@ def restore_metrics(trainer: pl.Trainer, run: Path, finished_steps: int) -> None
 
 
 def finish_run(
-    method: str, config: PretrainConfig, run: Path, backbone: Backbone, speed: Speed
+    method: str,
+    config: PretrainConfig,
+    run: Path,
+    backbone: Backbone,
+    speed: Speed,
+    device: torch.device,
 ) -> None:
     """Exports the backbone, measures it beside its initialisation, and writes the summary."""
     info = check_name(config.dataset)
@@ -398,7 +406,7 @@ def finish_run(
                 num_workers=default_num_workers(config.num_workers),
                 knn_k=config.knn_k,
                 seed=config.seed,
-                device="cuda" if torch.cuda.is_available() else "cpu",
+                device=device,
             )
             for module in backbones.values()
         )

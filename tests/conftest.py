@@ -1,5 +1,10 @@
 """Fixtures that several folders share."""
 
+import os
+
+# pytest-xdist runs a test on each processor, so one thread is right; before torch is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import numpy as np
 import pytest
 from PIL import Image

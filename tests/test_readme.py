@@ -17,13 +17,14 @@ def test_the_pipeline_runs_and_its_loss_is_finite(code, capsys):
     assert all(0 < loss < 100 for loss in losses)
 
 
-def test_before_and_after_differ_in_three_marked_lines_and_the_imports():
+def test_the_shown_difference_is_that_of_the_two_pipelines_but_for_their_imports():
     before, after = (
         [line for line in code.splitlines() if "import" not in line] for code in (BEFORE, AFTER)
     )
-    changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
+    changed = [pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]]
+    (shown,) = re.findall(r"```diff\n(.*?)```", README, flags=re.DOTALL)
+    assert shown.splitlines() == [line for old, new in changed for line in (f"-{old}", f"+{new}")]
     assert len(changed) == 3
-    assert [re.search(r"# (\d)\.", new).group(1) for _, new in changed] == ["1", "2", "3"]
 
 
 def test_every_recipe_and_file_that_the_readme_names_exists():
