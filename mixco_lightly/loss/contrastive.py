@@ -29,8 +29,12 @@ def unit_rows(x: Tensor) -> Tensor:
         direction and becomes a zero row with zero gradient.
     """
     x = x if x.dtype == torch.float64 else x.float()
+    # Dividing by the largest value first keeps the squares of huge rows finite. The direction does
+    # not depend on it, so it needs no gradient.
+    scale = x.detach().abs().amax(dim=1, keepdim=True).clamp_min(_MIN_NORM)  # n x 1
+    x = x / scale
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)  # n x 1
-    return x / norm.clamp_min(_MIN_NORM) * (norm > _MIN_NORM)
+    return x / norm.clamp_min(_MIN_NORM) * (norm * scale > _MIN_NORM)
 
 
 class _QueueLogSumExp(torch.autograd.Function):

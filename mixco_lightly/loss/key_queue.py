@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from lightly.utils import dist
@@ -13,7 +15,8 @@ class KeyQueue(nn.Module):
     """First-in first-out queue of key projections, as a ring in two saved buffers.
 
     Unlike Lightly's memory bank it is part of ``state_dict``, so that a resumed run goes on
-    with the keys it had; it accepts any batch size and wraps exactly.
+    with the keys it had; it accepts any batch size and wraps exactly. A checkpoint without a queue
+    loads with a warning. ``module.half()`` leaves the keys in float32.
 
     - MoCo, 2020, https://arxiv.org/abs/1911.05722, section 3.2
 
@@ -73,6 +76,28 @@ class KeyQueue(nn.Module):
         rows = (self.position + torch.arange(len(keys), device=self.keys.device)) % size
         self.keys[rows] = keys.to(self.keys)
         self.position.copy_((self.position + len(keys)) % size)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KeyQueue:
+        keys = self.keys
+        super()._apply(fn, recurse)
+        if self.keys.dtype in (torch.float16, torch.bfloat16):
+            # module.half() is for weights; keys that were rounded could not be restored.
+            self.keys = keys.to(self.keys.device)
+        return self
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        missing = [name for name in ("keys", "position") if prefix + name not in state_dict]
+        if missing:
+            warnings.warn(
+                f"The checkpoint has no queue ({prefix}{missing[0]} is missing), as Lightly's have "
+                "none: training goes on with the keys that are in the queue now.",
+                stacklevel=2,
+            )
+            own = {"keys": self.keys, "position": self.position}
+            state_dict |= {prefix + name: own[name] for name in missing}
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
         """Shows the size in the module's printed form."""

@@ -313,3 +313,17 @@ def test_nt_xent_of_hand_set_vectors() -> None:
     aligned = math.log(math.exp(2) + 1 + math.exp(-2)) - 2
     expected = (2 * aligned + math.log(3) + math.log(1 + 2 * math.exp(-2))) / 4
     assert nt_xent(z0, z1, z0, z1, 0, 0.5).item() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("exponent", [-4, 0, 15, 25, 38])
+def test_unit_rows_and_their_gradient_do_not_depend_on_the_length_of_the_rows(exponent):
+    torch.manual_seed(0)
+    x = torch.nn.functional.normalize(torch.randn(4, 5, dtype=torch.float64), dim=1)
+    weights = torch.randn(4, 5, dtype=torch.float64)
+    length = 10.0**exponent
+    long = (x * length).float().requires_grad_()
+    (unit_rows(long) * weights).sum().backward()
+    torch.testing.assert_close(unit_rows(long).double(), x, rtol=1e-6, atol=1e-6)
+    # d(x / |x|) = (1 - x x^T) / length
+    expected = weights - (weights * x).sum(dim=1, keepdim=True) * x
+    torch.testing.assert_close(long.grad.double() * length, expected, rtol=1e-5, atol=1e-5)

@@ -134,3 +134,24 @@ def test_keys_of_another_shape_are_refused_and_change_nothing(shape: tuple[int, 
         queue.enqueue(torch.ones(shape))
     assert torch.equal(queue.keys, before)
     assert queue.position.item() == 0
+
+
+@pytest.mark.parametrize("convert", ["half", "bfloat16"])
+def test_half_precision_weights_leave_the_keys_as_they_were(convert):
+    queue = KeyQueue(size=(5, 3))
+    keys = queue.keys.clone()
+    getattr(torch.nn.Sequential(queue), convert)()
+    assert torch.equal(queue.keys, keys)
+    queue.enqueue(torch.eye(3, dtype=torch.float16))
+    assert queue.keys.dtype == torch.float32
+    assert queue.double().keys.dtype == torch.float64
+
+
+def test_a_checkpoint_without_a_queue_loads_with_a_warning_and_leaves_the_queue():
+    model = torch.nn.ModuleDict({"head": torch.nn.Linear(2, 2), "queue": KeyQueue(size=(4, 2))})
+    keys = model["queue"].keys.clone()
+    state = {name: x for name, x in model.state_dict().items() if name.startswith("head")}
+    with pytest.warns(UserWarning, match=r"no queue \(queue\.keys is missing\)"):
+        model.load_state_dict(state, strict=True)
+    assert torch.equal(model["queue"].keys, keys)
+    assert set(state) == {"head.weight", "head.bias"}
