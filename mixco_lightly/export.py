@@ -13,6 +13,20 @@ from torch import nn
 
 from mixco_lightly.models.backbone import Backbone, create_backbone
 
+# Arguments of timm.create_model that load files or weights: not a part of the architecture.
+_REFUSED_KWARGS = {
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "pretrained_strict",
+    "checkpoint_path",
+    "cache_dir",
+    "name",
+    "model_name",
+    "image_size",
+    "in_chans",
+    "stem",
+}
 WEIGHTS_NAME = "backbone.safetensors"
 CONFIG_NAME = "backbone.json"
 
@@ -35,7 +49,7 @@ def export_backbone(
         module: A backbone from :func:`create_backbone`, or a module with one in ``.backbone``,
             such as :class:`mixco_lightly.models.moco.MoCo`.
         directory: Where to write; made if missing.
-        mean: Mean of each channel that images must be normalised with.
+        mean: Mean of each channel that the training images were normalised with.
         std: Standard deviation of each channel.
         training: Settings of the training, of JSON's types.
         metrics: Results, of JSON's types.
@@ -65,7 +79,11 @@ def export_backbone(
         "image_size": backbone.image_size,
         "in_chans": backbone.in_chans,
         "stem": backbone.stem,
-        "timm_kwargs": backbone.timm_kwargs,
+        "timm_kwargs": {
+            name: value
+            for name, value in backbone.timm_kwargs.items()
+            if name not in _REFUSED_KWARGS
+        },
         "feature_dim": backbone.feature_dim,
         "mean": None if mean is None else list(mean),
         "std": None if std is None else list(std),
@@ -110,6 +128,15 @@ def read_config(directory: str | Path) -> dict[str, Any]:
     missing = sorted(required - config.keys()) if isinstance(config, dict) else sorted(required)
     if missing:
         raise ValueError(f"{path} does not describe a backbone: it lacks {', '.join(missing)}.")
+    types = {"name": str, "image_size": int, "in_chans": int, "stem": str, "timm_kwargs": dict}
+    for name, expected in types.items():
+        if not isinstance(config[name], expected):
+            raise ValueError(
+                f"{path}: {name} must be of type {expected.__name__}, got {config[name]!r}."
+            )
+    refused = sorted(_REFUSED_KWARGS & config["timm_kwargs"].keys())
+    if refused:
+        raise ValueError(f"{path}: timm_kwargs must not have {', '.join(refused)}.")
     return dict(config)
 
 

@@ -61,7 +61,7 @@ def draw(query: Tensor, partner: Tensor, mixed: Tensor, lam: Tensor, output: Pat
     for column in range(len(lam)):
         weight = lam[column].item()
         for row, images in [(0, query), (1, partner), (3, mixed)]:
-            rows[row, column].imshow(images[column].permute(1, 2, 0))
+            rows[row, column].imshow(images[column].permute(1, 2, 0).numpy())
         rows[2, column].barh([0], [weight], color="tab:blue")
         rows[2, column].barh([0], [1 - weight], left=[weight], color="tab:orange")
         rows[2, column].set(xlim=(0, 1), title=f"{weight:.2f}")

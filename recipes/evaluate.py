@@ -12,9 +12,10 @@ written to evaluation.json in --output_dir (default: the backbone's folder).
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from command_line import default_num_workers, fail_in_one_line, parse_options, print_table
@@ -51,7 +52,8 @@ class EvaluateConfig:
         backbone_dir: A run's output folder, or a folder that export_backbone wrote.
         backbone: A timm name instead, for a backbone without a run: randomly initialised, or
             with --pretrained.
-        pretrained: Whether to load timm's published weights (with --backbone).
+        pretrained: Whether to load timm's published weights (with --backbone); images are then
+            normalised as the weights' own settings say.
         dataset: One or more of digits, cifar10, cifar100, tiny-imagenet, imagefolder. Default:
             the one that the backbone was trained on, else digits.
         data_dir: Folder of the data: one for all datasets, or one for each. Default: the one that
@@ -98,9 +100,14 @@ def evaluate_backbone(
     seed: int = 0,
     device: torch.device | str | None = None,
     download: bool = False,
+    normalize: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> dict[Protocol, ProbeResult]:
-    """Measures a frozen backbone on a dataset, with one extraction of its features."""
-    transform = create_test_transform(dataset, image_size)
+    """Measures a frozen backbone on a dataset, with one extraction of its features.
+
+    Images are normalised by the dataset's statistics, as in the authors' transfer, or by the
+    given mean and standard deviation.
+    """
+    transform = create_test_transform(dataset, image_size, *(normalize or (None, None)))
     train, test = (
         extract_features(
             backbone,
@@ -130,6 +137,17 @@ def check_image_size(backbone: Backbone, image_size: int) -> None:
         ) from error
 
 
+def check_device(name: str | None) -> torch.device:
+    """The device of that name, or the best there is; ValueError if it is not there."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} cannot be used here: {reason}") from error
+    return device
+
+
 def print_results(title: str, column: str, results: dict[str, dict[Protocol, ProbeResult]]) -> None:
     """Prints the accuracies of named results as a table, and their notes below it."""
     rows, notes = [], []
@@ -147,6 +165,7 @@ def main() -> None:
     """Evaluates a backbone on one or more datasets."""
     config = parse_options(EvaluateConfig, __doc__)
     with fail_in_one_line():
+        device = check_device(config.device)
         if (config.backbone_dir is None) == (config.backbone is None):
             raise ValueError(
                 "Give either --backbone_dir (a run or an export) or --backbone (timm)."
@@ -169,6 +188,7 @@ def main() -> None:
 
         results: dict[str, dict[Protocol, ProbeResult]] = {}
         for name, folder in zip(names, folders, strict=True):
+            normalize: tuple[Sequence[float], Sequence[float]] | None = None
             if config.backbone is not None:
                 image_size = config.image_size or check_name(name).image_size
                 if image_size is None:
@@ -177,6 +197,9 @@ def main() -> None:
                 backbone = create_backbone(
                     config.backbone, image_size, pretrained=config.pretrained
                 )
+                if config.pretrained:
+                    published: Any = backbone.model.pretrained_cfg
+                    normalize = (published["mean"], published["std"])
             else:
                 backbone = loaded
                 image_size = config.image_size or backbone.image_size
@@ -191,7 +214,8 @@ def main() -> None:
                 num_workers=default_num_workers(config.num_workers),
                 knn_k=config.knn_k,
                 seed=config.seed,
-                device=config.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+                device=device,
+                normalize=normalize,
                 download=config.download,
             )
         print_results(f"{config.backbone_dir or config.backbone}", "dataset", results)

@@ -29,7 +29,7 @@ from command_line import default_num_workers, fail_in_one_line
 from evaluate import PROTOCOL_NAMES, evaluate_backbone, print_results
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from progress import EpochLines, ProgressBar, Speed
+from progress import EpochLines, NonFiniteLossError, ProgressBar, Speed, StopOnNonFiniteLoss
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import rank_zero_only
@@ -68,13 +68,15 @@ class PretrainConfig:
     Args:
         dataset: One of digits, cifar10, cifar100, tiny-imagenet, imagefolder.
         data_dir: Folder of the data; not used for digits.
-        download: Whether to download CIFAR if it is missing.
+        download: Whether to download CIFAR if it is missing; with several processes download it
+            in a run of one first.
         image_size: Height and width of the views in pixels. Default: the dataset's;
             an imagefolder has none and needs this.
         min_scale: Smallest area of the random crops, as a part of the image's. Default: 0.2, as in
             the authors' code; for digits 0.5.
         backbone: A timm model name. Default: resnet18; for digits test_resnet, timm's smallest.
-        stem: timm as published, small for small images, or auto to choose by image size.
+        stem: timm as published, small for small images, or auto to choose by image size. Default:
+            auto; for digits timm.
         backbone_kwargs: Further arguments of timm's model, such as '{"drop_path_rate": 0.1}'.
         pretrained: Whether to start from timm's published weights.
         projection_dim: Dimension of the projections.
@@ -94,7 +96,8 @@ class PretrainConfig:
         accelerator: Lightning's accelerator: auto, cpu, gpu and so on.
         devices: Number of devices on each node.
         num_nodes: Number of nodes.
-        precision: Lightning's precision, such as 32-true, bf16-mixed, 16-mixed.
+        precision: Lightning's precision. (Weights in half precision are not offered: the momentum
+            encoder would stand still.)
         output_dir: Folder of the run.
         resume: Whether to go on with the run in output_dir, from its last finished epoch.
         overwrite: Whether to replace the run in output_dir.
@@ -106,7 +109,7 @@ class PretrainConfig:
     image_size: PositiveInt | None = None
     min_scale: PositiveFloat | None = None
     backbone: str | None = None
-    stem: Literal["auto", "timm", "small"] = "timm"
+    stem: Literal["auto", "timm", "small"] | None = None
     backbone_kwargs: dict[str, Any] = field(default_factory=dict)
     pretrained: bool = False
     projection_dim: PositiveInt = 128
@@ -125,7 +128,7 @@ class PretrainConfig:
     accelerator: str = "auto"
     devices: PositiveInt = 1
     num_nodes: PositiveInt = 1
-    precision: str = "32-true"
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     output_dir: str = "runs/pretrain"
     resume: bool = False
     overwrite: bool = False
@@ -149,9 +152,12 @@ def pretrain(
         mixed_views: The views that are mixed, unless mix_weight is 0.
     """
     run = Path(config.output_dir)
-    if config.backbone is None:
-        name = "test_resnet" if config.dataset == "digits" else "resnet18"
-        config = replace(config, backbone=name)
+    is_digits = config.dataset == "digits"
+    config = replace(
+        config,
+        backbone=config.backbone or ("test_resnet" if is_digits else "resnet18"),
+        stem=config.stem or ("timm" if is_digits else "auto"),
+    )
     with fail_in_one_line((ValueError, OSError, MisconfigurationException)):
         image_size = config.image_size or check_name(config.dataset).image_size
         if image_size is None:
@@ -175,7 +181,7 @@ def pretrain(
     if config.resume:
         restore_metrics(trainer, run, finished_steps)
     try:
-        with fail_in_one_line((ImageError,)):
+        with fail_in_one_line((ImageError, NonFiniteLossError)):
             trainer.fit(
                 model,
                 datamodule=data,
@@ -209,6 +215,7 @@ def print_on_rank_zero(text: str) -> None:
 def create_initial_backbone(config: PretrainConfig, image_size: int) -> Backbone:
     """The backbone at initialisation, which the seed alone decides."""
     assert config.backbone is not None
+    assert config.stem is not None
     pl.seed_everything(config.seed, verbose=False)
     return create_backbone(
         config.backbone,
@@ -239,6 +246,11 @@ class PretrainData(pl.LightningDataModule):
         )
         processes = config.devices * config.num_nodes
         self.steps_per_epoch = len(self.images) // processes // config.batch_size
+        if config.warmup_epochs >= config.epochs:
+            raise ValueError(
+                f"--warmup_epochs must be less than --epochs, got {config.warmup_epochs:g} and "
+                f"{config.epochs}."
+            )
         if config.batch_size < 2:
             raise ValueError(f"--batch_size must be at least 2, got {config.batch_size}.")
         if self.steps_per_epoch < 1:
@@ -327,6 +339,7 @@ def create_trainer(
     # What Lightning says about itself; warnings still come through.
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     terminal = Console().is_terminal
+    log_every_n_steps = min(10, steps_per_epoch)
     checkpoints = ModelCheckpoint(
         dirpath=run / "checkpoints",
         filename="last",
@@ -340,10 +353,15 @@ def create_trainer(
         accelerator=config.accelerator,
         devices=config.devices,
         num_nodes=config.num_nodes,
-        precision=config.precision,  # type: ignore[arg-type]
+        precision=config.precision,
         logger=CSVLogger(run, name="", version=""),
-        log_every_n_steps=min(10, steps_per_epoch),
-        callbacks=[speed, checkpoints, ProgressBar(speed) if terminal else EpochLines(speed)],
+        log_every_n_steps=log_every_n_steps,
+        callbacks=[
+            speed,
+            StopOnNonFiniteLoss(log_every_n_steps),
+            checkpoints,
+            ProgressBar(speed) if terminal else EpochLines(speed),
+        ],
         enable_progress_bar=terminal,
         enable_model_summary=False,
         use_distributed_sampler=False,
@@ -392,7 +410,9 @@ def finish_run(
     trained_name = "plain" if config.mix_weight == 0 else "MixCo"
     backbones = {
         f"{method}, {trained_name}": backbone,
-        "random initialisation": create_initial_backbone(config, backbone.image_size),
+        "random initialisation": create_initial_backbone(
+            replace(config, pretrained=False), backbone.image_size
+        ),
     }
     with fail_in_one_line():
         trained, initial = (

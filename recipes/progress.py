@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 
 
@@ -68,6 +69,43 @@ class Speed(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the sums."""
         self.images, self.seconds = state_dict["images"], state_dict["seconds"]
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss is NaN or infinite."""
+
+
+class StopOnNonFiniteLoss(Callback):
+    """Stops a run that has diverged, before a checkpoint of it is written.
+
+    It looks at the loss where it is logged and at the end of an epoch, so that a GPU is not
+    stalled in every step. A NaN in one process is in all of them one step later.
+
+    Args:
+        every_n_steps: How often the loss is logged.
+    """
+
+    def __init__(self, every_n_steps: int) -> None:
+        self._every_n_steps = every_n_steps
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Looks at the loss of the step."""
+        is_last = batch_idx + 1 == trainer.num_training_batches
+        if is_last or (batch_idx + 1) % self._every_n_steps == 0:
+            loss = outputs["loss"]
+            if not torch.isfinite(loss):
+                raise NonFiniteLossError(
+                    f"The loss is {loss.item()} at step {trainer.global_step} (process "
+                    f"{trainer.global_rank}). checkpoints/last.ckpt is that of the last whole "
+                    "epoch. A lower --learning_rate or a higher --mix_temperature may help."
+                )
 
 
 class ProgressBar(RichProgressBar):

@@ -241,3 +241,29 @@ def test_unknown_model_name_is_refused(tmp_path):
     edit_config(tmp_path, name="resnet81")
     with pytest.raises(ValueError, match=r"'resnet81'.*resnet18"):
         load_backbone(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"timm_kwargs": {"checkpoint_path": "weights.pth"}}, "must not have checkpoint_path"),
+        ({"timm_kwargs": {"pretrained": True}}, "must not have pretrained"),
+        ({"timm_kwargs": []}, "timm_kwargs must be of type dict"),
+        ({"image_size": "32"}, "image_size must be of type int, got '32'"),
+    ],
+)
+def test_a_description_that_would_load_other_files_or_has_wrong_types_is_refused(
+    changes, message, tmp_path
+):
+    export_backbone(trained_backbone(), tmp_path)
+    edit_config(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message):
+        load_backbone(tmp_path)
+
+
+def test_where_weights_came_from_is_not_exported(tmp_path):
+    backbone = trained_backbone()
+    backbone.timm_kwargs = {"drop_path_rate": 0.1, "checkpoint_path": "weights.pth"}
+    export_backbone(backbone, tmp_path)
+    assert read_config(tmp_path)["timm_kwargs"] == {"drop_path_rate": 0.1}
+    load_backbone(tmp_path)

@@ -2,12 +2,14 @@
 
 import csv
 import json
+import re
 import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -100,12 +102,16 @@ def test_a_run_leaves_every_file_and_figure_behind(recipe, options, image_folder
         assert (float(row["mix"]) == 0) == (weight == 0)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [("moco", ["--memory_bank_size", 32]), ("simclr", ["--num_workers", 1])],
+)
 def test_a_resumed_run_ends_with_the_weights_and_metrics_of_the_uninterrupted_run(
-    image_folder, tmp_path
+    recipe, options, image_folder, tmp_path
 ):
-    options = tiny_run(image_folder, "--memory_bank_size", 32, "--epochs", 3)
-    run("moco", *options, "--output_dir", "whole", cwd=tmp_path)
-    # The same run, killed in its third epoch: a program that stops when the second is saved.
+    options = tiny_run(image_folder, "--epochs", 3, *options)
+    run(recipe, *options, "--output_dir", "whole", cwd=tmp_path)
+    # The same run, killed in its third epoch, when the second has been saved.
     killer = (
         "import os, runpy, sys, pytorch_lightning as pl\n"
         "def stop(self, trainer, *_):\n"
@@ -117,14 +123,14 @@ def test_a_resumed_run_ends_with_the_weights_and_metrics_of_the_uninterrupted_ru
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
     killed = subprocess.run(
-        [sys.executable, "-c", killer, *command("moco", *options, "--output_dir", "part")[1:]],
+        [sys.executable, "-c", killer, *command(recipe, *options, "--output_dir", "part")[1:]],
         cwd=tmp_path,
         capture_output=True,
         timeout=300,
     )
     assert killed.returncode == -9
     assert not (tmp_path / "part" / "summary.json").exists()
-    run("moco", "--config", "part/config.yaml", "--resume", cwd=tmp_path)
+    run(recipe, "--config", "part/config.yaml", "--resume", cwd=tmp_path)
     whole, part = (
         load_file(tmp_path / name / "backbone.safetensors") for name in ("whole", "part")
     )
@@ -187,8 +193,13 @@ def test_help_has_a_line_for_every_option(recipe, run_here):
     code, output, _ = run_here(recipe, "--help")
     assert code == 0
     assert f"python recipes/{recipe}.py" in output
-    options = [line for line in output.splitlines() if line.startswith("  --")]
-    assert len(options) > 5
+    lines = [line.strip() for line in output.splitlines()]
+    code, printed, _ = run_here(recipe, "--print_config")
+    for name in yaml.safe_load(printed):
+        # The description stands behind the option or, where that is long, in the next line.
+        at = next(i for i, line in enumerate(lines) if re.match(rf"--{name}\b", line))
+        described = re.sub(r"--\S+|[A-Z_]{3,}|[\[{].*?[\]}]|,", "", lines[at]).strip()
+        assert described or lines[at + 1][0].isupper(), name
 
 
 def test_draw_mixtures_writes_a_picture(tmp_path, run_here):
@@ -212,6 +223,7 @@ BAD_OPTIONS = {
     "not a number": (["--epochs", "many"], "epochs"),
     "unknown option": (["--temprature", 0.1], "temprature"),
     "missing config": (["--config", "absent.yaml"], "absent.yaml"),
+    "warm-up of the whole run": (["--warmup_epochs", 30], "--warmup_epochs"),
     "unknown accelerator": (["--accelerator", "abacus"], "abacus"),
     "unknown precision": (["--precision", "17"], "17"),
     "no checkpoint": (["--resume"], "last.ckpt"),
@@ -287,6 +299,7 @@ def test_a_folder_with_a_run_is_neither_replaced_nor_resumed_with_other_options(
         (["--backbone", "test_vit", "--dataset", "mnist"], "mnist"),
         (["--backbone", "test_vit", "--protocol", "svm"], "svm"),
         (["--backbone", "test_vit", "--data_dir", "a", "b"], "2 folders for 1 datasets"),
+        (["--backbone", "test_vit", "--device", "abacus"], "--device abacus"),
     ],
 )
 def test_evaluate_refuses_bad_input_in_one_line(options, named, run_here):
@@ -294,3 +307,90 @@ def test_evaluate_refuses_bad_input_in_one_line(options, named, run_here):
     assert code not in (0, None)
     assert "Traceback" not in error
     assert named in error
+
+
+def test_a_run_that_diverges_stops_and_keeps_no_checkpoint_of_it(image_folder, tmp_path, run_here):
+    folder = tmp_path / "run"
+    options = ["--learning_rate", 1e30, "--memory_bank_size", 32, "--output_dir", folder]
+    code, _, error = run_here("moco", *tiny_run(image_folder, *options))
+    assert code == 1
+    last = error.strip().splitlines()[-1]
+    assert last.startswith("error: The loss is ")
+    assert "step 2" in last
+    assert "--learning_rate" in last
+    assert not (folder / "checkpoints" / "last.ckpt").exists()
+
+
+def test_random_initialisation_is_random_for_a_run_from_published_weights_too(
+    image_folder, tmp_path, run_here, monkeypatch
+):
+    create_model = timm.create_model
+
+    def with_published_weights(name, pretrained=False, **kwargs):
+        model = create_model(name, **kwargs)
+        if pretrained:
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.zero_()
+        return model
+
+    monkeypatch.setattr(timm, "create_model", with_published_weights)
+    random = []
+    for pretrained in ("false", "true"):
+        folder = tmp_path / pretrained
+        options = ["--epochs", 1, f"--pretrained={pretrained}", "--stem", "timm"]
+        code, _, _ = run_here("simclr", *tiny_run(image_folder, *options, "--output_dir", folder))
+        assert code == 0
+        summary = json.loads((folder / "summary.json").read_text())
+        random.append({name: x for name, x in summary.items() if name.startswith("random_init")})
+    assert random[0] == random[1]
+    assert len(random[0]) == 3
+
+
+@pytest.mark.parametrize("recipe", ["moco", "simclr"])
+def test_two_processes_end_with_equal_weights_and_queues_and_mix_differently(
+    recipe, image_folder, tmp_path
+):
+    spy = (
+        "import sys, torch\n"
+        f"sys.path.insert(0, {str(RECIPES)!r})\n"
+        "import progress\n"
+        "def write(self, trainer, module):\n"
+        "    state = module.state_dict()\n"
+        "    kept = {n: x for n, x in state.items() if 'running' not in n and 'num_b' not in n}\n"
+        "    torch.save([kept, batch_lam], f'rank{trainer.global_rank}.pt')\n"
+        "batch_lam = []\n"
+        "def lam(self, trainer, module, batch, batch_idx):\n"
+        "    batch_lam.append(batch[-1][0].lam.clone())\n"
+        "progress.Speed.on_train_batch_start = lam\n"
+        "progress.Speed.on_train_end = write\n"
+        f"import {recipe}\n"
+        f"{recipe}.main()\n"
+    )
+    # Lightning starts the second process with this one's program and arguments.
+    (tmp_path / "spy.py").write_text(spy)
+    options = tiny_run(image_folder, "--batch_size", 5, "--output_dir", "run")
+    result = subprocess.run(
+        [
+            sys.executable,
+            "spy.py",
+            *command(recipe, *options, "--devices", 2, "--accelerator", "cpu")[2:],
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    (weights0, lam0), (weights1, lam1) = (
+        torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)
+    )
+    # Weights, momentum encoder and queue are equal; BatchNorm's statistics are each process's own.
+    assert weights0.keys() == weights1.keys()
+    assert all(torch.equal(weights0[name], weights1[name]) for name in weights0)
+    if recipe == "moco":
+        # 24 images in 2 epochs of 2 steps of 2 x 5 images: 40 keys.
+        assert int(weights0["criterion.queue.position"]) == 40
+    assert not torch.equal(torch.cat(lam0), torch.cat(lam1))
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["epochs"] == 2
+    assert result.stdout.count("Trained for") == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
-from urllib.error import URLError
 
 import numpy as np
 from PIL import Image
@@ -218,7 +217,9 @@ def _image_folder(root: Path, train: bool, transform: Transform | None) -> Label
     try:
         return datasets.ImageFolder(str(split), transform=transform, loader=open_image)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{split} has a class without images: {layout}. {error}") from error
+        raise FileNotFoundError(
+            f"{split} has no classes, or one without images: {layout}. {error}"
+        ) from error
 
 
 def _cifar(
@@ -228,7 +229,9 @@ def _cifar(
     archive = f"{root / cls.filename}, unpacked to {root / cls.base_folder}"
     try:
         return cls(str(root), train=train, transform=transform, download=download)
-    except (URLError, OSError) as error:
+    except OSError as error:
+        if not download:
+            raise FileNotFoundError(f"{name} in {root} cannot be read: {error}") from error
         raise FileNotFoundError(
             f"{name} could not be downloaded ({error}). Fetch the archive on a machine with a "
             f"connection and put it at {archive}."

@@ -26,6 +26,10 @@ class Mixture(NamedTuple):
     second: Tensor
     lam: Tensor
 
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Mixture:
+        """Moves all four tensors to a device; Lightning does so by itself."""
+        return Mixture(*(tensor.to(device, non_blocking=non_blocking) for tensor in self))
+
 
 @torch.no_grad()
 def mix_pairs(
@@ -65,7 +69,10 @@ def mix_pairs(
             f"got {images.dtype} of shape {tuple(images.shape)}."
         )
     if len(images) < 2:
-        raise ValueError(f"Mixing needs a batch of at least 2 images, got {len(images)}.")
+        raise ValueError(
+            f"Mixing needs a batch of at least 2 images, got {len(images)}. If it is the last "
+            "batch of an epoch, give the DataLoader drop_last=True."
+        )
     if not 0 < alpha < float("inf"):
         raise ValueError(f"alpha must be positive and finite, got {alpha}.")
 

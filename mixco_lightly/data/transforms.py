@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from lightly.transforms import MoCoV2Transform, SimCLRTransform
@@ -67,15 +68,22 @@ def create_pretrain_transform(
     return MoCoV2Transform(**options) if method == "moco" else SimCLRTransform(**options)
 
 
-def create_test_transform(dataset: str, image_size: int) -> transforms.Compose:
+def create_test_transform(
+    dataset: str,
+    image_size: int,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> transforms.Compose:
     """The image without augmentation, for features and probes.
 
-    Images for up to 64 pixels are resized whole; larger ones are resized to 8/7 of the size and
-    cropped in the centre, as 256 and 224 of the authors' evaluation.
+    The shorter side is resized to image_size for up to 64 pixels and to 8/7 of it above (as 256
+    and 224 of the authors' evaluation), and the centre is cropped.
 
     Args:
         dataset: A dataset's name; gives mean and standard deviation.
         image_size: Height and width of the result in pixels.
+        mean: Mean of each channel instead of the dataset's.
+        std: Standard deviation of each channel instead of the dataset's.
 
     Returns:
         A transform from a PIL image to a tensor (3, image_size, image_size).
@@ -90,6 +98,6 @@ def create_test_transform(dataset: str, image_size: int) -> transforms.Compose:
             transforms.Resize(resized),
             transforms.CenterCrop(image_size),
             transforms.ToTensor(),
-            transforms.Normalize(info.mean, info.std),
+            transforms.Normalize(mean or info.mean, std or info.std),
         ]
     )

@@ -85,6 +85,8 @@ def linear_probe(
             f"{epochs}, {batch_size}, {max_iter}, {learning_rate} and {C}."
         )
     num_classes = check_features(train, test)
+    device = torch.device(device) if device is not None else train.features.device
+    train, test = (Features(part.features.cpu(), part.targets.cpu()) for part in (train, test))
     mean = train.features.mean(dim=0)
     # A feature that is constant over the training images carries nothing: leave it at zero.
     std = train.features.std(dim=0, correction=0)
@@ -112,9 +114,8 @@ def _fit_sgd(
     batch_size: int,
     learning_rate: float,
     seed: int,
-    device: torch.device | str | None,
+    device: torch.device,
 ) -> Tensor:
-    device = torch.device(device) if device is not None else train_x.device
     generator = torch.Generator().manual_seed(seed)
     # Without nn.Linear's own initialisation, which would move the global random generator.
     classifier = nn.utils.skip_init(nn.Linear, train_x.shape[1], num_classes)

@@ -60,6 +60,9 @@ class KeyQueue(nn.Module):
     def enqueue(self, keys: Tensor) -> None:
         """Overwrites the oldest keys of the queue.
 
+        A key that is not finite is left out, and the old key stays in its row: one NaN would make
+        every loss NaN until the queue has gone round.
+
         Args:
             keys: New keys, shape (batch, dim), oldest first. Of a batch larger than the queue
                 the newest n rows stay.
@@ -74,7 +77,9 @@ class KeyQueue(nn.Module):
             keys = torch.cat(dist.gather(keys))
         keys = keys[-size:]
         rows = (self.position + torch.arange(len(keys), device=self.keys.device)) % size
-        self.keys[rows] = keys.to(self.keys)
+        # Without a look at the values on the host, which would stall a GPU.
+        finite = keys.isfinite().all(dim=1, keepdim=True)  # n x 1
+        self.keys[rows] = torch.where(finite, keys.to(self.keys), self.keys[rows])
         self.position.copy_((self.position + len(keys)) % size)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KeyQueue:

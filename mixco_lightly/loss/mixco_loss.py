@@ -165,14 +165,16 @@ class MixCoLoss(nn.Module):
         with torch.autocast(device_type=out0.device.type, enabled=False):
             z0, z1 = unit_rows(out0), unit_rows(out1)
             all_z0, all_z1, offset = z0, z1, 0
+            is_mixed = self.mix_weight > 0 and (mixed0 is not None or mixed1 is not None)
             if self.gather_distributed and dist.world_size() > 1:
-                all_z1 = torch.cat(dist.gather(z1))
                 if self.queue is None:
                     all_z0 = torch.cat(dist.gather(z0))
+                if self.queue is None or is_mixed:
+                    all_z1 = torch.cat(dist.gather(z1))
                 offset = dist.rank() * len(z0)
 
             mixed: list[tuple[Tensor, Mixture, Tensor]] = []  # unit rows, mixture, candidates
-            if self.mix_weight > 0:
+            if is_mixed:
                 if mixed0 is not None and mixture0 is not None:
                     mixed.append((unit_rows(mixed0), mixture0, all_z1))
                 if mixed1 is not None and mixture1 is not None:
@@ -239,8 +241,25 @@ class MixCoLoss(nn.Module):
                     f"{given}{view} was given without {missing}{view}: the mixtures' projections "
                     "and the Mixture they come from belong together."
                 )
-            if mixed is not None and mixture is not None and mixed.shape != (len(mixture.lam), dim):
+            if mixed is None or mixture is None:
+                continue
+            m = len(mixture.lam)
+            if mixed.shape != (m, dim):
                 raise ValueError(
-                    f"mixed{view} must have shape {(len(mixture.lam), dim)} for the "
-                    f"{len(mixture.lam)} mixtures of mixture{view}, got {tuple(mixed.shape)}."
+                    f"mixed{view} must have shape {(m, dim)} for the {m} mixtures of "
+                    f"mixture{view}, got {tuple(mixed.shape)}."
                 )
+            if not mixture.first.shape == mixture.second.shape == mixture.lam.shape == (m,):
+                raise ValueError(
+                    f"first, second and lam of mixture{view} must have one shape (M,), got "
+                    f"{tuple(mixture.first.shape)}, {tuple(mixture.second.shape)} and "
+                    f"{tuple(mixture.lam.shape)}."
+                )
+            # On a GPU a look at the values would stall the step.
+            if m and mixture.first.device.type == "cpu":
+                pairs = torch.stack([mixture.first, mixture.second])
+                if pairs.min() < 0 or pairs.max() >= n:
+                    raise ValueError(
+                        f"mixture{view} names image {int(pairs.max())} of a batch of {n}: it "
+                        "belongs to another batch."
+                    )

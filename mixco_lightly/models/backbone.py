@@ -75,12 +75,15 @@ def create_backbone(
 ) -> Backbone:
     """Creates a timm model without its head, with a stem that fits the image size.
 
+    Made for and tested on ResNet, ConvNeXt, EfficientNet, MobileNet, ViT and Swin; many other
+    timm names work too, and a name that does not is one ValueError.
+
     Published stems are made for 224 pixels: at 32, ResNet's 7x7 stem and pool, followed by its
     stages, leave a single pixel, and a ViT's patches of 16 leave four tokens. The small stem:
 
-    - Convolutional networks: the first convolution gets stride 1 and a kernel of at most 3x3,
-      the max-pool after it goes, as in SimCLR's and SupCon's networks for CIFAR. At 32 pixels
-      that costs a ResNet about 16 times the work.
+    - Convolutional networks: the first convolution gets stride 1 and a kernel of at most 3x3; a
+      ResNet also loses its max-pool, as in SimCLR's and SupCon's networks for CIFAR, which costs
+      about 16 times the work.
     - Transformers: patches of 1/8 of the image side, hence 64 tokens; Swin: 1/16, with windows
       of 4.
 
@@ -127,8 +130,9 @@ def create_backbone(
         stem = "small" if image_size <= SMALL_IMAGE_SIZE and not pretrained else "timm"
         logger.info("%s at %d pixels: the stem is %r.", name, image_size, stem)
 
-    kwargs = {**_size_kwargs(name, image_size, stem), **timm_kwargs}
+    kwargs = timm_kwargs
     try:
+        kwargs = {**_size_kwargs(name, image_size, stem), **timm_kwargs}
         model = timm.create_model(
             name, pretrained=pretrained, num_classes=0, in_chans=in_chans, **kwargs
         )
@@ -140,7 +144,14 @@ def create_backbone(
             f"The pretrained weights of {name} are not in the local cache and could not be "
             f"downloaded: {error}"
         ) from error
-    except (RuntimeError, TypeError, AssertionError, ValueError) as error:
+    except (
+        RuntimeError,
+        TypeError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        ValueError,
+    ) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"{name} cannot be built for images of {image_size} pixels with stem {stem!r} and "

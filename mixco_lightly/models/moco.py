@@ -14,6 +14,7 @@ from lightly.models.utils import (
     deactivate_requires_grad,
     update_momentum,
 )
+from lightly.utils import dist
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
@@ -114,7 +115,7 @@ class MoCo(LightningModule):
 
     @torch.no_grad()
     def _keys(self, images: Tensor) -> Tensor:
-        distributed = self.trainer.world_size > 1
+        distributed = dist.world_size() > 1
         if distributed:
             images, shuffle = batch_shuffle(images, distributed=True)
         keys: Tensor = self.projection_head_momentum(self.backbone_momentum(images))

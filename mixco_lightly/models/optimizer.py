@@ -19,13 +19,19 @@ def create_sgd(
         weight_decay: L2 penalty, on all parameters as in the authors' code.
         warmup_epochs: Epochs of linear warm-up from zero, before the cosine.
 
+    Raises:
+        ValueError: If the warm-up is not shorter than the training.
+
     Returns:
         What ``configure_optimizers`` returns. The schedule moves with every step.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = SGD(parameters, lr=learning_rate, momentum=0.9, weight_decay=weight_decay)
     total_steps = int(module.trainer.estimated_stepping_batches)
-    warmup_steps = round(total_steps * warmup_epochs / (module.trainer.max_epochs or 1))
+    epochs = module.trainer.max_epochs or 1
+    if not 0 <= warmup_epochs < epochs:
+        raise ValueError(f"warmup_epochs must be in [0, {epochs}), got {warmup_epochs}.")
+    warmup_steps = round(total_steps * warmup_epochs / epochs)
     scheduler = CosineWarmupScheduler(
         optimizer, warmup_epochs=warmup_steps, max_epochs=total_steps, end_value=0.0
     )

@@ -163,3 +163,9 @@ def test_images_keep_their_dtype(dtype, lam_dtype, tolerance):
     weight = lam.double().view(-1, 1, 1, 1)
     expected = weight * images[first].double() + (1 - weight) * images[second].double()
     torch.testing.assert_close(mixed.double(), expected, rtol=0, atol=tolerance)
+
+
+def test_a_mixture_moves_as_a_whole():
+    mixture = mix_pairs(torch.rand(4, 3, 2, 2)).to("meta")
+    assert isinstance(mixture, Mixture)
+    assert {tensor.device.type for tensor in mixture} == {"meta"}

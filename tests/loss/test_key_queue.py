@@ -155,3 +155,13 @@ def test_a_checkpoint_without_a_queue_loads_with_a_warning_and_leaves_the_queue(
         model.load_state_dict(state, strict=True)
     assert torch.equal(model["queue"].keys, keys)
     assert set(state) == {"head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_key_that_is_not_finite_never_enters_and_the_others_do(bad):
+    queue = KeyQueue(size=(5, 2))
+    old = queue.keys.clone()
+    keys = torch.tensor([[1.0, 0.0], [bad, 0.0], [0.0, 1.0]])
+    queue.enqueue(keys)
+    assert torch.equal(queue.keys, torch.stack([keys[0], old[1], keys[2], old[3], old[4]]))
+    assert int(queue.position) == 3

@@ -687,3 +687,33 @@ def test_refused_call_leaves_the_queue_as_it_was(change: str) -> None:
         criterion(*args)
     assert torch.equal(criterion.queue.keys, p.queue)
     assert criterion.queue.position.item() == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lam": torch.rand(2, 1)}, r"got \(2,\), \(2,\) and \(2, 1\)"),
+        ({"second": torch.tensor([2])}, r"got \(2,\), \(1,\) and \(2,\)"),
+        ({"first": torch.tensor([0, 4])}, "names image 4 of a batch of 4"),
+        ({"first": torch.tensor([-1, 0])}, "another batch"),
+    ],
+)
+@pytest.mark.parametrize("memory_bank_size", [0, (8, 3)])
+def test_a_mixture_that_does_not_fit_the_batch_is_refused(memory_bank_size, changes, message):
+    mixture = Mixture(
+        torch.rand(2, 1, 1, 1), torch.tensor([0, 1]), torch.tensor([2, 3]), torch.rand(2)
+    )
+    out0, out1, mixed = torch.randn(4, 3), torch.randn(4, 3), torch.randn(2, 3)
+    criterion = MixCoLoss(memory_bank_size=memory_bank_size)
+    assert criterion(out0, out1, mixed, mixture).isfinite()
+    with pytest.raises(ValueError, match=message):
+        criterion(out0, out1, mixed, mixture._replace(**changes))
+
+
+def test_a_step_with_a_nan_key_leaves_the_next_clean_step_finite():
+    criterion = MixCoLoss(memory_bank_size=(8, 3))
+    out0, out1 = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3)
+    bad = out1.clone()
+    bad[2, 1] = float("nan")
+    assert criterion(out0, bad).isnan()
+    assert criterion(out0, out1).isfinite()
