@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
@@ -287,8 +288,17 @@ class PretrainData(pl.LightningDataModule):
             num_workers=default_num_workers(self.config.num_workers),
             drop_last=True,
             pin_memory=torch.cuda.is_available(),
+            # The loader would draw a new seed for its workers from this generator each time that it
+            # is opened, which a resumed run does more than once: seed_worker makes them the same.
             generator=torch.Generator().manual_seed(epoch_seed),
+            worker_init_fn=partial(seed_worker, epoch_seed),
         )
+
+
+def seed_worker(epoch_seed: int, worker: int) -> None:
+    """Seeds all random generators of a worker process."""
+    entropy = np.random.SeedSequence((epoch_seed, worker))
+    pl.seed_everything(int(entropy.generate_state(1)[0]), verbose=False)
 
 
 def prepare_run(run: Path, config: PretrainConfig, checkpoint: Path) -> None:

@@ -273,7 +273,7 @@ def test_a_folder_with_a_run_is_neither_replaced_nor_resumed_with_other_options(
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints" / "last.ckpt").write_bytes(b"not a checkpoint")
-    options = tiny_run(image_folder, "--output_dir", folder)
+    options = tiny_run(image_folder, "--output_dir", folder, "--stem", "timm")
     code, printed, _ = run_here("moco", *options, "--print_config")
     (folder / "config.yaml").write_text(printed)
 

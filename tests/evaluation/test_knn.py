@@ -119,10 +119,10 @@ def test_class_without_training_images_is_never_found():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"k": 0}, "got 0 and 0.1"),
-        ({"k": -1}, "got -1 and 0.1"),
-        ({"temperature": 0.0}, "got 200 and 0.0"),
-        ({"temperature": float("nan")}, "got 200 and nan"),
+        ({"k": 0}, "k must be positive, got 0"),
+        ({"k": -1}, "k must be positive, got -1"),
+        ({"temperature": 0.0}, r"at least 0\.0125, got 0\.0"),
+        ({"temperature": float("nan")}, r"at least 0\.0125, got nan"),
     ],
 )
 def test_bad_options_are_refused_and_named(options, message):
