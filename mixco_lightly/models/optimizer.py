@@ -19,11 +19,11 @@ def create_sgd(
         weight_decay: L2 penalty, on all parameters as in the authors' code.
         warmup_epochs: Epochs of linear warm-up from zero, before the cosine.
 
-    Raises:
-        ValueError: If the warm-up is not shorter than the training.
-
     Returns:
         What ``configure_optimizers`` returns. The schedule moves with every step.
+
+    Raises:
+        ValueError: If the warm-up is not shorter than the training.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = SGD(parameters, lr=learning_rate, momentum=0.9, weight_decay=weight_decay)
