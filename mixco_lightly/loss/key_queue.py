@@ -10,6 +10,11 @@ import torch
 from lightly.utils import dist
 from torch import Tensor, nn
 
+from mixco_lightly.loss.gather import gather_rows
+
+# On a GPU a look at whether the keys were finite stalls it, so it is taken once in so many steps.
+_STEPS_BETWEEN_LOOKS = 100
+
 
 class KeyQueue(nn.Module):
     """First-in first-out queue of key projections, as a ring in two saved buffers.
@@ -55,35 +60,93 @@ class KeyQueue(nn.Module):
         keys = nn.functional.normalize(torch.randn(*size), dim=1)
         self.register_buffer("keys", keys)
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
+        self._steps = 0
+        self._first_bad_step: Tensor | None = None  # on the keys' device; 0 stands for none
+        # The latest keys, the rows they went to, and what these held before.
+        self._last_enqueued: tuple[Tensor, Tensor, Tensor] | None = None
 
+    @torch.compiler.disable
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
         """Overwrites the oldest keys of the queue.
 
-        A key that is not finite is left out, and the old key stays in its row: one NaN would make
-        every loss NaN until the queue has gone round.
+        A key that is not finite never enters: one NaN would make every loss NaN until the queue has
+        gone round. On a CPU the queue then stays as it is and the error comes at once. On other
+        devices such keys are left out, and the error comes within 100 steps.
 
         Args:
             keys: New keys, shape (batch, dim), oldest first. Of a batch larger than the queue
                 the newest n rows stay.
 
         Raises:
-            ValueError: If keys is not of shape (batch, dim).
+            ValueError: If keys is not of shape (batch, dim), or, with gather_distributed, if the
+                processes have unequally many.
+            FloatingPointError: If a key is not finite. It names the step, counted from 1 since
+                this process made the queue.
         """
         size, dim = self.keys.shape
         if keys.dim() != 2 or keys.shape[1] != dim:
             raise ValueError(f"keys must have shape (batch, {dim}), got {tuple(keys.shape)}.")
-        if self.gather_distributed and dist.world_size() > 1:
-            keys = torch.cat(dist.gather(keys))
-        keys = keys[-size:]
-        rows = (self.position + torch.arange(len(keys), device=self.keys.device)) % size
-        # Without a look at the values on the host, which would stall a GPU.
+        if self.gather_distributed:
+            keys = gather_rows(keys)
+        self._steps += 1
         finite = keys.isfinite().all(dim=1, keepdim=True)  # n x 1
-        self.keys[rows] = torch.where(finite, keys.to(self.keys), self.keys[rows])
-        self.position.copy_((self.position + len(keys)) % size)
+        self._raise_if_not_finite(finite.all())
+        newest = keys[-size:].to(self.keys)
+        rows = (self.position + torch.arange(len(newest), device=self.keys.device)) % size
+        overwritten = self.keys[rows]
+        self.keys[rows] = torch.where(finite[-size:], newest, overwritten)
+        self.position.copy_((self.position + len(newest)) % size)
+        self._last_enqueued = (keys.detach(), rows, overwritten)
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def keys_before(self, keys: Tensor) -> Tensor:
+        """The queue as it was before its latest batch came in, for a forward that is repeated.
+
+        Activation checkpointing computes the forward again during the backward, and must find the
+        queue of the first time.
+
+        Args:
+            keys: The latest batch of keys, shape (batch, dim).
+
+        Returns:
+            A copy of the queue, shape (n, dim); the queue itself if no batch came in yet.
+
+        Raises:
+            RuntimeError: If the latest batch was another one.
+        """
+        if self._last_enqueued is None:
+            return self.keys
+        if self.gather_distributed:
+            keys = gather_rows(keys)
+        latest, rows, overwritten = self._last_enqueued
+        if latest.shape != keys.shape or not torch.allclose(latest, keys, atol=1e-3):
+            raise RuntimeError(
+                "The loss is computed again in the backward pass (activation checkpointing), but "
+                "the queue has another batch since. Call backward before the next forward, and "
+                "torch.utils.checkpoint with use_reentrant=False."
+            )
+        return self.keys.index_copy(0, rows, overwritten)
+
+    def _raise_if_not_finite(self, finite: Tensor) -> None:
+        """Keeps the first step with a key that is not finite, and raises when it looks at it."""
+        if self._first_bad_step is None:
+            self._first_bad_step = torch.zeros((), dtype=torch.int64, device=finite.device)
+        is_first = ~finite & (self._first_bad_step == 0)
+        self._first_bad_step = self._first_bad_step.masked_fill(is_first, self._steps)
+        steps_between_looks = 1 if finite.device.type == "cpu" else _STEPS_BETWEEN_LOOKS
+        if self._steps % steps_between_looks == 0 and (step := int(self._first_bad_step)):
+            self._first_bad_step = None
+            raise FloatingPointError(
+                f"A key is NaN or infinite in step {step} of this process (rank {dist.rank()}); "
+                "it did not enter the queue. The network has probably diverged: try a lower "
+                "learning rate or a higher temperature."
+            )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KeyQueue:
         keys = self.keys
+        self._first_bad_step = self._last_enqueued = None  # they may change the device
         super()._apply(fn, recurse)
         if self.keys.dtype in (torch.float16, torch.bfloat16):
             # module.half() is for weights; keys that were rounded could not be restored.
@@ -103,6 +166,7 @@ class KeyQueue(nn.Module):
             own = {"keys": self.keys, "position": self.position}
             state_dict |= {prefix + name: own[name] for name in missing}
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._last_enqueued = None
 
     def extra_repr(self) -> str:
         """Shows the size in the module's printed form."""

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from lightly.utils import dist
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from mixco_lightly.loss.contrastive import (
+    has_fast_bfloat16,
     key_cross_entropy,
     mixed_cross_entropy,
     nt_xent,
     queue_logsumexp,
     unit_rows,
 )
+from mixco_lightly.loss.gather import gather_rows
 from mixco_lightly.loss.key_queue import KeyQueue
 
 if TYPE_CHECKING:
     from mixco_lightly.data.mixture import Mixture
+
+
+def _is_in_backward() -> bool:
+    """Whether a backward pass runs: then activation checkpointing computes a forward again."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 class MixCoLossComponents(NamedTuple):
@@ -108,7 +116,7 @@ class MixCoLoss(nn.Module):
                     f"got {memory_bank_size}."
                 )
         else:
-            self.queue = KeyQueue(memory_bank_size, gather_distributed)
+            self.queue = KeyQueue(memory_bank_size)  # it is given gathered keys
 
     def forward(
         self,
@@ -161,20 +169,30 @@ class MixCoLoss(nn.Module):
                 with a queue.
         """
         self._check(out0, out1, mixed0, mixture0, mixed1, mixture1)
-        # Autocast would run the products in half precision.
-        with torch.autocast(device_type=out0.device.type, enabled=False):
+        if self.gather_distributed and not distributed.is_initialized():
+            warnings.warn(
+                "gather_distributed=True, but there is no process group: the loss has the keys of "
+                "this process only. Call torch.distributed.init_process_group first (Lightning "
+                "does so with more than one device), or pass gather_distributed=False.",
+                stacklevel=3,
+            )
+        device_type = out0.device.type
+        bfloat16 = (
+            torch.is_autocast_enabled(device_type)
+            and torch.get_autocast_dtype(device_type) == torch.bfloat16
+            and has_fast_bfloat16(out0.device)
+        )
+        # Autocast would run all products in half precision, those of the positives too.
+        with torch.autocast(device_type=device_type, enabled=False):
             z0, z1 = unit_rows(out0), unit_rows(out1)
             all_z0, all_z1, offset = z0, z1, 0
-            is_mixed = self.mix_weight > 0 and (mixed0 is not None or mixed1 is not None)
             if self.gather_distributed and dist.world_size() > 1:
-                if self.queue is None:
-                    all_z0 = torch.cat(dist.gather(z0))
-                if self.queue is None or is_mixed:
-                    all_z1 = torch.cat(dist.gather(z1))
+                all_z0 = gather_rows(z0) if self.queue is None else z0
+                all_z1 = gather_rows(z1)
                 offset = dist.rank() * len(z0)
 
             mixed: list[tuple[Tensor, Mixture, Tensor]] = []  # unit rows, mixture, candidates
-            if is_mixed:
+            if self.mix_weight > 0:
                 if mixed0 is not None and mixture0 is not None:
                     mixed.append((unit_rows(mixed0), mixture0, all_z1))
                 if mixed1 is not None and mixture1 is not None:
@@ -186,7 +204,11 @@ class MixCoLoss(nn.Module):
             else:
                 # One pass over the queue serves the plain and the mixed queries.
                 queries = [z0 / self.temperature, *(z / self.mix_temperature for z, _, _ in mixed)]
-                queue_lse = queue_logsumexp(torch.cat(queries), self.queue.keys)
+                # Unit rows have similarities up to 1; a thousandth more for their rounding.
+                max_logit = 1.001 / min(self.temperature, self.mix_temperature)
+                is_recomputed = _is_in_backward()
+                keys = self.queue.keys_before(all_z1) if is_recomputed else self.queue.keys
+                queue_lse = queue_logsumexp(torch.cat(queries), keys, max_logit, bfloat16)
                 contrast = key_cross_entropy(z0, z1, self.temperature, queue_lse[: len(z0)])
                 mixed_queue_lse = queue_lse[len(z0) :]
 
@@ -201,10 +223,11 @@ class MixCoLoss(nn.Module):
                     self.mix_temperature,
                     mixed_queue_lse,
                 ) / len(mixed)
+            total = contrast + self.mix_weight * mix
 
-            if self.queue is not None and self.training and out0.requires_grad:
-                self.queue.enqueue(z1)
-            return MixCoLossComponents(contrast + self.mix_weight * mix, contrast, mix)
+        if self.queue is not None and self.training and out0.requires_grad and not is_recomputed:
+            self.queue.enqueue(all_z1)
+        return MixCoLossComponents(total, contrast, mix)
 
     def _check(
         self,
@@ -255,8 +278,9 @@ class MixCoLoss(nn.Module):
                     f"{tuple(mixture.first.shape)}, {tuple(mixture.second.shape)} and "
                     f"{tuple(mixture.lam.shape)}."
                 )
-            # On a GPU a look at the values would stall the step.
-            if m and mixture.first.device.type == "cpu":
+            # On a GPU a look at the values would stall the step, and torch.compile has none.
+            is_cpu = mixture.first.device.type == "cpu"
+            if m and is_cpu and not torch.compiler.is_compiling():
                 pairs = torch.stack([mixture.first, mixture.second])
                 if pairs.min() < 0 or pairs.max() >= n:
                     raise ValueError(

@@ -131,7 +131,7 @@ def test_unit_row_of_length_1e_minus_5_has_its_direction() -> None:
 # Queue term
 
 
-# 2048 is the package's own chunk: 4101 keys are two whole chunks and a rest.
+# 2048 is what the package has for few queries: 4101 keys are two whole chunks and a rest.
 @pytest.mark.parametrize(
     ("chunk", "length"), [(1, 5), (3, 1), (3, 6), (3, 8), (7, 7), (7, 20), (2048, 4101)]
 )
@@ -139,7 +139,7 @@ def test_unit_row_of_length_1e_minus_5_has_its_direction() -> None:
 def test_streamed_queue_logsumexp_equals_logsumexp_with_its_gradient(
     chunk: int, length: int, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contrastive, "_QUEUE_CHUNK", chunk)
+    monkeypatch.setattr(contrastive, "_block_rows", lambda *_: chunk)
     queries = (unit_rows(rows(4, 6, seed=1)) / temperature).requires_grad_()
     queue = unit_rows(rows(length, 6, seed=2))
     weight = torch.tensor([1.0, -2.0, 3.0, 0.5], dtype=torch.float64)
@@ -158,7 +158,7 @@ def test_streamed_queue_logsumexp_is_finite_when_chunks_differ_by_exp_2000(
     order: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Without the running maximum, exp(1000) overflows and exp(-1000) is 0.
-    monkeypatch.setattr(contrastive, "_QUEUE_CHUNK", 2)
+    monkeypatch.setattr(contrastive, "_block_rows", lambda *_: 2)
     similarity = torch.linspace(-1, 1, 9, dtype=torch.float64)
     queue = (similarity if order == "rising" else similarity.flip(0)).unsqueeze(1)
     query = torch.tensor([[1000.0], [-1000.0]], dtype=torch.float64, requires_grad=True)
@@ -173,7 +173,7 @@ def test_streamed_queue_logsumexp_is_finite_when_chunks_differ_by_exp_2000(
 def test_queue_logsumexp_is_invariant_to_the_order_of_the_queue(
     chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contrastive, "_QUEUE_CHUNK", chunk)
+    monkeypatch.setattr(contrastive, "_block_rows", lambda *_: chunk)
     queries, queue = rows(3, 4, seed=1), rows(20, 4, seed=2)
     order = torch.randperm(20, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(
@@ -206,7 +206,7 @@ def test_queue_logsumexp_gives_the_queue_no_gradient_and_takes_any_dtype() -> No
 
 @pytest.mark.parametrize("chunk", [2, 2048])
 def test_queue_logsumexp_gradcheck(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contrastive, "_QUEUE_CHUNK", chunk)
+    monkeypatch.setattr(contrastive, "_block_rows", lambda *_: chunk)
     queue = unit_rows(rows(5, 4, seed=2))
     assert gradcheck(lambda q: queue_logsumexp(q, queue), (rows(3, 4, seed=1, grad=True),))
 
