@@ -33,6 +33,6 @@ def gather_rows(x: Tensor) -> Tensor:
     if min(sizes) != max(sizes):
         raise ValueError(
             "With gather_distributed=True all processes need batches of one size, "
-            f"got {sizes} (rank 0 to {world_size - 1}). drop_last=True in the DataLoader gives them."
+            f"got {sizes} (by rank). drop_last=True in the DataLoader gives them."
         )
     return torch.cat(dist.gather(x))
