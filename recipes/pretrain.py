@@ -30,7 +30,14 @@ from command_line import default_num_workers, fail_in_one_line
 from evaluate import PROTOCOL_NAMES, evaluate_backbone, print_results
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from progress import EpochLines, NonFiniteLossError, ProgressBar, Speed, StopOnNonFiniteLoss
+from progress import (
+    KEPT_CHECKPOINT,
+    EpochLines,
+    NonFiniteLossError,
+    ProgressBar,
+    Speed,
+    StopOnNonFiniteLoss,
+)
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import rank_zero_only
@@ -183,12 +190,17 @@ def pretrain(
         restore_metrics(trainer, run, finished_steps)
     try:
         with fail_in_one_line((ImageError, NonFiniteLossError)):
-            trainer.fit(
-                model,
-                datamodule=data,
-                ckpt_path=str(checkpoint) if config.resume else None,
-                weights_only=True,
-            )
+            try:
+                trainer.fit(
+                    model,
+                    datamodule=data,
+                    ckpt_path=str(checkpoint) if config.resume else None,
+                    weights_only=True,
+                )
+            except FloatingPointError as error:  # of the queue, which knows nothing of the run
+                raise NonFiniteLossError(
+                    f"{error} It was step {trainer.global_step + 1} of the run. {KEPT_CHECKPOINT}"
+                ) from error
     except SystemExit:
         if trainer.interrupted and checkpoint.is_file():
             script = shlex.quote(sys.argv[0])

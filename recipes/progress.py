@@ -71,6 +71,9 @@ class Speed(Callback):
         self.images, self.seconds = state_dict["images"], state_dict["seconds"]
 
 
+KEPT_CHECKPOINT = "checkpoints/last.ckpt is that of the last whole epoch."
+
+
 class NonFiniteLossError(ArithmeticError):
     """The loss is NaN or infinite."""
 
@@ -103,8 +106,8 @@ class StopOnNonFiniteLoss(Callback):
             if not torch.isfinite(loss):
                 raise NonFiniteLossError(
                     f"The loss is {loss.item()} at step {trainer.global_step} (process "
-                    f"{trainer.global_rank}). checkpoints/last.ckpt is that of the last whole "
-                    "epoch. A lower --learning_rate or a higher --mix_temperature may help."
+                    f"{trainer.global_rank}). A lower --learning_rate or a higher "
+                    f"--mix_temperature may help. {KEPT_CHECKPOINT}"
                 )
 
 

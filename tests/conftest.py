@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+collect_ignore = ["benchmarks"]  # scripts
+
 
 @pytest.fixture
 def image_folder(tmp_path):

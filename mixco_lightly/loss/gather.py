@@ -7,7 +7,7 @@ from lightly.utils import dist
 from torch import Tensor, distributed
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def gather_rows(x: Tensor) -> Tensor:
     """Concatenates the rows of all processes in the order of their ranks, with gradient.
 

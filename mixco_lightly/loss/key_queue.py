@@ -12,9 +12,6 @@ from torch import Tensor, nn
 
 from mixco_lightly.loss.gather import gather_rows
 
-# On a GPU a look at whether the keys were finite stalls it, so it is taken once in so many steps.
-_STEPS_BETWEEN_LOOKS = 100
-
 
 class KeyQueue(nn.Module):
     """First-in first-out queue of key projections, as a ring in two saved buffers.
@@ -65,7 +62,7 @@ class KeyQueue(nn.Module):
         # The latest keys, the rows they went to, and what these held before.
         self._last_enqueued: tuple[Tensor, Tensor, Tensor] | None = None
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
         """Overwrites the oldest keys of the queue.
@@ -99,7 +96,7 @@ class KeyQueue(nn.Module):
         self.position.copy_((self.position + len(newest)) % size)
         self._last_enqueued = (keys.detach(), rows, overwritten)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def keys_before(self, keys: Tensor) -> Tensor:
         """The queue as it was before its latest batch came in, for a forward that is repeated.
@@ -111,23 +108,27 @@ class KeyQueue(nn.Module):
             keys: The latest batch of keys, shape (batch, dim).
 
         Returns:
-            A copy of the queue, shape (n, dim); the queue itself if no batch came in yet.
+            A copy of the queue, shape (n, dim).
 
         Raises:
             RuntimeError: If the latest batch was another one.
         """
-        if self._last_enqueued is None:
-            return self.keys
         if self.gather_distributed:
             keys = gather_rows(keys)
-        latest, rows, overwritten = self._last_enqueued
+        latest, rows, overwritten = self._last_enqueued or (keys.new_empty(0), None, None)
         if latest.shape != keys.shape or not torch.allclose(latest, keys, atol=1e-3):
             raise RuntimeError(
                 "The loss is computed again in the backward pass (activation checkpointing), but "
-                "the queue has another batch since. Call backward before the next forward, and "
-                "torch.utils.checkpoint with use_reentrant=False."
+                "the batch that the queue was given last was another one. Call backward before the "
+                "next forward, and torch.utils.checkpoint with use_reentrant=False."
             )
+        assert rows is not None
+        assert overwritten is not None
         return self.keys.index_copy(0, rows, overwritten)
+
+    def _steps_between_looks(self) -> int:
+        # A look at whether the keys were finite stalls a GPU.
+        return 1 if self.keys.device.type == "cpu" else 100
 
     def _raise_if_not_finite(self, finite: Tensor) -> None:
         """Keeps the first step with a key that is not finite, and raises when it looks at it."""
@@ -135,8 +136,7 @@ class KeyQueue(nn.Module):
             self._first_bad_step = torch.zeros((), dtype=torch.int64, device=finite.device)
         is_first = ~finite & (self._first_bad_step == 0)
         self._first_bad_step = self._first_bad_step.masked_fill(is_first, self._steps)
-        steps_between_looks = 1 if finite.device.type == "cpu" else _STEPS_BETWEEN_LOOKS
-        if self._steps % steps_between_looks == 0 and (step := int(self._first_bad_step)):
+        if self._steps % self._steps_between_looks() == 0 and (step := int(self._first_bad_step)):
             self._first_bad_step = None
             raise FloatingPointError(
                 f"A key is NaN or infinite in step {step} of this process (rank {dist.rank()}); "

@@ -72,6 +72,10 @@ class MixCoLoss(nn.Module):
         gather_distributed: If True, the keys of all processes are candidates (for SimCLR's
             views, for mixtures, and in the queue). All processes must have batches of one size;
             the average over processes then equals the loss of the whole batch on one process.
+            Without a process group there is a warning.
+
+    The loss can be differentiated once; a second derivative is an error. torch.compile takes the
+    SimCLR form as one graph, and the form with a queue as one graph but for the enqueue.
 
     Raises:
         ValueError: If a temperature is not positive and finite, if mix_weight is negative or
@@ -146,7 +150,12 @@ class MixCoLoss(nn.Module):
         """Computes the loss and its two terms.
 
         The queue is read before the keys ``out1`` are added to it, and they are added only in
-        training mode and when ``out0`` requires a gradient.
+        training mode and when ``out0`` requires a gradient; once, too, if activation checkpointing
+        repeats the forward.
+
+        Sums, exponentials and SimCLR's products are in float32 also under autocast (float64 for
+        float64 projections). Under autocast to bfloat16 the products with the queue are in
+        bfloat16 where the device is faster at that.
 
         Args:
             out0: Projections of the first view (MoCo: the queries), not normalised, shape
@@ -165,8 +174,10 @@ class MixCoLoss(nn.Module):
 
         Raises:
             ValueError: If shapes do not agree, if the batch has one image and there is no queue,
-                if projections or mixtures are given without the other, or if ``mixed1`` is given
-                with a queue.
+                if projections or mixtures are given without the other, if ``mixed1`` is given
+                with a queue, or, with gather_distributed, if the processes' batches have different
+                sizes.
+            FloatingPointError: If a key is NaN or infinite; see :meth:`KeyQueue.enqueue`.
         """
         self._check(out0, out1, mixed0, mixture0, mixed1, mixture1)
         if self.gather_distributed and not distributed.is_initialized():
@@ -198,6 +209,9 @@ class MixCoLoss(nn.Module):
                 if mixed1 is not None and mixture1 is not None:
                     mixed.append((unit_rows(mixed1), mixture1, all_z0))
 
+            # A repeated forward must find the queue of the first time, and not extend it again.
+            extends_queue = self.queue is not None and self.training and out0.requires_grad
+            is_repeated = extends_queue and _is_in_backward()
             mixed_queue_lse: Tensor | None = None
             if self.queue is None:
                 contrast = nt_xent(z0, z1, all_z0, all_z1, offset, self.temperature)
@@ -206,8 +220,7 @@ class MixCoLoss(nn.Module):
                 queries = [z0 / self.temperature, *(z / self.mix_temperature for z, _, _ in mixed)]
                 # Unit rows have similarities up to 1; a thousandth more for their rounding.
                 max_logit = 1.001 / min(self.temperature, self.mix_temperature)
-                is_recomputed = _is_in_backward()
-                keys = self.queue.keys_before(all_z1) if is_recomputed else self.queue.keys
+                keys = self.queue.keys_before(all_z1) if is_repeated else self.queue.keys
                 queue_lse = queue_logsumexp(torch.cat(queries), keys, max_logit, bfloat16)
                 contrast = key_cross_entropy(z0, z1, self.temperature, queue_lse[: len(z0)])
                 mixed_queue_lse = queue_lse[len(z0) :]
@@ -225,7 +238,7 @@ class MixCoLoss(nn.Module):
                 ) / len(mixed)
             total = contrast + self.mix_weight * mix
 
-        if self.queue is not None and self.training and out0.requires_grad and not is_recomputed:
+        if self.queue is not None and extends_queue and not is_repeated:
             self.queue.enqueue(all_z1)
         return MixCoLossComponents(total, contrast, mix)
 

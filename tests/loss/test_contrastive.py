@@ -9,12 +9,14 @@ from torch.autograd import gradcheck
 from mixco_lightly.loss import contrastive
 from mixco_lightly.loss.contrastive import (
     key_cross_entropy,
+    mean_cross_entropy,
     mixed_cross_entropy,
     nt_xent,
     queue_logsumexp,
     unit_rows,
 )
 from tests import reference
+from tests.benchmarks.measure import peak_bytes
 from tests.reference import draw_mixture, draw_problem, draw_rows
 
 SEEDS = range(200)
@@ -153,6 +155,126 @@ def test_streamed_queue_logsumexp_equals_logsumexp_with_its_gradient(
     torch.testing.assert_close(grad, expected_grad, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("chunk", [1, 3, 2048])
+@pytest.mark.parametrize("max_logit", [1.0, 20.0, 60.0, 61.0, 1000.0])
+def test_queue_logsumexp_with_a_known_bound_is_exact_up_to_that_bound(
+    max_logit: float, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contrastive, "_block_rows", lambda *_: chunk)
+    # Similarities at both ends of the range: with all of them at -60, exp is smallest.
+    keys = unit_rows(rows(9, 6, seed=2))
+    queries = torch.cat([unit_rows(rows(3, 6, seed=1)), keys[:1], -keys[:1]]) * max_logit
+    for dtype, tolerance in [(torch.float64, 1e-12), (torch.float32, 3e-7)]:
+        for queue in (keys, keys[:1].expand(9, 6)):
+            q = queries.to(dtype).clone().requires_grad_()
+            exact = q.detach().double().clone().requires_grad_()
+            lse = queue_logsumexp(q, queue.to(dtype), max_logit)
+            expected = torch.logsumexp(exact @ queue.to(dtype).double().T, dim=1)
+            lse.sum().backward()
+            expected.sum().backward()
+            torch.testing.assert_close(
+                lse.double(), expected, rtol=0, atol=tolerance * max(max_logit, 1)
+            )
+            torch.testing.assert_close(
+                q.grad.double(), exact.grad, rtol=0, atol=10 * tolerance * max(max_logit, 1)
+            )
+
+
+def test_queue_logsumexp_in_bfloat16_is_right_to_a_hundredth_and_keeps_its_dtype() -> None:
+    queue = unit_rows(rows(5000, 32, seed=2)).float()
+    queries = (unit_rows(rows(6, 32, seed=1)).float() / 0.05).requires_grad_()
+    lse = queue_logsumexp(queries, queue, 20.0, bfloat16=True)
+    (grad,) = torch.autograd.grad(lse.sum(), queries)
+    expected = queue_logsumexp(queries, queue, 20.0)
+    (expected_grad,) = torch.autograd.grad(expected.sum(), queries)
+    assert lse.dtype == grad.dtype == torch.float32
+    assert not torch.equal(lse, expected)  # the products are rounded
+    torch.testing.assert_close(lse, expected, rtol=1e-2, atol=0)
+    assert (grad - expected_grad).norm() < 1e-2 * expected_grad.norm()
+
+
+# The cross-entropy in the batch
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 512])
+@pytest.mark.parametrize("with_queue", [True, False])
+@pytest.mark.parametrize("without_itself", [True, False])
+@pytest.mark.parametrize("scale", [1.0, 20.0, 100.0])
+def test_mean_cross_entropy_in_blocks_equals_the_dense_one_with_its_gradients(
+    scale: float,
+    without_itself: bool,
+    with_queue: bool,
+    block: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(contrastive, "_block_rows", lambda *_: block)
+    q = (scale * unit_rows(rows(5, 4, seed=1))).requires_grad_()
+    k = unit_rows(rows(7, 4, seed=2)).requires_grad_()
+    target = rows(1, 5, seed=3)[0].requires_grad_()
+    queue_lse = (scale * rows(1, 5, seed=4)[0]).requires_grad_() if with_queue else None
+    itself = torch.tensor([6, 0, 2, 2, 4]) if without_itself else None
+
+    logits = q @ k.T
+    if itself is not None:
+        logits = logits.scatter(1, itself.unsqueeze(1), -math.inf)
+    if queue_lse is not None:
+        logits = torch.cat([logits, queue_lse.unsqueeze(1)], dim=1)
+    expected = (logits.logsumexp(dim=1) - target).mean()
+    inputs = [x for x in (q, k, target, queue_lse) if x is not None]
+    expected_grads = torch.autograd.grad(3 * expected, inputs)
+
+    loss = mean_cross_entropy(q, k, target, itself, queue_lse)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    for grad, expected_grad in zip(
+        torch.autograd.grad(3 * loss, inputs), expected_grads, strict=True
+    ):
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("with_queue", [True, False])
+def test_mean_cross_entropy_gradcheck_in_all_inputs(with_queue: bool) -> None:
+    inputs = [rows(5, 4, seed=1, grad=True), rows(7, 4, seed=2, grad=True)]
+    inputs.append(rows(1, 5, seed=3)[0].requires_grad_())
+    if with_queue:
+        inputs.append(rows(1, 5, seed=4)[0].requires_grad_())
+    itself = torch.tensor([6, 0, 2, 2, 4])
+    assert gradcheck(lambda q, k, t, *lse: mean_cross_entropy(q, k, t, itself, *lse), inputs)
+
+
+@pytest.mark.parametrize("optional", [True, False])
+def test_operators_keep_the_rules_of_torch_library(optional: bool) -> None:
+    # That of AOT dispatch is left out: it differentiates the gradients, which is refused. What it
+    # is for, torch.compile, has tests of its own.
+    rules = ("test_schema", "test_autograd_registration", "test_faketensor")
+    queries, keys = rows(3, 4, seed=1, grad=True), rows(5, 4, seed=2, grad=True)
+    target = rows(1, 3, seed=3)[0].requires_grad_()
+    itself = torch.tensor([0, 2, 4]) if optional else None
+    queue_lse = rows(1, 3, seed=4)[0].requires_grad_() if optional else None
+    torch.library.opcheck(
+        contrastive._mean_cross_entropy,
+        (queries, keys, target, itself, queue_lse),
+        test_utils=rules,
+    )
+    torch.library.opcheck(
+        contrastive._queue_logsumexp,
+        (queries, keys.detach(), 60.0 if optional else 61.0, False),
+        test_utils=rules,
+    )
+
+
+@pytest.mark.parametrize("form", ["queue", "batch"])
+def test_memory_stays_below_a_fifth_of_the_logits(form: str) -> None:
+    if form == "queue":
+        queries, queue = rows(64, 8, seed=1).float().requires_grad_(), rows(40_000, 8).float()
+        logits_bytes = 4 * 64 * 40_000
+        peak = peak_bytes(lambda: queue_logsumexp(queries, queue).sum().backward())
+    else:
+        z0, z1 = (rows(3000, 8, seed=i).float().requires_grad_() for i in (1, 2))
+        logits_bytes = 4 * 6000 * 6000
+        peak = peak_bytes(lambda: nt_xent(z0, z1, z0, z1, 0, 0.5).backward())
+    assert 0 < peak < logits_bytes / 5
+
+
 @pytest.mark.parametrize("order", ["rising", "falling"])
 def test_streamed_queue_logsumexp_is_finite_when_chunks_differ_by_exp_2000(
     order: str, monkeypatch: pytest.MonkeyPatch
@@ -265,6 +387,20 @@ def test_second_derivative_of_queue_logsumexp_raises(form: str) -> None:
     with pytest.raises(RuntimeError):  # noqa: PT012, either of the two steps may raise
         (grad,) = torch.autograd.grad(value, queries, create_graph=True)
         torch.autograd.grad((grad**2).sum(), queries)
+
+
+@pytest.mark.parametrize("loss", ["nt_xent", "mixed"])
+def test_second_derivative_of_the_cross_entropies_in_the_batch_raises(loss: str) -> None:
+    a, b = rows(4, 3, seed=1, grad=True), rows(4, 3, seed=2, grad=True)
+    pair = torch.tensor([0, 1]), torch.tensor([2, 3])
+    value = (
+        nt_xent(a, b, a, b, 0, 0.5)
+        if loss == "nt_xent"
+        else mixed_cross_entropy(a[:2], b, *pair, torch.tensor([0.3, 0.8]), 0.5)
+    )
+    with pytest.raises(RuntimeError, match="only once"):  # noqa: PT012, either step may raise
+        (grad,) = torch.autograd.grad(value, a, create_graph=True)
+        torch.autograd.grad((grad**2).sum(), a)
 
 
 def test_second_derivative_of_key_cross_entropy_raises() -> None:

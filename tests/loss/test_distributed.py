@@ -106,6 +106,18 @@ def train(form: str, gather: bool, rank: int | None, world_size: int) -> dict[st
     return {"steps": steps, "weight": weight.detach()}
 
 
+def ragged(form: str, rank: int) -> str:
+    """The error of a loss whose last process has one image less than the others."""
+    n = N - (rank == distributed.get_world_size() - 1)
+    queue = (QUEUES[form], DIM) if QUEUES[form] else 0
+    criterion = MixCoLoss(memory_bank_size=queue, gather_distributed=True)
+    try:
+        criterion(torch.randn(n, DIM, requires_grad=True), torch.randn(n, DIM))
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
 def process(rank: int, world_size: int, folder: str) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
@@ -116,7 +128,8 @@ def process(rank: int, world_size: int, folder: str) -> None:
         world_size=world_size,
         timeout=timedelta(seconds=TIME_LIMIT / 2),
     )
-    result = {run: train(*run, rank, world_size) for run in RUNS}
+    result: dict[Any, Any] = {run: train(*run, rank, world_size) for run in RUNS}
+    result |= {form: ragged(form, rank) for form in QUEUES}
     torch.save(result, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
@@ -218,3 +231,12 @@ def test_without_gather_distributed_the_result_is_not_that_of_the_whole_batch(
         assert not torch.equal(
             first_steps[0]["queue"]["queue.keys"], first_steps[1]["queue"]["queue.keys"]
         )
+
+
+@pytest.mark.parametrize("form", QUEUES)
+def test_batches_of_unequal_sizes_are_an_error_in_every_process(
+    results: list[dict], form: str
+) -> None:
+    sizes = [N] * (len(results) - 1) + [N - 1]
+    for result in results:
+        assert f"need batches of one size, got {sizes}" in result[form]

@@ -158,10 +158,50 @@ def test_a_checkpoint_without_a_queue_loads_with_a_warning_and_leaves_the_queue(
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_a_key_that_is_not_finite_never_enters_and_the_others_do(bad):
+def test_a_key_that_is_not_finite_is_an_error_with_its_step_and_the_queue_stays(bad):
     queue = KeyQueue(size=(5, 2))
+    queue.enqueue(torch.eye(2))
+    before = queue.keys.clone()
+    with pytest.raises(FloatingPointError, match=r"in step 2 of this process \(rank 0\)"):
+        queue.enqueue(torch.tensor([[1.0, 0.0], [bad, 0.0], [0.0, 1.0]]))
+    assert torch.equal(queue.keys, before)
+    assert int(queue.position) == 2
+    queue.enqueue(-torch.eye(2))
+    assert torch.equal(queue.keys, torch.cat([before[:2], -torch.eye(2), before[4:]]))
+
+
+# What a GPU does, which is not stopped in every step to look.
+def test_where_the_look_comes_later_bad_keys_are_left_out_and_the_first_step_is_named(monkeypatch):
+    queue = KeyQueue(size=(8, 2))
     old = queue.keys.clone()
-    keys = torch.tensor([[1.0, 0.0], [bad, 0.0], [0.0, 1.0]])
+    monkeypatch.setattr(queue, "_steps_between_looks", lambda: 4)
+    nan = float("nan")
+    keys = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     queue.enqueue(keys)
-    assert torch.equal(queue.keys, torch.stack([keys[0], old[1], keys[2], old[3], old[4]]))
-    assert int(queue.position) == 3
+    queue.enqueue(torch.tensor([[nan, 0.0], [0.0, -1.0]]))
+    queue.enqueue(torch.tensor([[0.0, nan], [nan, nan]]))
+    left = torch.stack([*keys, old[2], torch.tensor([0.0, -1.0]), *old[4:]])
+    assert torch.equal(queue.keys, left)
+    with pytest.raises(FloatingPointError, match="in step 2 of"):
+        queue.enqueue(keys)
+    assert torch.equal(queue.keys, left)
+    for _ in range(4):  # it is said once
+        queue.enqueue(keys)
+
+
+def test_keys_before_is_the_queue_without_its_latest_batch():
+    queue = KeyQueue(size=(5, 2))
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
+        queue.keys_before(torch.eye(2))  # nothing came in yet
+    generator = torch.Generator().manual_seed(0)
+    for batch in (2, 4, 1, 5, 7, 3):  # wraps, and once is larger than the queue
+        before = queue.keys.clone()
+        keys = torch.randn(batch, 2, generator=generator)
+        queue.enqueue(keys)
+        assert not torch.equal(queue.keys, before)
+        assert torch.equal(queue.keys_before(keys), before)
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
+        queue.keys_before(-keys)
+    queue.load_state_dict(queue.state_dict())
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
+        queue.keys_before(keys)

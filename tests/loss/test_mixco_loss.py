@@ -6,8 +6,10 @@ import torch
 from lightly.loss import NTXentLoss
 from torch import Tensor
 from torch.autograd import gradcheck
+from torch.utils.checkpoint import checkpoint
 
 from mixco_lightly import MixCoLoss, Mixture
+from mixco_lightly.loss import mixco_loss
 from tests import reference
 from tests.reference import Problem, draw_problem
 
@@ -369,9 +371,11 @@ def test_contrast_at_equal_similarities_is_the_log_of_the_number_of_candidates(f
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_gather_distributed_on_one_process_changes_nothing(form: str) -> None:
+def test_gather_distributed_without_a_process_group_changes_nothing_and_warns(form: str) -> None:
     p = problem(form)
-    assert value(p, gather_distributed=True) == value(p)
+    expected = value(p)
+    with pytest.warns(UserWarning, match="there is no process group"):
+        assert value(p, gather_distributed=True) == expected
 
 
 # The queue
@@ -511,9 +515,10 @@ def test_loss_of_rounded_projections_is_exact_to_float32(
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_autocast_to_bfloat16_changes_neither_loss_nor_gradient(
-    dtype: torch.dtype, temperature: float, form: str
+def test_autocast_to_bfloat16_changes_nothing_where_bfloat16_is_not_faster(
+    dtype: torch.dtype, temperature: float, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(mixco_loss, "has_fast_bfloat16", lambda device: False)
     p = leaves(rounded_problem(form, temperature, "aligned", dtype))
     plain = leaves(p)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -527,6 +532,33 @@ def test_autocast_to_bfloat16_changes_neither_loss_nor_gradient(
     expected.backward()
     for grad, expected_grad in zip(gradients(p), gradients(plain), strict=True):
         assert torch.equal(grad, expected_grad)
+
+
+@pytest.mark.parametrize("rows_are", ROWS_ARE)
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_autocast_to_bfloat16_is_right_to_a_hundredth_where_bfloat16_is_faster(
+    temperature: float, rows_are: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mixco_loss, "has_fast_bfloat16", lambda device: True)
+    p = leaves(rounded_problem("moco", temperature, rows_are, torch.bfloat16))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = criterion_in_float32(p)(*p.args)
+    loss.backward()
+    expected = reference.mixco(p).total
+    # A logit's rounding in bfloat16 is up to 2^-9 of it, and a logit up to 1 / temperature.
+    assert loss.item() == pytest.approx(expected, rel=1e-2, abs=2**-8 / temperature)
+    assert loss.dtype == torch.float32
+    assert all(grad.isfinite().all() for grad in gradients(p))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_backward_inside_autocast_has_the_gradient_of_the_one_outside(form: str) -> None:
+    inside, outside = leaves(problem(form)), leaves(problem(form))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        criterion_of(inside)(*inside.args).backward()
+    criterion_of(outside)(*outside.args).backward()
+    for grad, expected in zip(gradients(inside), gradients(outside), strict=True):
+        assert torch.equal(grad, expected)
 
 
 @pytest.mark.parametrize(
@@ -710,10 +742,115 @@ def test_a_mixture_that_does_not_fit_the_batch_is_refused(memory_bank_size, chan
         criterion(out0, out1, mixed, mixture._replace(**changes))
 
 
-def test_a_step_with_a_nan_key_leaves_the_next_clean_step_finite():
-    criterion = MixCoLoss(memory_bank_size=(8, 3))
-    out0, out1 = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3)
-    bad = out1.clone()
+def test_a_nan_key_is_an_error_with_its_step_and_the_next_clean_step_is_as_without_it():
+    injected, clean = MixCoLoss(memory_bank_size=(8, 3)), MixCoLoss(memory_bank_size=(8, 3))
+    clean.load_state_dict(injected.state_dict())
+    batches = [(torch.randn(4, 3, requires_grad=True), torch.randn(4, 3)) for _ in range(3)]
+    for criterion in (injected, clean):
+        criterion(*batches[0])
+    bad = batches[1][1].clone()
     bad[2, 1] = float("nan")
-    assert criterion(out0, bad).isnan()
-    assert criterion(out0, out1).isfinite()
+    with pytest.raises(FloatingPointError, match="step 2"):
+        injected(batches[1][0], bad)
+    assert torch.equal(injected(*batches[2]), clean(*batches[2]))
+    assert torch.equal(injected.queue.keys, clean.queue.keys)
+
+
+# torch.compile and activation checkpointing
+
+
+def compiled_and_eager(form: str, **options: object) -> tuple[MixCoLoss, MixCoLoss, Problem]:
+    torch.compiler.reset()
+    p = problem(form)
+    criterion = criterion_of(p)
+    return torch.compile(criterion, backend="aot_eager", **options), copy.deepcopy(criterion), p
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_simclr_form_compiles_as_one_graph_with_equal_value_and_gradients(mixed: bool) -> None:
+    compiled, eager, p = compiled_and_eager("simclr", fullgraph=True)
+    p = p if mixed else p._replace(mixed0=None, mixture0=None, mixed1=None, mixture1=None)
+    ours, expected = leaves(p), leaves(p)
+    loss, expected_loss = compiled(*ours.args), eager(*expected.args)
+    loss.backward()
+    expected_loss.backward()
+    torch.testing.assert_close(loss, expected_loss, rtol=0, atol=1e-12)
+    for grad, expected_grad in zip(gradients(ours), gradients(expected), strict=True):
+        torch.testing.assert_close(grad, expected_grad, rtol=0, atol=1e-12)
+
+
+def test_moco_form_compiles_with_the_enqueue_alone_outside_the_graph() -> None:
+    compiled, eager, p = compiled_and_eager("moco")
+    for _ in range(3):
+        ours, expected = leaves(p), leaves(p)
+        loss, expected_loss = compiled(*ours.args), eager(*expected.args)
+        loss.backward()
+        expected_loss.backward()
+        torch.testing.assert_close(loss, expected_loss, rtol=0, atol=1e-12)
+        for grad, expected_grad in zip(gradients(ours), gradients(expected), strict=True):
+            torch.testing.assert_close(grad, expected_grad, rtol=0, atol=1e-12)
+        assert torch.equal(compiled.queue.keys, eager.queue.keys)
+        assert torch.equal(compiled.queue.position, eager.queue.position)
+    # Without the enqueue there is nothing that breaks the graph.
+    compiled, eager, p = compiled_and_eager("moco", fullgraph=True)
+    torch.testing.assert_close(compiled.eval()(*p.args), eager.eval()(*p.args), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("encoder_inside", [True, False])
+def test_under_activation_checkpointing_the_queue_is_written_once_and_gradients_stay(
+    encoder_inside: bool,
+) -> None:
+    p = problem("moco")
+    plain, checkpointed = criterion_of(p), criterion_of(p)
+    weight = torch.eye(4, dtype=torch.float64) + 0.1
+
+    def step(criterion: MixCoLoss, w: Tensor, use_checkpoint: bool) -> Tensor:
+        def loss(out0: Tensor, out1: Tensor, mixed0: Tensor) -> Tensor:
+            if encoder_inside:
+                out0, mixed0 = out0 @ w, mixed0 @ w
+            return criterion(out0, out1, mixed0, p.mixture0)
+
+        outs = (p.out0, p.out1, p.mixed0)
+        if not encoder_inside:
+            outs = (p.out0 @ w, p.out1, p.mixed0 @ w)
+        return checkpoint(loss, *outs, use_reentrant=False) if use_checkpoint else loss(*outs)
+
+    for _ in range(3):  # five keys a step into a queue of seven
+        weights = [weight.clone().requires_grad_() for _ in range(2)]
+        losses = [
+            step(plain, weights[0], False),
+            step(checkpointed, weights[1], True),
+        ]
+        for loss in losses:
+            loss.backward()
+        assert torch.equal(losses[0], losses[1])
+        assert torch.equal(weights[0].grad, weights[1].grad)
+        assert torch.equal(plain.queue.keys, checkpointed.queue.keys)
+        assert torch.equal(plain.queue.position, checkpointed.queue.position)
+
+
+def test_checkpointed_backward_after_another_forward_is_an_error_not_a_wrong_gradient() -> None:
+    p = problem("moco")
+    criterion = criterion_of(p)
+    out0 = p.out0.clone().requires_grad_()
+    losses = [checkpoint(criterion, out0, keys, use_reentrant=False) for keys in (p.out1, -p.out1)]
+    with pytest.raises(RuntimeError, match="Call backward before the next forward"):
+        losses[0].backward()
+
+
+def test_reentrant_checkpointing_of_the_encoder_is_an_error_not_a_queue_that_stands_still() -> None:
+    # Its first forward has no gradient, so that nothing is enqueued.
+    p = problem("moco")
+    criterion = criterion_of(p)
+    weight = torch.eye(4, dtype=torch.float64, requires_grad=True)
+    loss = checkpoint(lambda w: criterion(p.out0 @ w, p.out1), weight, use_reentrant=True)
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
+        loss.backward()
+
+
+def test_checkpointing_in_eval_mode_leaves_the_queue_alone() -> None:
+    p = leaves(problem("moco"))
+    criterion = criterion_of(p).eval()
+    checkpoint(criterion, *p.args[:4], use_reentrant=False).backward()
+    assert torch.equal(criterion.queue.keys, p.queue)
+    assert p.out0.grad.abs().sum() > 0
