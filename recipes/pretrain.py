@@ -31,7 +31,7 @@ from evaluate import PROTOCOL_NAMES, evaluate_backbone, print_results
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from progress import (
-    KEPT_CHECKPOINT,
+    AFTER_DIVERGENCE,
     EpochLines,
     NonFiniteLossError,
     ProgressBar,
@@ -199,7 +199,7 @@ def pretrain(
                 )
             except FloatingPointError as error:  # of the queue, which knows nothing of the run
                 raise NonFiniteLossError(
-                    f"{error} It was step {trainer.global_step + 1} of the run. {KEPT_CHECKPOINT}"
+                    f"{error} It was step {trainer.global_step + 1} of the run. {AFTER_DIVERGENCE}"
                 ) from error
     except SystemExit:
         if trainer.interrupted and checkpoint.is_file():

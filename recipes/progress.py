@@ -71,7 +71,10 @@ class Speed(Callback):
         self.images, self.seconds = state_dict["images"], state_dict["seconds"]
 
 
-KEPT_CHECKPOINT = "checkpoints/last.ckpt is that of the last whole epoch."
+AFTER_DIVERGENCE = (
+    "A lower --learning_rate or a higher --mix_temperature may help. "
+    "checkpoints/last.ckpt is that of the last whole epoch."
+)
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -106,8 +109,7 @@ class StopOnNonFiniteLoss(Callback):
             if not torch.isfinite(loss):
                 raise NonFiniteLossError(
                     f"The loss is {loss.item()} at step {trainer.global_step} (process "
-                    f"{trainer.global_rank}). A lower --learning_rate or a higher "
-                    f"--mix_temperature may help. {KEPT_CHECKPOINT}"
+                    f"{trainer.global_rank}). {AFTER_DIVERGENCE}"
                 )
 
 

@@ -309,14 +309,20 @@ def test_evaluate_refuses_bad_input_in_one_line(options, named, run_here):
     assert named in error
 
 
-def test_a_run_that_diverges_stops_and_keeps_no_checkpoint_of_it(image_folder, tmp_path, run_here):
+@pytest.mark.parametrize(
+    ("recipe", "what"), [("moco", "A key is NaN or infinite in step "), ("simclr", "The loss is ")]
+)
+def test_a_run_that_diverges_stops_and_keeps_no_checkpoint_of_it(
+    recipe, what, image_folder, tmp_path, run_here
+):
     folder = tmp_path / "run"
-    options = ["--learning_rate", 1e30, "--memory_bank_size", 32, "--output_dir", folder]
-    code, _, error = run_here("moco", *tiny_run(image_folder, *options))
+    options = ["--learning_rate", 1e30, "--output_dir", folder]
+    code, _, error = run_here(recipe, *tiny_run(image_folder, *options))
     assert code == 1
     last = error.strip().splitlines()[-1]
-    assert last.startswith("error: The loss is ")
-    assert "step 2" in last
+    assert last.startswith(f"error: {what}")
+    assert "checkpoints/last.ckpt is that of the last whole epoch" in last
+    assert "step " in last
     assert "--learning_rate" in last
     assert not (folder / "checkpoints" / "last.ckpt").exists()
 

@@ -140,8 +140,7 @@ class KeyQueue(nn.Module):
             self._first_bad_step = None
             raise FloatingPointError(
                 f"A key is NaN or infinite in step {step} of this process (rank {dist.rank()}); "
-                "it did not enter the queue. The network has probably diverged: try a lower "
-                "learning rate or a higher temperature."
+                "it did not enter the queue. The network has probably diverged."
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KeyQueue:
