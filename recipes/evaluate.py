@@ -100,6 +100,8 @@ def evaluate_backbone(
     seed: int = 0,
     device: torch.device | str | None = None,
     download: bool = False,
+    precision: str = "32-true",
+    keep_decoded: bool = True,
     normalize: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> dict[Protocol, ProbeResult]:
     """Measures a frozen backbone on a dataset, with one extraction of its features.
@@ -108,15 +110,19 @@ def evaluate_backbone(
     given mean and standard deviation.
     """
     transform = create_test_transform(dataset, image_size, *(normalize or (None, None)))
-    train, test = (
-        extract_features(
-            backbone,
-            DataLoader(images, batch_size=batch_size, num_workers=num_workers),  # type: ignore[arg-type]
-            device=device,
-            progress=Console().is_terminal,
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    datasets = create_train_test(dataset, data_dir, transform, transform, download, keep_decoded)
+    with torch.autocast(device.type, dtype=half, enabled=half is not None):
+        train, test = (
+            extract_features(
+                backbone,
+                DataLoader(images, batch_size=batch_size, num_workers=num_workers),  # type: ignore[arg-type]
+                device=device,
+                progress=Console().is_terminal,
+            )
+            for images in datasets
         )
-        for images in create_train_test(dataset, data_dir, transform, transform, download)
-    )
     results: dict[Protocol, ProbeResult] = {}
     for protocol in protocols:
         if protocol == "knn":

@@ -9,8 +9,10 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
 import platform
 import shlex
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -42,21 +44,25 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
-from torch.utils.data import DataLoader, DistributedSampler, default_collate
+from torch.utils.data import DataLoader, DistributedSampler
+from torchvision.transforms import PILToTensor
 
-from mixco_lightly import MixCoCollate, create_backbone, export_backbone
+from mixco_lightly import create_backbone, export_backbone, load_backbone, mix_pairs
 from mixco_lightly.data.datasets import (
     ImageError,
     LabelledImages,
     check_name,
     create_train_test,
+    have_one_size,
 )
+from mixco_lightly.data.device_transforms import DeviceTransform
 from mixco_lightly.data.transforms import create_pretrain_transform
+from mixco_lightly.loss.contrastive import has_fast_bfloat16
 from mixco_lightly.models.backbone import Backbone
 
 # Options that may differ when a run is resumed: they change where it runs, not what it trains.
 # (num_workers is not one: every worker draws augmentations of its own.)
-_FREE_OPTIONS = {"data_dir", "download", "output_dir", "knn_k"}
+_FREE_OPTIONS = {"data_dir", "download", "keep_decoded", "output_dir", "knn_k"}
 # Options of the command, not of the run.
 _RUN_OPTIONS = {"resume", "overwrite"}
 _RUN_FILES = (
@@ -98,14 +104,21 @@ class PretrainConfig:
         mix_weight: Weight of the mixtures' term; 0 is the plain baseline.
         alpha: The mixtures' weights follow Beta(alpha, alpha); 1 is uniform.
         seed: Seed of weights, order, augmentations and mixtures.
+        augment: Where images are augmented: device, in batches where the network runs; workers,
+            one by one in the loader's processes with Lightly's own transform; auto takes device
+            unless the images have different sizes.
+        keep_decoded: Whether the images of a folder are decoded once and kept in data_dir/.decoded.
         knn_k: Number of neighbours of the kNN evaluation.
         num_workers: Processes that load images, on each device. Default: the number of
-            processors, 8 at most.
+            processors, 8 at most; 0 where augmentation and network share them.
         accelerator: Lightning's accelerator: auto, cpu, gpu and so on.
         devices: Number of devices on each node.
         num_nodes: Number of nodes.
-        precision: Lightning's precision. (Weights in half precision are not offered: the momentum
-            encoder would stand still.)
+        precision: Lightning's precision. auto takes bf16-mixed where the device is faster at
+            that, 16-mixed on other GPUs and 32-true elsewhere. (Weights in half precision are not
+            offered: the momentum encoder would stand still.)
+        compile: Whether to compile networks and loss with torch.compile; needs a C++ compiler on
+            a CPU, and minutes before the first step.
         output_dir: Folder of the run.
         resume: Whether to go on with the run in output_dir, from its last finished epoch.
         overwrite: Whether to replace the run in output_dir.
@@ -131,12 +144,15 @@ class PretrainConfig:
     mix_weight: NonNegativeFloat = 1.0
     alpha: PositiveFloat = 1.0
     seed: NonNegativeInt = 0
+    augment: Literal["auto", "device", "workers"] = "auto"
+    keep_decoded: bool = True
     knn_k: PositiveInt = 200
     num_workers: NonNegativeInt | None = None
     accelerator: str = "auto"
     devices: PositiveInt = 1
     num_nodes: PositiveInt = 1
-    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = "auto"
+    compile: bool = False
     output_dir: str = "runs/pretrain"
     resume: bool = False
     overwrite: bool = False
@@ -165,15 +181,22 @@ def pretrain(
         config,
         backbone=config.backbone or ("test_resnet" if is_digits else "resnet18"),
         stem=config.stem or ("timm" if is_digits else "auto"),
+        precision=choose_precision(config.precision, config.accelerator),
     )
     with fail_in_one_line((ValueError, OSError, MisconfigurationException)):
         image_size = config.image_size or check_name(config.dataset).image_size
         if image_size is None:
             raise ValueError(f"{config.dataset} has no image size of its own: give --image_size.")
+        if config.compile:
+            check_compiler(config.accelerator)
         data = PretrainData(method, config, image_size, mixed_views)
+        config = replace(config, augment=data.config.augment, num_workers=data.config.num_workers)
         backbone = create_initial_backbone(config, image_size)
         # Convolutions are faster in this layout, on CPUs and, in half precision, on GPUs.
         model = create_model(backbone, config).to(memory_format=torch.channels_last)
+        if config.compile:
+            for part in model.children():
+                part.compile()
         speed = Speed()
         trainer = create_trainer(config, run, speed, steps_per_epoch=data.steps_per_epoch)
         checkpoint = run / "checkpoints" / "last.ckpt"
@@ -183,7 +206,8 @@ def pretrain(
     print_on_rank_zero(
         f"{method} on {config.dataset}: {len(data.images):,} images of {image_size} pixels, "
         f"{config.backbone} (stem {backbone.stem}), {config.epochs} epochs, "
-        f"mix_weight {config.mix_weight:g}, seed {config.seed} -> {run}"
+        f"mix_weight {config.mix_weight:g}, seed {config.seed}, precision {config.precision}, "
+        f"augmented by {config.augment} -> {run}"
     )
 
     if config.resume:
@@ -212,6 +236,31 @@ def pretrain(
     if trainer.is_global_zero:
         device = trainer.strategy.root_device
         finish_run(method, config, run, model.backbone, speed, device)  # type: ignore[arg-type]
+
+
+def choose_precision(precision: str, accelerator: str) -> Any:
+    """The given precision, or for auto the fastest that is safe on the device."""
+    if precision != "auto":
+        return precision
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "bf16-mixed" if has_fast_bfloat16(torch.device("cuda")) else "16-mixed"
+    on_cpu = runs_on_cpu(accelerator)
+    return "bf16-mixed" if on_cpu and has_fast_bfloat16(torch.device("cpu")) else "32-true"
+
+
+def runs_on_cpu(accelerator: str) -> bool:
+    """Whether Lightning would train on the CPU."""
+    return accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
+
+
+def check_compiler(accelerator: str) -> None:
+    """Raises a ValueError if torch.compile has no C++ compiler that it needs on a CPU."""
+    names = [os.environ.get("CXX", ""), "g++", "clang++"]
+    if runs_on_cpu(accelerator) and not any(name and shutil.which(name) for name in names):
+        raise ValueError(
+            "--compile needs a C++ compiler on a CPU, and there is neither g++ nor clang++: "
+            "install one, or leave --compile out."
+        )
 
 
 def is_rank_zero() -> bool:
@@ -249,14 +298,33 @@ class PretrainData(pl.LightningDataModule):
         transform = create_pretrain_transform(
             method, config.dataset, image_size, min_scale=config.min_scale
         )
-        self.config = config
         # The test images are opened here too, so that a missing one fails before the training.
         self.images: LabelledImages = create_train_test(
-            config.dataset, config.data_dir, train_transform=transform, download=config.download
+            config.dataset,
+            config.data_dir,
+            download=config.download,
+            keep_decoded=config.keep_decoded,
         )[0]
-        self.collate_fn = (
-            MixCoCollate(mixed_views, config.alpha) if config.mix_weight > 0 else default_collate
+        one_size = have_one_size(self.images)
+        if config.augment == "device" and not one_size:
+            raise ValueError(
+                f"--augment device needs images of one size that are decoded once; those in "
+                f"{config.data_dir} are not: use --augment workers."
+            )
+        on_device = config.augment == "device" or (config.augment == "auto" and one_size)
+        self.device_transform = DeviceTransform(transform) if on_device else None
+        self.images.transform = PILToTensor() if on_device else transform
+        # A worker beside a network on the same processors only takes turns with it.
+        workers = 0 if on_device and runs_on_cpu(config.accelerator) else None
+        self.config = replace(
+            config,
+            augment="device" if on_device else "workers",
+            num_workers=default_num_workers(
+                workers if config.num_workers is None else config.num_workers
+            ),
         )
+        config = self.config
+        self.mixed_views = mixed_views if config.mix_weight > 0 else ()
         processes = config.devices * config.num_nodes
         self.steps_per_epoch = len(self.images) // processes // config.batch_size
         if config.warmup_epochs >= config.epochs:
@@ -296,7 +364,6 @@ class PretrainData(pl.LightningDataModule):
             self.images,  # type: ignore[arg-type]
             batch_size=self.config.batch_size,
             sampler=sampler,
-            collate_fn=self.collate_fn,
             num_workers=default_num_workers(self.config.num_workers),
             drop_last=True,
             pin_memory=torch.cuda.is_available(),
@@ -305,6 +372,15 @@ class PretrainData(pl.LightningDataModule):
             generator=torch.Generator().manual_seed(epoch_seed),
             worker_init_fn=partial(seed_worker, epoch_seed),
         )
+
+    @torch.no_grad()
+    def on_after_batch_transfer(self, batch: list[Any], dataloader_idx: int) -> list[Any]:
+        """Makes [views, targets] of a batch, and appends the mixtures, on the device."""
+        images, targets = batch
+        if self.device_transform is not None:
+            images = self.device_transform.to(images.device)(images)
+        mixtures = [mix_pairs(images[view], self.config.alpha) for view in self.mixed_views]
+        return [images, targets, mixtures]
 
 
 def seed_worker(epoch_seed: int, worker: int) -> None:
@@ -375,14 +451,14 @@ def create_trainer(
         accelerator=config.accelerator,
         devices=config.devices,
         num_nodes=config.num_nodes,
-        precision=config.precision,
+        precision=config.precision,  # type: ignore[arg-type]
         logger=CSVLogger(run, name="", version=""),
         log_every_n_steps=log_every_n_steps,
         callbacks=[
             speed,
             StopOnNonFiniteLoss(log_every_n_steps),
             checkpoints,
-            ProgressBar(speed) if terminal else EpochLines(speed),
+            ProgressBar(speed, log_every_n_steps) if terminal else EpochLines(speed),
         ],
         enable_progress_bar=terminal,
         enable_model_summary=False,
@@ -429,6 +505,8 @@ def finish_run(
     draw_curves(run)
 
     protocols = list(PROTOCOL_NAMES)
+    # What was exported is what is measured; it is not compiled.
+    backbone = load_backbone(run)
     trained_name = "plain" if config.mix_weight == 0 else "MixCo"
     backbones = {
         f"{method}, {trained_name}": backbone,
@@ -444,7 +522,9 @@ def finish_run(
                 config.data_dir,
                 protocols,
                 image_size=backbone.image_size,
-                batch_size=256,
+                batch_size=max(config.batch_size, 256),
+                precision=config.precision,
+                keep_decoded=config.keep_decoded,
                 num_workers=default_num_workers(config.num_workers),
                 knn_k=config.knn_k,
                 seed=config.seed,

@@ -116,8 +116,9 @@ class StopOnNonFiniteLoss(Callback):
 class ProgressBar(RichProgressBar):
     """Lightning's bar with images per second and the time that the run has left."""
 
-    def __init__(self, speed: Speed) -> None:
-        super().__init__()
+    def __init__(self, speed: Speed, refresh_rate: int) -> None:
+        # To show a loss is to wait for it, which would stall a GPU in every step.
+        super().__init__(refresh_rate=refresh_rate)
         self._speed = speed
 
     def get_metrics(

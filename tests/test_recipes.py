@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 from mixco_lightly import load_backbone
@@ -104,7 +105,10 @@ def test_a_run_leaves_every_file_and_figure_behind(recipe, options, image_folder
 
 @pytest.mark.parametrize(
     ("recipe", "options"),
-    [("moco", ["--memory_bank_size", 32]), ("simclr", ["--num_workers", 1])],
+    [
+        ("moco", ["--memory_bank_size", 32]),
+        ("simclr", ["--num_workers", 1, "--augment", "workers"]),
+    ],
 )
 def test_a_resumed_run_ends_with_the_weights_and_metrics_of_the_uninterrupted_run(
     recipe, options, image_folder, tmp_path
@@ -246,9 +250,10 @@ def test_bad_input_ends_with_one_line_that_names_it(case, tmp_path, monkeypatch,
 def test_a_broken_image_stops_the_run_and_is_named(image_folder, tmp_path):
     broken = image_folder / "train" / "red" / "05.png"
     broken.write_bytes(broken.read_bytes()[:100])
-    for workers in (0, 1):
+    in_every_epoch = ["--keep_decoded=false", "--overwrite"]
+    for options in ([], in_every_epoch, ["--num_workers", 1, *in_every_epoch]):
         result = subprocess.run(
-            command("moco", *tiny_run(image_folder, "--num_workers", workers, "--overwrite")),
+            command("moco", *tiny_run(image_folder, *options)),
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -258,6 +263,91 @@ def test_a_broken_image_stops_the_run_and_is_named(image_folder, tmp_path):
         last = result.stderr.strip().splitlines()[-1]
         assert last.startswith("error: The image ")
         assert str(broken) in last
+
+
+def test_images_are_augmented_in_batches_if_they_have_one_size_and_one_by_one_if_not(
+    image_folder, tmp_path, run_here
+):
+    def recorded(name):
+        return yaml.safe_load((tmp_path / name / "config.yaml").read_text())
+
+    options = tiny_run(image_folder, "--memory_bank_size", 8)
+    code, printed, _ = run_here("moco", *options, "--output_dir", tmp_path / "one")
+    assert code == 0
+    assert "augmented by device" in printed
+    assert recorded("one")["augment"] == "device"
+    decoded = {path.name for path in (image_folder / ".decoded").iterdir()}
+    assert decoded == {"train.npy", "train.json", "test.npy", "test.json"}
+
+    image = image_folder / "train" / "red" / "00.png"
+    Image.open(image).resize((20, 16)).save(image)
+    code, printed, _ = run_here("moco", *options, "--output_dir", tmp_path / "several")
+    assert code == 0
+    assert "augmented by workers" in printed
+    assert recorded("several")["augment"] == "workers"
+    device = ["--augment", "device", "--output_dir", tmp_path / "none"]
+    code, _, error = run_here("moco", *options, *device)
+    assert code == 1
+    assert "use --augment workers" in error
+    assert not (tmp_path / "none").exists()
+
+
+def test_precision_auto_is_chosen_printed_and_recorded(
+    image_folder, tmp_path, run_here, monkeypatch
+):
+    from mixco_lightly.loss import contrastive
+
+    options = tiny_run(image_folder, "--memory_bank_size", 8, "--accelerator", "cpu")
+    for is_fast, precision in [(False, "32-true"), (True, "bf16-mixed")]:
+        monkeypatch.setattr(
+            contrastive, "has_fast_bfloat16", lambda device, is_fast=is_fast: is_fast
+        )
+        folder = tmp_path / precision
+        # The recipe's modules are imported once and keep the function.
+        for name in ("pretrain", "moco"):
+            sys.modules.pop(name, None)
+        code, printed, _ = run_here("moco", *options, "--output_dir", folder)
+        assert code == 0
+        assert f"precision {precision}" in printed
+        assert yaml.safe_load((folder / "config.yaml").read_text())["precision"] == precision
+
+
+def test_a_compiled_run_learns_and_exports_as_another(
+    image_folder, tmp_path, run_here, monkeypatch
+):
+    # Without the C++ compiler, which takes minutes for what is not this package's.
+    compile_module = torch.nn.Module.compile
+    compiled_parts = []
+
+    def compile_without_compiler(module):
+        compiled_parts.append(type(module).__name__)
+        compile_module(module, backend="aot_eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_without_compiler)
+    options = tiny_run(image_folder, "--memory_bank_size", 8)
+    losses = []
+    for compiled in ("false", "true"):
+        folder = tmp_path / compiled
+        code, _, error = run_here("moco", *options, f"--compile={compiled}", "--output_dir", folder)
+        assert code == 0, error
+        with (folder / "metrics.csv").open(newline="") as file:
+            losses.append([float(row["loss"]) for row in csv.DictReader(file)])
+    assert compiled_parts.count("Backbone") == 2
+    assert "MixCoLoss" in compiled_parts
+    # The same run but for rounding.
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    names = [load_file(tmp_path / c / "backbone.safetensors").keys() for c in ("false", "true")]
+    assert names[0] == names[1]
+
+
+def test_compile_without_a_compiler_is_one_line(image_folder, tmp_path, run_here, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    options = ["--compile", "--accelerator", "cpu", "--output_dir", tmp_path / "run"]
+    code, _, error = run_here("moco", *tiny_run(image_folder, *options))
+    assert code == 1
+    assert "--compile needs a C++ compiler" in error
+    assert not (tmp_path / "run").exists()
 
 
 def test_classes_that_differ_between_train_and_test_are_named(image_folder, tmp_path, run_here):
@@ -274,6 +364,7 @@ def test_a_folder_with_a_run_is_neither_replaced_nor_resumed_with_other_options(
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints" / "last.ckpt").write_bytes(b"not a checkpoint")
     options = tiny_run(image_folder, "--output_dir", folder, "--stem", "timm")
+    options += ["--precision", "32-true", "--augment", "device"]  # what auto takes here
     code, printed, _ = run_here("moco", *options, "--print_config")
     (folder / "config.yaml").write_text(printed)
 

@@ -11,6 +11,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision import datasets
 
+from mixco_lightly.data.decoded import DecodedImages, decode_once
 from mixco_lightly.data.tiny_imagenet import TinyImageNet
 
 Transform = Callable[[Image.Image], Any]
@@ -49,6 +50,7 @@ class LabelledImages(Protocol):
     """A map-style dataset of (image, target) with its class names."""
 
     classes: list[str]
+    transform: Any
 
     def __len__(self) -> int: ...
 
@@ -117,6 +119,7 @@ def create_dataset(
     train: bool,
     transform: Transform | None = None,
     download: bool = False,
+    keep_decoded: bool = False,
 ) -> LabelledImages:
     """Opens a dataset by name.
 
@@ -128,6 +131,8 @@ def create_dataset(
         train: Whether to open the training images or the test images.
         transform: Called with each PIL image.
         download: Whether to download CIFAR if it is missing.
+        keep_decoded: Whether to decode the images of a folder once and keep them beside it; see
+            :func:`mixco_lightly.data.decoded.decode_once`. (Digits and CIFAR are in memory.)
 
     Returns:
         A dataset of (image, target) with ``.classes``.
@@ -147,9 +152,12 @@ def create_dataset(
     if name == "digits":
         return Digits(train, transform)
     if name == "tiny-imagenet":
-        return TinyImageNet(root, "train" if train else "val", transform, loader=open_image)
+        split = "train" if train else "val"
+        images = TinyImageNet(root, split, transform, loader=open_image)
+        return _decoded(images, Path(images.root), split) if keep_decoded else images
     if name == "imagefolder":
-        return _image_folder(root, train, transform)
+        folder = _image_folder(root, train, transform)
+        return _decoded(folder, root, Path(folder.root).name) if keep_decoded else folder
     return _cifar(name, root, train, transform, download)
 
 
@@ -159,6 +167,7 @@ def create_train_test(
     train_transform: Transform | None = None,
     test_transform: Transform | None = None,
     download: bool = False,
+    keep_decoded: bool = False,
 ) -> tuple[LabelledImages, LabelledImages]:
     """Opens the training and the test images of a dataset, which must have the same classes.
 
@@ -168,6 +177,7 @@ def create_train_test(
         train_transform: Called with each training image.
         test_transform: Called with each test image.
         download: As for :func:`create_dataset`.
+        keep_decoded: As for :func:`create_dataset`.
 
     Returns:
         The training and the test dataset.
@@ -176,8 +186,8 @@ def create_train_test(
         ValueError: If the two have different classes, or as for :func:`create_dataset`.
         FileNotFoundError: As for :func:`create_dataset`.
     """
-    train = create_dataset(name, data_dir, True, train_transform, download)
-    test = create_dataset(name, data_dir, False, test_transform, download)
+    train = create_dataset(name, data_dir, True, train_transform, download, keep_decoded)
+    test = create_dataset(name, data_dir, False, test_transform, download, keep_decoded)
     if train.classes != test.classes:
         differing = sorted(set(train.classes) ^ set(test.classes))
         raise ValueError(
@@ -204,7 +214,28 @@ def check_name(name: str) -> DatasetInfo:
     return DATASETS[name]
 
 
-def _image_folder(root: Path, train: bool, transform: Transform | None) -> LabelledImages:
+def have_one_size(images: LabelledImages) -> bool:
+    """Whether all images of a dataset have one size, so that a batch of them is one tensor."""
+    return isinstance(images, (Digits, DecodedImages, datasets.CIFAR10))
+
+
+def _decoded(
+    images: TinyImageNet | datasets.ImageFolder, folder: Path, split: str
+) -> LabelledImages:
+    from rich.console import Console
+    from rich.progress import track
+
+    def progress(samples: Any, title: str) -> Any:
+        console = Console(stderr=True)
+        return track(samples, title, console=console, disable=not console.is_terminal)
+
+    decoded = decode_once(
+        images.samples, images.classes, folder, split, images.transform, open_image, progress
+    )
+    return decoded or images
+
+
+def _image_folder(root: Path, train: bool, transform: Transform | None) -> datasets.ImageFolder:
     layout = (
         f"imagefolder expects {root / 'train'}/CLASS/*.jpg and {root / 'test'}/CLASS/*.jpg "
         f"(or {root / 'val'}), with one folder for each class"

@@ -11,6 +11,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from mixco_lightly.models.tap_conv import use_tap_convolutions
+
 logger = logging.getLogger(__name__)
 
 # Up to this size stem="auto" takes the small stem: published stems, with a total stride of 32,
@@ -138,6 +140,7 @@ def create_backbone(
         )
         if stem == "small" and "patch_size" not in kwargs:
             _shrink_first_conv(model, keep_weights=pretrained)
+        use_tap_convolutions(model)
         feature_dim = measure_feature_dim(model, in_chans, image_size)
     except OSError as error:
         raise FileNotFoundError(

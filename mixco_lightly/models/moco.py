@@ -8,16 +8,12 @@ from typing import Any
 
 import torch
 from lightly.models.modules import MoCoProjectionHead
-from lightly.models.utils import (
-    batch_shuffle,
-    batch_unshuffle,
-    deactivate_requires_grad,
-    update_momentum,
-)
+from lightly.models.utils import batch_shuffle, batch_unshuffle, deactivate_requires_grad
 from lightly.utils import dist
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mixco_lightly.data.collate import find_mixtures
 from mixco_lightly.loss.mixco_loss import MixCoLoss
@@ -95,8 +91,7 @@ class MoCo(LightningModule):
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """One step: momentum update, queries with mixtures, keys, loss."""
         query_images, key_images = batch[0]
-        update_momentum(self.backbone, self.backbone_momentum, m=self.momentum)
-        update_momentum(self.projection_head, self.projection_head_momentum, m=self.momentum)
+        self._update_momentum_encoder()
 
         if self.criterion.mix_weight > 0:
             (mixture,) = find_mixtures(batch, count=1)
@@ -112,6 +107,16 @@ class MoCo(LightningModule):
             {"loss": loss.total, "contrast": loss.contrast, "mix": loss.mix}, prog_bar=True
         )
         return loss.total
+
+    def _update_momentum_encoder(self) -> None:
+        # As Lightly's update_momentum for each, but in one fused call for all parameters.
+        pairs = [
+            (self.backbone, self.backbone_momentum),
+            (self.projection_head, self.projection_head_momentum),
+        ]
+        new = [p.detach() for module, _ in pairs for p in module.parameters()]
+        old = [p for _, module in pairs for p in module.parameters()]
+        get_ema_multi_avg_fn(self.momentum)(old, new, None)
 
     @torch.no_grad()
     def _keys(self, images: Tensor) -> Tensor:
