@@ -204,6 +204,8 @@ def _replacing(path: Path) -> Iterator[str]:
     os.close(descriptor)
     try:
         yield temporary
+        # mkstemp's file is its owner's alone; others may read the folder too.
+        os.chmod(temporary, path.parent.stat().st_mode & 0o666)
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
