@@ -33,26 +33,26 @@ class TapConv2d(nn.Conv2d):
         ):
             return super().forward(input)
         assert not isinstance(self.padding, str)
-        pixels = input.permute(2, 3, 0, 1)  # h w n c
+        # Unbound, not indexed: the gradient of an index is a whole tensor of zeros each time.
+        pixels = input.permute(2, 3, 0, 1).flatten(0, 1).unbind()  # hw of n x c
+        taps = self.weight.permute(2, 3, 1, 0).flatten(0, 1).unbind()  # ab of c x o
         height, width = (
             (size + 2 * padding - kernel) // stride + 1
             for size, padding, kernel, stride in zip(
                 input.shape[2:], self.padding, self.kernel_size, self.stride, strict=True
             )
         )
-        weight = self.weight.permute(2, 3, 1, 0)  # a b c o
         rows: list[Tensor] = []
         for i in range(height):
             for j in range(width):
-                # The input pixels that this output pixel sees, and the taps that they meet.
-                seen = [
-                    (y, x, a, b)
+                # The input pixels that this output pixel sees, with the taps that they meet.
+                products = [
+                    pixels[y * input.shape[3] + x] @ taps[a * self.kernel_size[1] + b]  # nc,co->no
                     for a in range(self.kernel_size[0])
                     for b in range(self.kernel_size[1])
                     if 0 <= (y := i * self.stride[0] + a - self.padding[0]) < input.shape[2]
                     and 0 <= (x := j * self.stride[1] + b - self.padding[1]) < input.shape[3]
                 ]
-                products = [pixels[y, x] @ weight[a, b] for y, x, a, b in seen]  # nc,co->no
                 rows.append(torch.stack(products).sum(dim=0) if len(products) > 1 else products[0])
         output = torch.stack(rows, dim=-1).unflatten(-1, (height, width))  # n o h w
         return output if self.bias is None else output + self.bias.view(1, -1, 1, 1)
