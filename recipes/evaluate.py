@@ -4,8 +4,9 @@
     python recipes/evaluate.py --backbone_dir runs/moco --dataset cifar10 --data_dir data
     python recipes/evaluate.py --backbone resnet18 --dataset digits
 
-The backbone is frozen, its features are extracted once, and every protocol works on them. All
-figures are those of the last epoch of the probe on the test images. The table is printed and
+The backbone is frozen, its features are extracted once, and every protocol works on them. The torch
+probe chooses its learning rate on a tenth of the training images. All figures are those of the last
+epoch of the probe on the test images. The table is printed and
 written to evaluation.json in --output_dir (default: the backbone's folder).
 """
 
@@ -42,6 +43,11 @@ PROTOCOL_NAMES: dict[Protocol, str] = {
     "sklearn": "linear, scikit-learn",
     "knn": "kNN",
 }
+
+
+# Of these the torch probe takes the one that is best on a tenth of the training features: different
+# backbones need different ones.
+LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 @dataclass
@@ -128,7 +134,9 @@ def evaluate_backbone(
         if protocol == "knn":
             results[protocol] = knn_probe(train, test, k=knn_k)
         else:
-            results[protocol] = linear_probe(train, test, protocol, seed=seed, device=device)
+            results[protocol] = linear_probe(
+                train, test, protocol, learning_rate=LEARNING_RATES, seed=seed, device=device
+            )
     return results
 
 

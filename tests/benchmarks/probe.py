@@ -1,20 +1,23 @@
 """Time to an answer of Lightly's linear evaluation and of the linear probes, on real images.
 
-    python tests/benchmarks/probe.py --data_dir /root/data/cifar10-images
-    python tests/benchmarks/probe.py --backbone_dir runs/moco --images 50000 --check
+    python tests/benchmarks/probe.py --data_dir cifar10-images --backbone_dir runs/moco --check
+    python tests/benchmarks/probe.py --data_dir cifar10-images --images 50000
+
+It takes about ten minutes with its 5,000 training images, nearly all of it Lightly's arm.
 
 Every arm starts from the same frozen backbone and the same image files, without augmentation:
 
     lightly   Lightly's LinearClassifier: the backbone's forward in every epoch, 90 epochs
     torch     extract_features of both sets, then linear_probe with its defaults
-    grid      the same with six learning rates to choose from
+    grid      the same with the learning rates to choose from that evaluate.py has
     sklearn   the same with scikit-learn's solver
 
 Lightly's arm looks at the test images once, after its last epoch; Lightly's own benchmarks do so
 in every epoch. Ours are measured once before and once after it, and the mean counts.
 
 With --check the exit code is 1 when torch or grid takes more than 5% of Lightly's time, or when
-the top-1 of torch is more than 0.5 points from Lightly's.
+the top-1 of grid, which the recipes use, is more than 0.5 points from Lightly's. (On the features
+of random weights Lightly's is far lower: they are small, and it does not standardise them.)
 """
 
 from __future__ import annotations
@@ -42,7 +45,9 @@ from mixco_lightly.data.datasets import create_train_test
 from mixco_lightly.data.transforms import create_test_transform
 from mixco_lightly.models.backbone import Backbone
 
-LEARNING_RATES = [0.003, 0.01, 0.03, 0.1, 0.3, 1.0]
+sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
+from evaluate import LEARNING_RATES
+
 BATCH_SIZE = 256
 TIME_LIMIT, TOP1_LIMIT = 0.05, 0.5
 PROBES: dict[str, dict[str, Any]] = {
@@ -168,7 +173,7 @@ def limits(results: dict[str, Result]) -> list[tuple[str, float, float]]:
             (f"{name} / lightly, time", results[name]["time_ratio"], TIME_LIMIT)
             for name in ("torch", "grid")
         ],
-        ("torch - lightly, top-1", abs(results["torch"]["top1_difference"]), TOP1_LIMIT),
+        ("grid - lightly, top-1", abs(results["grid"]["top1_difference"]), TOP1_LIMIT),
     ]
 
 
@@ -177,7 +182,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--data_dir", type=Path, default=Path("/root/data/cifar10-images"), help="image folder"
+        "--data_dir", type=Path, required=True, help="imagefolder of CIFAR-10, 32 pixels"
     )
     parser.add_argument("--backbone_dir", help="an export; default: resnet10t, random weights")
     parser.add_argument(
