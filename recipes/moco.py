@@ -4,8 +4,8 @@
     python recipes/moco.py --dataset cifar10 --data_dir data --backbone resnet18 --epochs 100
     python recipes/moco.py --mix_weight 0      (plain MoCo v2: the baseline, same code path)
 
-Without options it trains on the digits images that scikit-learn embeds: 2 minutes on two CPU cores,
-linear probe 97.3% (random initialisation 91.1%), kNN 92.0% (66.4%); seed 0, last of 30 epochs. What
+Without options it trains on the digits images that scikit-learn embeds: a minute on two CPU cores,
+linear probe 98.0% (random initialisation 90.7%), kNN 92.7% (66.4%); seed 0, last of 30 epochs. What
 it measured on CIFAR-10 and TinyImageNet stands in recipes/presets/ and in the README.
 """
 

@@ -4,8 +4,8 @@
     python recipes/simclr.py --dataset cifar10 --data_dir data --backbone resnet18 --epochs 100
     python recipes/simclr.py --mix_weight 0    (plain SimCLR: the baseline, same code path)
 
-Without options it trains on the digits images that scikit-learn embeds: 2.5 minutes on two CPU
-cores, linear probe 97.8% (random initialisation 91.1%), kNN 94.2% (66.4%); seed 0, last of 30
+Without options it trains on the digits images that scikit-learn embeds: 1.5 minutes on two CPU
+cores, linear probe 98.4% (random initialisation 90.7%), kNN 95.1% (66.4%); seed 0, last of 30
 epochs. What it measured on CIFAR-10 and TinyImageNet stands in recipes/presets/ and in the README.
 """
 

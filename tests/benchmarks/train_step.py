@@ -5,6 +5,8 @@
     python tests/benchmarks/train_step.py --more
                                      other networks and sizes, about 15 minutes
 
+Both add to the figures in --output FILE, and --plot draws all that are there.
+
 The arms take turns within one run, and the ratios of their medians count. A step has images that
 are there already: forward, loss, backward, SGD, momentum update, enqueue. The queue has 65,536
 keys.
@@ -322,6 +324,11 @@ def plot(results: list[Result], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def setting_of(result: Result) -> tuple[Any, ...]:
+    """What was measured, without the figures."""
+    return tuple(result.get(name) for name in ("method", "network", "size", "queue"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -337,15 +344,20 @@ def main() -> None:
     torch.manual_seed(0)
     console = Console(width=160)
     results: list[Result] = []
+    before: list[Result] = []
+    if args.output and args.output.exists():
+        before = json.loads(args.output.read_text())["results"]
     runs = settings(args.more, args.data_dir)
     for run in track(runs, "measuring", console=Console(stderr=True)):
         results.append(run())
         if args.output:
             facts = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-            args.output.write_text(json.dumps({**facts, "results": results}, indent=1))
+            again = [setting_of(result) for result in results]
+            kept = [result for result in before if setting_of(result) not in again]
+            args.output.write_text(json.dumps({**facts, "results": kept + results}, indent=1))
     print_results(results, console)
     if args.plot:
-        plot(results, args.plot)
+        plot(before + results, args.plot)
 
     missed = 0
     for name, ratio, limit, is_lower in [] if args.more else limits(results):
