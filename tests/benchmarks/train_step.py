@@ -344,20 +344,19 @@ def main() -> None:
     torch.manual_seed(0)
     console = Console(width=160)
     results: list[Result] = []
-    before: list[Result] = []
+    kept: list[Result] = []
     if args.output and args.output.exists():
-        before = json.loads(args.output.read_text())["results"]
+        kept = json.loads(args.output.read_text())["results"]
     runs = settings(args.more, args.data_dir)
     for run in track(runs, "measuring", console=Console(stderr=True)):
         results.append(run())
+        kept = [result for result in kept if setting_of(result) != setting_of(results[-1])]
         if args.output:
             facts = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-            again = [setting_of(result) for result in results]
-            kept = [result for result in before if setting_of(result) not in again]
             args.output.write_text(json.dumps({**facts, "results": kept + results}, indent=1))
     print_results(results, console)
     if args.plot:
-        plot(before + results, args.plot)
+        plot(kept + results, args.plot)
 
     missed = 0
     for name, ratio, limit, is_lower in [] if args.more else limits(results):
