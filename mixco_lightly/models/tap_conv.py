@@ -15,9 +15,9 @@ class TapConv2d(nn.Conv2d):
 
     Published stems leave so few pixels of small images: a ResNet's last stage sees 1x1 pixel at
     32 and 2x2 at 64. There most of a 3x3 kernel meets the padding alone, and the weights are far
-    larger than the images; the CPU library's backward then takes thirty times the forward (256
+    larger than the images; the CPU library's backward then takes tens of times the forward (256
     images, 512 channels, 1x1 pixel). As one matrix product for each tap of the kernel that meets a
-    pixel it takes three times the forward. Parameters, results and gradients are those of
+    pixel it takes a few times the forward. Parameters, results and gradients are those of
     ``nn.Conv2d`` but for rounding. On other devices, for larger inputs and without gradient it is
     an ``nn.Conv2d``.
     """
