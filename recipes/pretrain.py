@@ -28,6 +28,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 import yaml
+from allocator import keep_freed_memory
 from command_line import default_num_workers, fail_in_one_line
 from evaluate import PROTOCOL_NAMES, evaluate_backbone, print_results
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -189,6 +190,8 @@ def pretrain(
             raise ValueError(f"{config.dataset} has no image size of its own: give --image_size.")
         if config.compile:
             check_compiler(config.accelerator)
+        if runs_on_cpu(config.accelerator):
+            keep_freed_memory()
         data = PretrainData(method, config, image_size, mixed_views)
         config = replace(config, augment=data.config.augment, num_workers=data.config.num_workers)
         backbone = create_initial_backbone(config, image_size)

@@ -17,6 +17,9 @@ keys.
     plain    this package's module without mixtures
     mixco    this package's module with mixtures
 
+With --keep_memory glibc keeps freed memory, as in the recipes (recipes/allocator.py), for all arms
+alike; without it all of them take large tensors from the system anew.
+
 With --check the exit code is 1 when a ratio misses its limit. --data_dir is an imagefolder of
 CIFAR-10 at 32 pixels; without it the whole recipe is not measured.
 """
@@ -326,7 +329,8 @@ def plot(results: list[Result], path: Path) -> None:
 
 def setting_of(result: Result) -> tuple[Any, ...]:
     """What was measured, without the figures."""
-    return tuple(result.get(name) for name in ("method", "network", "size", "queue"))
+    names = ("method", "network", "size", "queue", "keep_memory")
+    return tuple(result.get(name) for name in names)
 
 
 def main() -> None:
@@ -335,11 +339,16 @@ def main() -> None:
     )
     parser.add_argument("--check", action="store_true", help="exit code 1 if a limit is missed")
     parser.add_argument("--more", action="store_true", help="measure what has no limit instead")
+    parser.add_argument("--keep_memory", action="store_true", help="as the recipes' allocator")
     parser.add_argument("--data_dir", type=Path, help="imagefolder of CIFAR-10")
     parser.add_argument("--output", type=Path, help="JSON file of all figures")
     parser.add_argument("--plot", type=Path, help="picture of the steps' times")
     args = parser.parse_args()
 
+    if args.keep_memory:
+        from allocator import keep_freed_memory
+
+        keep_freed_memory()
     warnings.filterwarnings("ignore", message=".*self.log.*")
     torch.manual_seed(0)
     console = Console(width=160)
@@ -349,7 +358,7 @@ def main() -> None:
         kept = json.loads(args.output.read_text())["results"]
     runs = settings(args.more, args.data_dir)
     for run in track(runs, "measuring", console=Console(stderr=True)):
-        results.append(run())
+        results.append({**run(), "keep_memory": args.keep_memory})
         kept = [result for result in kept if setting_of(result) != setting_of(results[-1])]
         if args.output:
             facts = {"torch": torch.__version__, "threads": torch.get_num_threads()}
