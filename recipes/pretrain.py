@@ -6,7 +6,6 @@ epoch), backbone.safetensors, backbone.json, curves.png and summary.json.
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import os
@@ -18,21 +17,25 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
-import yaml
 from allocator import keep_freed_memory
 from command_line import default_num_workers, fail_in_one_line
 from evaluate import PROTOCOL_NAMES, evaluate_backbone, print_results
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from metrics import LogLearningRate, create_loggers, draw_curves
+from pretrain_data import PretrainData, runs_on_cpu
+from processes import (
+    check_processes,
+    prepare_on_rank_zero,
+    print_on_rank_zero,
+    trainer_plugins,
+)
 from progress import (
     AFTER_DIVERGENCE,
     EpochLines,
@@ -41,39 +44,16 @@ from progress import (
     Speed,
     StopOnNonFiniteLoss,
 )
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger
-from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from rich.console import Console
-from torch.utils.data import DataLoader, DistributedSampler
-from torchvision.transforms import PILToTensor
+from run_folder import CheckpointFiles, checkpoint_path, prepare_run, read_steps
+from training_knn import TrainingKNN
 
-from mixco_lightly import create_backbone, export_backbone, load_backbone, mix_pairs
-from mixco_lightly.data.datasets import (
-    ImageError,
-    LabelledImages,
-    check_name,
-    create_train_test,
-    have_one_size,
-)
-from mixco_lightly.data.device_transforms import DeviceTransform
-from mixco_lightly.data.transforms import create_pretrain_transform
+from mixco_lightly import create_backbone, export_backbone, load_backbone
+from mixco_lightly.data.datasets import ImageError, check_name
+from mixco_lightly.data.transforms import create_test_transform
 from mixco_lightly.loss.contrastive import has_fast_bfloat16
 from mixco_lightly.models.backbone import Backbone
-
-# Options that may differ when a run is resumed: they change where it runs, not what it trains.
-# (num_workers is not one: every worker draws augmentations of its own.)
-_FREE_OPTIONS = {"data_dir", "download", "keep_decoded", "output_dir", "knn_k"}
-# Options of the command, not of the run.
-_RUN_OPTIONS = {"resume", "overwrite"}
-_RUN_FILES = (
-    "metrics.csv",
-    "backbone.safetensors",
-    "backbone.json",
-    "curves.png",
-    "summary.json",
-    "evaluation.json",
-)
 
 
 @dataclass
@@ -83,8 +63,7 @@ class PretrainConfig:
     Args:
         dataset: One of digits, cifar10, cifar100, tiny-imagenet, imagefolder.
         data_dir: Folder of the data; not used for digits.
-        download: Whether to download CIFAR if it is missing; with several processes download it
-            in a run of one first.
+        download: Whether to download CIFAR if it is missing.
         image_size: Height and width of the views in pixels. Default: the dataset's;
             an imagefolder has none and needs this.
         min_scale: Smallest area of the random crops, as a part of the image's. Default: 0.2, as in
@@ -110,6 +89,8 @@ class PretrainConfig:
             unless the images have different sizes.
         keep_decoded: Whether the images of a folder are decoded once and kept in data_dir/.decoded.
         knn_k: Number of neighbours of the kNN evaluation.
+        knn_every_n_epochs: After how many epochs nearest neighbours are tried on a few training
+            images, whose labels training never sees; 0 for never. It takes about 1% of the time.
         num_workers: Processes that load images, on each device. Default: the number of
             processors, 8 at most; 0 where augmentation and network share them.
         accelerator: Lightning's accelerator: auto, cpu, gpu and so on.
@@ -121,7 +102,8 @@ class PretrainConfig:
         compile: Whether to compile networks and loss with torch.compile; needs a C++ compiler on
             a CPU, and minutes before the first step.
         output_dir: Folder of the run.
-        resume: Whether to go on with the run in output_dir, from its last finished epoch.
+        resume: Whether to go on with the run in output_dir, from its last finished epoch; all
+            that decides the result must be as it was.
         overwrite: Whether to replace the run in output_dir.
     """
 
@@ -148,6 +130,7 @@ class PretrainConfig:
     augment: Literal["auto", "device", "workers"] = "auto"
     keep_decoded: bool = True
     knn_k: PositiveInt = 200
+    knn_every_n_epochs: NonNegativeInt = 5
     num_workers: NonNegativeInt | None = None
     accelerator: str = "auto"
     devices: PositiveInt = 1
@@ -188,6 +171,7 @@ def pretrain(
         image_size = config.image_size or check_name(config.dataset).image_size
         if image_size is None:
             raise ValueError(f"{config.dataset} has no image size of its own: give --image_size.")
+        check_processes(config.devices, config.num_nodes)
         if config.compile:
             check_compiler(config.accelerator)
         if runs_on_cpu(config.accelerator):
@@ -201,11 +185,17 @@ def pretrain(
             for part in model.children():
                 part.compile()
         speed = Speed()
-        trainer = create_trainer(config, run, speed, steps_per_epoch=data.steps_per_epoch)
-        checkpoint = run / "checkpoints" / "last.ckpt"
-        if is_rank_zero():
-            prepare_run(run, config, checkpoint)
+        trainer = create_trainer(config, run, speed, data, image_size)
+        checkpoint = checkpoint_path(run)
+
+        def prepare() -> None:
+            prepare_run(run, asdict(config), config.resume, config.overwrite)
+            if config.resume:
+                read_steps(checkpoint)
+
+        prepare_on_rank_zero(trainer, prepare)
         finished_steps = read_steps(checkpoint) if config.resume else 0
+        trainer.loggers = create_loggers(run, finished_steps)
     print_on_rank_zero(
         f"{method} on {config.dataset}: {len(data.images):,} images of {image_size} pixels, "
         f"{config.backbone} (stem {backbone.stem}), {config.epochs} epochs, "
@@ -213,8 +203,6 @@ def pretrain(
         f"augmented by {config.augment} -> {run}"
     )
 
-    if config.resume:
-        restore_metrics(trainer, run, finished_steps)
     try:
         with fail_in_one_line((ImageError, NonFiniteLossError)):
             try:
@@ -251,11 +239,6 @@ def choose_precision(precision: str, accelerator: str) -> Any:
     return "bf16-mixed" if on_cpu and has_fast_bfloat16(torch.device("cpu")) else "32-true"
 
 
-def runs_on_cpu(accelerator: str) -> bool:
-    """Whether Lightning would train on the CPU."""
-    return accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
-
-
 def check_compiler(accelerator: str) -> None:
     """Raises a ValueError if torch.compile has no C++ compiler that it needs on a CPU."""
     names = [os.environ.get("CXX", ""), "g++", "clang++"]
@@ -264,17 +247,6 @@ def check_compiler(accelerator: str) -> None:
             "--compile needs a C++ compiler on a CPU, and there is neither g++ nor clang++: "
             "install one, or leave --compile out."
         )
-
-
-def is_rank_zero() -> bool:
-    """Whether this process is the first, also before the processes have met."""
-    return getattr(rank_zero_only, "rank", 0) == 0
-
-
-@rank_zero_only
-def print_on_rank_zero(text: str) -> None:
-    """Prints once, whatever the number of processes."""
-    print(text, flush=True)
 
 
 def create_initial_backbone(config: PretrainConfig, image_size: int) -> Backbone:
@@ -291,148 +263,11 @@ def create_initial_backbone(config: PretrainConfig, image_size: int) -> Backbone
     )
 
 
-class PretrainData(pl.LightningDataModule):
-    """Batches of two views and their mixtures, in an order that seed and epoch decide."""
-
-    def __init__(
-        self, method: str, config: PretrainConfig, image_size: int, mixed_views: Sequence[int]
-    ) -> None:
-        super().__init__()
-        transform = create_pretrain_transform(
-            method, config.dataset, image_size, min_scale=config.min_scale
-        )
-        # The test images are opened here too, so that a missing one fails before the training.
-        self.images: LabelledImages = create_train_test(
-            config.dataset,
-            config.data_dir,
-            download=config.download,
-            keep_decoded=config.keep_decoded,
-        )[0]
-        one_size = have_one_size(self.images)
-        if config.augment == "device" and not one_size:
-            raise ValueError(
-                f"--augment device needs images of one size that are decoded once; those in "
-                f"{config.data_dir} are not: use --augment workers."
-            )
-        on_device = config.augment == "device" or (config.augment == "auto" and one_size)
-        self.device_transform = DeviceTransform(transform) if on_device else None
-        self.images.transform = PILToTensor() if on_device else transform
-        # A worker beside a network on the same processors only takes turns with it.
-        workers = 0 if on_device and runs_on_cpu(config.accelerator) else None
-        self.config = replace(
-            config,
-            augment="device" if on_device else "workers",
-            num_workers=default_num_workers(
-                workers if config.num_workers is None else config.num_workers
-            ),
-        )
-        config = self.config
-        self.mixed_views = mixed_views if config.mix_weight > 0 else ()
-        processes = config.devices * config.num_nodes
-        self.steps_per_epoch = len(self.images) // processes // config.batch_size
-        if config.warmup_epochs >= config.epochs:
-            raise ValueError(
-                f"--warmup_epochs must be less than --epochs, got {config.warmup_epochs:g} and "
-                f"{config.epochs}."
-            )
-        if config.batch_size < 2:
-            raise ValueError(f"--batch_size must be at least 2, got {config.batch_size}.")
-        if self.steps_per_epoch < 1:
-            raise ValueError(
-                f"{len(self.images)} images are too few for a batch of {config.batch_size} on "
-                f"each of {processes} device(s): lower --batch_size."
-            )
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """The loader of one epoch.
-
-        It is made anew for every epoch, and all random generators are seeded for that epoch and
-        process: a resumed run then draws what the uninterrupted one would have drawn.
-        """
-        trainer = self.trainer
-        assert trainer is not None
-        epoch, rank = trainer.current_epoch, trainer.global_rank
-        entropy = np.random.SeedSequence((self.config.seed, epoch, rank))
-        epoch_seed = int(entropy.generate_state(1)[0])
-        pl.seed_everything(epoch_seed, verbose=False)
-        sampler: DistributedSampler[Any] = DistributedSampler(
-            self.images,  # type: ignore[arg-type]
-            num_replicas=trainer.world_size,
-            rank=rank,
-            seed=self.config.seed,
-            drop_last=True,
-        )
-        sampler.set_epoch(epoch)
-        return DataLoader(
-            self.images,  # type: ignore[arg-type]
-            batch_size=self.config.batch_size,
-            sampler=sampler,
-            num_workers=default_num_workers(self.config.num_workers),
-            drop_last=True,
-            pin_memory=torch.cuda.is_available(),
-            # The loader would draw a new seed for its workers from this generator each time that it
-            # is opened, which a resumed run does more than once: seed_worker makes them the same.
-            generator=torch.Generator().manual_seed(epoch_seed),
-            worker_init_fn=partial(seed_worker, epoch_seed),
-        )
-
-    @torch.no_grad()
-    def on_after_batch_transfer(self, batch: list[Any], dataloader_idx: int) -> list[Any]:
-        """Makes [views, targets] of a batch, and appends the mixtures, on the device."""
-        images, targets = batch
-        if self.device_transform is not None:
-            images = self.device_transform.to(images.device)(images)
-        mixtures = [mix_pairs(images[view], self.config.alpha) for view in self.mixed_views]
-        return [images, targets, mixtures]
-
-
-def seed_worker(epoch_seed: int, worker: int) -> None:
-    """Seeds all random generators of a worker process."""
-    entropy = np.random.SeedSequence((epoch_seed, worker))
-    pl.seed_everything(int(entropy.generate_state(1)[0]), verbose=False)
-
-
-def prepare_run(run: Path, config: PretrainConfig, checkpoint: Path) -> None:
-    """Makes the run's folder and writes its options, or checks that the run can go on.
-
-    Raises:
-        ValueError: If the run to resume had other options.
-        OSError: If there is nothing to resume, if the folder has a run and is not to be
-            overwritten, or if it cannot be written to.
-    """
-    options = {name: value for name, value in asdict(config).items() if name not in _RUN_OPTIONS}
-    path = run / "config.yaml"
-    if config.resume:
-        if not checkpoint.is_file() or not path.is_file():
-            missing = path if checkpoint.is_file() else checkpoint
-            raise FileNotFoundError(f"There is no run to resume in {run}: {missing} is missing.")
-        before = yaml.safe_load(path.read_text())
-        for name in options.keys() - _FREE_OPTIONS:
-            if options[name] != before.get(name):
-                raise ValueError(
-                    f"The run in {run} was started with {name} {before.get(name)}, not "
-                    f"{options[name]}: resume it with --config {path} --resume."
-                )
-        return
-    if run.exists() and any(run.iterdir()):
-        if not config.overwrite:
-            raise FileExistsError(
-                f"{run} is not empty: add --resume to go on with its run, --overwrite to replace "
-                "it, or choose another --output_dir."
-            )
-        for name in _RUN_FILES:
-            (run / name).unlink(missing_ok=True)
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.unlink(missing_ok=True)
-    path.write_text(yaml.safe_dump(options, sort_keys=False))
-
-
 def create_trainer(
-    config: PretrainConfig, run: Path, speed: Speed, steps_per_epoch: int
+    config: PretrainConfig, run: Path, speed: Speed, data: PretrainData, image_size: int
 ) -> pl.Trainer:
-    """Lightning's trainer, with a checkpoint after every epoch and metrics in a CSV file."""
-    # Lightning warns that the run's folder exists: it was made for this run just now.
-    warnings.filterwarnings("ignore", message=".*Experiment logs directory.*")
+    """Lightning's trainer, with a checkpoint after every epoch; it has no logger yet."""
+    # The run's folder was made just now, or is resumed.
     warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")
     # The user chose the number of workers, or default_num_workers did.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -440,57 +275,43 @@ def create_trainer(
     # What Lightning says about itself; warnings still come through.
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     terminal = Console().is_terminal
-    log_every_n_steps = min(10, steps_per_epoch)
+    log_every_n_steps = min(10, data.steps_per_epoch)
+    callbacks: list[Callback] = [speed, StopOnNonFiniteLoss(log_every_n_steps), LogLearningRate()]
+    if config.knn_every_n_epochs:
+        callbacks.append(
+            TrainingKNN(
+                data.images,
+                create_test_transform(config.dataset, image_size),
+                every_n_epochs=config.knn_every_n_epochs,
+                batch_size=max(config.batch_size, 256),
+                num_workers=default_num_workers(config.num_workers),
+                seed=config.seed,
+            )
+        )
     checkpoints = ModelCheckpoint(
-        dirpath=run / "checkpoints",
-        filename="last",
+        dirpath=checkpoint_path(run).parent,
+        filename=checkpoint_path(run).stem,
         save_top_k=1,
         every_n_epochs=1,
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
+    bar = ProgressBar(speed, log_every_n_steps) if terminal else EpochLines(speed)
     return pl.Trainer(
         max_epochs=config.epochs,
         accelerator=config.accelerator,
         devices=config.devices,
         num_nodes=config.num_nodes,
         precision=config.precision,  # type: ignore[arg-type]
-        logger=CSVLogger(run, name="", version=""),
+        plugins=[CheckpointFiles(), *trainer_plugins()],
+        logger=False,
         log_every_n_steps=log_every_n_steps,
-        callbacks=[
-            speed,
-            StopOnNonFiniteLoss(log_every_n_steps),
-            checkpoints,
-            ProgressBar(speed, log_every_n_steps) if terminal else EpochLines(speed),
-        ],
+        callbacks=[*callbacks, checkpoints, bar],
         enable_progress_bar=terminal,
         enable_model_summary=False,
         use_distributed_sampler=False,
         reload_dataloaders_every_n_epochs=1,
     )
-
-
-def read_steps(checkpoint: Path) -> int:
-    """The number of steps that a checkpoint was saved after; ValueError if it is damaged."""
-    try:
-        return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
-    except (RuntimeError, EOFError, KeyError, UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{checkpoint} is damaged or not a checkpoint: {reason}") from error
-
-
-def restore_metrics(trainer: pl.Trainer, run: Path, finished_steps: int) -> None:
-    """Gives a resumed run's logger the rows up to the checkpoint, which it would delete."""
-    path = run / "metrics.csv"
-    if not trainer.is_global_zero or not path.is_file():
-        return
-    with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if int(row["step"]) < finished_steps]
-    writer = trainer.logger.experiment  # type: ignore[union-attr]
-    for row in rows:
-        values = {name: value for name, value in row.items() if value and name != "step"}
-        writer.log_metrics(values, int(row["step"]))
-    writer.save()
 
 
 def finish_run(
@@ -565,20 +386,3 @@ def finish_run(
         f"Trained for {timedelta(seconds=round(speed.seconds))} at "
         f"{summary['images_per_second']:,.0f} images/s. Everything is in {run}."
     )
-
-
-def draw_curves(run: Path) -> None:
-    """Draws the losses in metrics.csv over the steps as curves.png."""
-    from matplotlib.figure import Figure
-
-    with (run / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for name in ("loss", "contrast", "mix"):
-        points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
-        axes.plot(*zip(*points, strict=True), label=name)
-    axes.set(xlabel="step", ylabel="nats", title=str(run))
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(run / "curves.png", dpi=120)

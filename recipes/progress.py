@@ -8,7 +8,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from metrics import latest_metrics
 from pytorch_lightning.callbacks import Callback, RichProgressBar
+
+SHOWN_METRICS = ("loss", "contrast", "mix", "knn_top1")
 
 
 class Speed(Callback):
@@ -113,20 +116,26 @@ class StopOnNonFiniteLoss(Callback):
                 )
 
 
+def shown_metrics(trainer: pl.Trainer) -> dict[str, float]:
+    """The logged values that a person follows, without waiting for a device."""
+    latest = latest_metrics(trainer)
+    return {name: latest[name] for name in SHOWN_METRICS if name in latest}
+
+
 class ProgressBar(RichProgressBar):
     """Lightning's bar with images per second and the time that the run has left."""
 
     def __init__(self, speed: Speed, refresh_rate: int) -> None:
-        # To show a loss is to wait for it, which would stall a GPU in every step.
         super().__init__(refresh_rate=refresh_rate)
         self._speed = speed
 
     def get_metrics(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """Adds the two to the losses."""
+        """Adds the two to the losses, which are those that were logged last."""
         return {
             **super().get_metrics(trainer, pl_module),
+            **{name: f"{value:.3f}" for name, value in shown_metrics(trainer).items()},
             "images/s": f"{self._speed.epoch_rate():,.0f}",
             "run left": self._speed.left(trainer),
         }
@@ -141,7 +150,7 @@ class EpochLines(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prints the line."""
         if trainer.is_global_zero:
-            losses = [f"{name} {x:.3f}" for name, x in trainer.progress_bar_metrics.items()]
+            losses = [f"{name} {value:.3f}" for name, value in shown_metrics(trainer).items()]
             rate = f"{self._speed.epoch_rate():,.0f} images/s"
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
             print(

@@ -5,9 +5,14 @@ import os
 # pytest-xdist runs a test on each processor, so one thread is right; before torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import runpy
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.run_recipe import RECIPES, command
 
 collect_ignore = ["benchmarks"]  # scripts
 
@@ -25,3 +30,23 @@ def image_folder(tmp_path):
                 pixels[..., 2 * (1 - target)] += 127
                 Image.fromarray(pixels).save(folder / f"{index:02}.png")
     return tmp_path / "images"
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """Runs a recipe in this process, which is quick; gives its exit code and what it printed."""
+
+    def call(recipe, *options):
+        monkeypatch.setattr(sys, "argv", command(recipe, *options)[1:])
+        monkeypatch.syspath_prepend(str(RECIPES))
+        code = 0
+        try:
+            runpy.run_path(str(RECIPES / f"{recipe}.py"), run_name="__main__")
+        except SystemExit as stop:
+            # As Python does: a text goes to stderr and means exit code 1.
+            code = 1 if isinstance(stop.code, str) else stop.code
+            if isinstance(stop.code, str):
+                print(stop.code, file=sys.stderr)
+        return code, *capsys.readouterr()
+
+    return call

@@ -3,10 +3,8 @@
 import csv
 import json
 import re
-import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import timm
@@ -16,55 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mixco_lightly import load_backbone
-
-RECIPES = Path(__file__).parent.parent / "recipes"
-TINY = ["--backbone", "test_resnet", "--num_workers", "0", "--knn_k", "5"]
-
-
-def command(recipe, *options):
-    return [sys.executable, str(RECIPES / f"{recipe}.py"), *map(str, options)]
-
-
-def run(recipe, *options, cwd):
-    """Runs a recipe as a program of its own."""
-    result = subprocess.run(
-        command(recipe, *options),
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-@pytest.fixture
-def run_here(monkeypatch, capsys):
-    """Runs a recipe in this process, which is quick; gives its exit code and what it printed."""
-
-    def call(recipe, *options):
-        monkeypatch.setattr(sys, "argv", command(recipe, *options)[1:])
-        monkeypatch.syspath_prepend(str(RECIPES))
-        code = 0
-        try:
-            runpy.run_path(str(RECIPES / f"{recipe}.py"), run_name="__main__")
-        except SystemExit as stop:
-            # As Python does: a text goes to stderr and means exit code 1.
-            code = 1 if isinstance(stop.code, str) else stop.code
-            if isinstance(stop.code, str):
-                print(stop.code, file=sys.stderr)
-        return code, *capsys.readouterr()
-
-    return call
-
-
-def tiny_run(folder, *options):
-    return [
-        *TINY,
-        *("--dataset", "imagefolder", "--data_dir", folder, "--image_size", 16),
-        *("--epochs", 2, "--batch_size", 10),
-        *options,
-    ]
+from tests.run_recipe import RECIPES, TINY, command, run, tiny_run
 
 
 @pytest.mark.parametrize(
@@ -95,52 +45,19 @@ def test_a_run_leaves_every_file_and_figure_behind(recipe, options, image_folder
     assert backbone(torch.rand(2, 3, 16, 16)).shape == (2, backbone.feature_dim)
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [int(row["step"]) for row in rows] == [1, 3]
-    for row in rows:
+    assert [int(row["step"]) for row in rows] == [1, 3, 3]
+    assert [bool(row["knn_top1"]) for row in rows] == [False, False, True]
+    for row in rows[:2]:
         weight = float(options[3]) if "--mix_weight" in options else 1.0
         total = float(row["contrast"]) + weight * float(row["mix"])
         assert float(row["loss"]) == pytest.approx(total, rel=1e-5)
         assert (float(row["mix"]) == 0) == (weight == 0)
-
-
-@pytest.mark.parametrize(
-    ("recipe", "options"),
-    [
-        ("moco", ["--memory_bank_size", 32]),
-        ("simclr", ["--num_workers", 1, "--augment", "workers"]),
-    ],
-)
-def test_a_resumed_run_ends_with_the_weights_and_metrics_of_the_uninterrupted_run(
-    recipe, options, image_folder, tmp_path
-):
-    options = tiny_run(image_folder, "--epochs", 3, *options)
-    run(recipe, *options, "--output_dir", "whole", cwd=tmp_path)
-    # The same run, killed in its third epoch, when the second has been saved.
-    killer = (
-        "import os, runpy, sys, pytorch_lightning as pl\n"
-        "def stop(self, trainer, *_):\n"
-        "    if trainer.current_epoch == 2: os.kill(os.getpid(), 9)\n"
-        f"sys.path.insert(0, {str(RECIPES)!r})\n"
-        "import progress\n"
-        "progress.Speed.on_train_batch_end = stop\n"
-        "sys.argv = sys.argv[1:]\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
-    )
-    killed = subprocess.run(
-        [sys.executable, "-c", killer, *command(recipe, *options, "--output_dir", "part")[1:]],
-        cwd=tmp_path,
-        capture_output=True,
-        timeout=300,
-    )
-    assert killed.returncode == -9
-    assert not (tmp_path / "part" / "summary.json").exists()
-    run(recipe, "--config", "part/config.yaml", "--resume", cwd=tmp_path)
-    whole, part = (
-        load_file(tmp_path / name / "backbone.safetensors") for name in ("whole", "part")
-    )
-    assert all(torch.equal(whole[name], part[name]) for name in whole)
-    metrics = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "part")]
-    assert metrics[0] == metrics[1]
+        assert -1 <= float(row["negative_similarity"]) <= float(row["positive_similarity"]) <= 1
+        assert float(row.get("lam") or 0) > 0 or weight == 0
+    # The cosine at steps 1 and 3 of 4, which is three quarters and nothing.
+    highest = yaml.safe_load((folder / "config.yaml").read_text())["learning_rate"]
+    rates = [float(row["learning_rate"]) / highest for row in rows[:2]]
+    assert rates == pytest.approx([0.75, 0], abs=1e-6)
 
 
 def test_evaluate_measures_a_run_on_several_datasets_and_a_plain_timm_model(
@@ -442,52 +359,3 @@ def test_random_initialisation_is_random_for_a_run_from_published_weights_too(
         random.append({name: x for name, x in summary.items() if name.startswith("random_init")})
     assert random[0] == random[1]
     assert len(random[0]) == 3
-
-
-@pytest.mark.parametrize("recipe", ["moco", "simclr"])
-def test_two_processes_end_with_equal_weights_and_queues_and_mix_differently(
-    recipe, image_folder, tmp_path
-):
-    spy = (
-        "import sys, torch\n"
-        f"sys.path.insert(0, {str(RECIPES)!r})\n"
-        "import progress\n"
-        "def write(self, trainer, module):\n"
-        "    state = module.state_dict()\n"
-        "    kept = {n: x for n, x in state.items() if 'running' not in n and 'num_b' not in n}\n"
-        "    torch.save([kept, batch_lam], f'rank{trainer.global_rank}.pt')\n"
-        "batch_lam = []\n"
-        "def lam(self, trainer, module, batch, batch_idx):\n"
-        "    batch_lam.append(batch[-1][0].lam.clone())\n"
-        "progress.Speed.on_train_batch_start = lam\n"
-        "progress.Speed.on_train_end = write\n"
-        f"import {recipe}\n"
-        f"{recipe}.main()\n"
-    )
-    # Lightning starts the second process with this one's program and arguments.
-    (tmp_path / "spy.py").write_text(spy)
-    options = tiny_run(image_folder, "--batch_size", 5, "--output_dir", "run")
-    result = subprocess.run(
-        [
-            sys.executable,
-            "spy.py",
-            *command(recipe, *options, "--devices", 2, "--accelerator", "cpu")[2:],
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-    (weights0, lam0), (weights1, lam1) = (
-        torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)
-    )
-    # Weights, momentum encoder and queue are equal; BatchNorm's statistics are each process's own.
-    assert weights0.keys() == weights1.keys()
-    assert all(torch.equal(weights0[name], weights1[name]) for name in weights0)
-    if recipe == "moco":
-        # 24 images in 2 epochs of 2 steps of 2 x 5 images: 40 keys.
-        assert int(weights0["criterion.queue.position"]) == 40
-    assert not torch.equal(torch.cat(lam0), torch.cat(lam1))
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["epochs"] == 2
-    assert result.stdout.count("Trained for") == 1

@@ -19,6 +19,7 @@ from mixco_lightly.data.collate import find_mixtures
 from mixco_lightly.loss.mixco_loss import MixCoLoss
 from mixco_lightly.models.backbone import Backbone
 from mixco_lightly.models.optimizer import create_sgd
+from mixco_lightly.models.step_log import is_logged_step, log_step, queue_similarities
 
 
 class MoCo(LightningModule):
@@ -101,11 +102,16 @@ class MoCo(LightningModule):
         else:
             queries = self.projection_head(self.backbone(query_images))
             mixed, mixture = None, None
+        keys = self._keys(key_images)
 
-        loss = self.criterion.forward_components(queries, self._keys(key_images), mixed, mixture)
-        self.log_dict(
-            {"loss": loss.total, "contrast": loss.contrast, "mix": loss.mix}, prog_bar=True
-        )
+        similarities: dict[str, Tensor] = {}
+        if is_logged_step(self):
+            assert self.criterion.queue is not None
+            # Before the loss, which puts these keys into the queue.
+            similarities = queue_similarities(queries, keys, self.criterion.queue.keys)
+        loss = self.criterion.forward_components(queries, keys, mixed, mixture)
+        if similarities:
+            log_step(self, loss, similarities, [mixture] if mixture else [])
         return loss.total
 
     def _update_momentum_encoder(self) -> None:

@@ -12,9 +12,11 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from mixco_lightly.data.collate import find_mixtures
+from mixco_lightly.data.mixture import Mixture
 from mixco_lightly.loss.mixco_loss import MixCoLoss
 from mixco_lightly.models.backbone import Backbone
 from mixco_lightly.models.optimizer import create_sgd
+from mixco_lightly.models.step_log import batch_similarities, is_logged_step, log_step
 
 
 class SimCLR(LightningModule):
@@ -75,15 +77,16 @@ class SimCLR(LightningModule):
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """One step: both views and, unless mix_weight is 0, both views' mixtures."""
         z0, z1 = (self._project(view) for view in batch[0])
+        mixtures: list[Mixture] = []
         if self.criterion.mix_weight > 0:
-            mixture0, mixture1 = find_mixtures(batch, count=2)
+            mixtures = find_mixtures(batch, count=2)
+            mixture0, mixture1 = mixtures
             mixed0, mixed1 = self._project_mixtures(mixture0.images, mixture1.images)
             loss = self.criterion.forward_components(z0, z1, mixed0, mixture0, mixed1, mixture1)
         else:
             loss = self.criterion.forward_components(z0, z1)
-        self.log_dict(
-            {"loss": loss.total, "contrast": loss.contrast, "mix": loss.mix}, prog_bar=True
-        )
+        if is_logged_step(self):
+            log_step(self, loss, batch_similarities(z0, z1), mixtures)
         return loss.total
 
     def _project(self, images: Tensor) -> Tensor:

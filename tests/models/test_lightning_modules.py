@@ -25,7 +25,9 @@ def create_simclr(mix_weight=1.0):
 
 def attach(model):
     """Gives a module the trainer that it asks for the world size, and a place for its logs."""
-    model.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    model.trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, log_every_n_steps=1
+    )
     model.logged = {}
     model.log_dict = lambda values, **_: model.logged.update(values)
     return model.train()

@@ -1,0 +1,166 @@
+"""What a run records while it trains: metrics.csv, TensorBoard, curves.png."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities import rank_zero_only
+from run_folder import replace_file
+
+from mixco_lightly.models.step_log import is_logged_step
+
+# What curves.png shows: title, unit and names of the metrics; what a run lacks is left out.
+_CURVES = [
+    ("losses", "nats", ("loss", "contrast", "mix")),
+    ("cosine similarities", "mean", ("positive_similarity", "negative_similarity")),
+    ("kNN of held-out labels", "top-1 %", ("knn_top1",)),
+    ("learning rate", "", ("learning_rate",)),
+]
+
+
+class MetricsFile(Logger):
+    """A CSV file of metrics that a resumed run goes on with, whatever moment it was killed at.
+
+    A row is one line, written at once. Whatever changes lines that are there, a new column or the
+    cut at the checkpoint, replaces the file as a whole.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        latest: The last value of each metric, for a progress bar.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.latest: dict[str, float] = {}
+        self._columns: list[str] = []
+
+    @property
+    def name(self) -> str:
+        """Lightning asks for it."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Lightning asks for it."""
+        return ""
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """They are in config.yaml."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Writes a row."""
+        self.latest.update(metrics)
+        row = {"step": step, **metrics}
+        new = sorted(row.keys() - set(self._columns))
+        if new:
+            rows = read_metrics(self.path)
+            self._columns = ["epoch", "step"] if not self._columns else self._columns
+            self._columns += [name for name in new if name not in self._columns]
+            self._replace([*rows, row])
+        else:
+            with self.path.open("a", newline="") as file:
+                file.write(self._lines([row]))
+
+    @rank_zero_only
+    def keep_steps(self, finished_steps: int) -> None:
+        """Cuts off the rows after a checkpoint, whose steps are taken again."""
+        rows = [row for row in read_metrics(self.path) if int(row["step"]) < finished_steps]
+        self._columns = list(rows[0]) if rows else []
+        if rows:
+            self._replace(rows)
+        else:
+            self.path.unlink(missing_ok=True)
+
+    def _replace(self, rows: list[dict[str, Any]]) -> None:
+        with replace_file(self.path) as file:
+            header = dict(zip(self._columns, self._columns, strict=True))
+            file.write(self._lines([header, *rows]).encode())
+
+    def _lines(self, rows: list[dict[str, Any]]) -> str:
+        text = io.StringIO()
+        csv.DictWriter(text, self._columns, lineterminator="\n").writerows(rows)
+        return text.getvalue()
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """The rows of a metrics file that were written whole; none without a file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        lines = [line for line in file if line.endswith("\n")]
+    return list(csv.DictReader(lines))
+
+
+def create_loggers(run: Path, finished_steps: int) -> list[Logger]:
+    """The metrics file and, where its package is installed, TensorBoard.
+
+    Args:
+        run: The run's folder.
+        finished_steps: Steps of the checkpoint that the run goes on from; 0 for a new run.
+    """
+    metrics = MetricsFile(run / "metrics.csv")
+    metrics.keep_steps(finished_steps)
+    loggers: list[Logger] = [metrics]
+    if find_spec("tensorboard") is not None:
+        # Of steps that are taken again TensorBoard shows the second time.
+        loggers.append(
+            TensorBoardLogger(run, name="tensorboard", version="", purge_step=finished_steps)
+        )
+    return loggers
+
+
+def latest_metrics(trainer: pl.Trainer) -> dict[str, float]:
+    """The last value of each metric, without waiting for a device."""
+    files = [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]
+    return files[0].latest if files else {}
+
+
+class LogLearningRate(Callback):
+    """Logs the learning rate of a step, with its losses."""
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Logs it in the steps that are logged."""
+        if is_logged_step(pl_module):
+            pl_module.log("learning_rate", trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def draw_curves(run: Path) -> None:
+    """Draws metrics.csv over the steps as curves.png."""
+    from matplotlib.figure import Figure
+
+    rows = read_metrics(run / "metrics.csv")
+    curves = [
+        (title, unit, recorded)
+        for title, unit, names in _CURVES
+        if (recorded := [name for name in names if any(row.get(name) for row in rows)])
+    ]
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    figure.suptitle(str(run))
+    for index, (title, unit, names) in enumerate(curves):
+        axes = figure.add_subplot(2, 2, index + 1)
+        for name in names:
+            points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+            # A few points are a line that is hard to see.
+            axes.plot(
+                *zip(*points, strict=True), marker="." if len(points) < 20 else "", label=name
+            )
+        axes.set(title=title, xlabel="step", ylabel=unit)
+        axes.grid(alpha=0.3)
+        if len(names) > 1:
+            axes.legend()
+    figure.savefig(run / "curves.png", dpi=120)

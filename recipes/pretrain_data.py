@@ -1,0 +1,132 @@
+"""The batches of a pretraining run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from command_line import default_num_workers
+from processes import one_at_a_time
+from torch.utils.data import DataLoader, DistributedSampler
+from torchvision.transforms import PILToTensor
+
+from mixco_lightly import mix_pairs
+from mixco_lightly.data.datasets import LabelledImages, create_train_test, have_one_size
+from mixco_lightly.data.device_transforms import DeviceTransform
+from mixco_lightly.data.transforms import create_pretrain_transform
+
+if TYPE_CHECKING:
+    from pretrain import PretrainConfig
+
+
+def runs_on_cpu(accelerator: str) -> bool:
+    """Whether Lightning would train on the CPU."""
+    return accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
+
+
+class PretrainData(pl.LightningDataModule):
+    """Batches of two views and their mixtures, in an order that seed and epoch decide."""
+
+    def __init__(
+        self, method: str, config: PretrainConfig, image_size: int, mixed_views: Sequence[int]
+    ) -> None:
+        super().__init__()
+        transform = create_pretrain_transform(
+            method, config.dataset, image_size, min_scale=config.min_scale
+        )
+        # The test images are opened here too, so that a missing one fails before the training.
+        with one_at_a_time(Path(config.data_dir), create=config.download):
+            self.images: LabelledImages = create_train_test(
+                config.dataset,
+                config.data_dir,
+                download=config.download,
+                keep_decoded=config.keep_decoded,
+            )[0]
+        one_size = have_one_size(self.images)
+        if config.augment == "device" and not one_size:
+            raise ValueError(
+                f"--augment device needs images of one size that are decoded once; those in "
+                f"{config.data_dir} are not: use --augment workers."
+            )
+        on_device = config.augment == "device" or (config.augment == "auto" and one_size)
+        self.device_transform = DeviceTransform(transform) if on_device else None
+        self.images.transform = PILToTensor() if on_device else transform
+        # A worker beside a network on the same processors only takes turns with it.
+        workers = 0 if on_device and runs_on_cpu(config.accelerator) else None
+        self.config = replace(
+            config,
+            augment="device" if on_device else "workers",
+            num_workers=default_num_workers(
+                workers if config.num_workers is None else config.num_workers
+            ),
+        )
+        config = self.config
+        self.mixed_views = mixed_views if config.mix_weight > 0 else ()
+        processes = config.devices * config.num_nodes
+        self.steps_per_epoch = len(self.images) // processes // config.batch_size
+        if config.warmup_epochs >= config.epochs:
+            raise ValueError(
+                f"--warmup_epochs must be less than --epochs, got {config.warmup_epochs:g} and "
+                f"{config.epochs}."
+            )
+        if config.batch_size < 2:
+            raise ValueError(f"--batch_size must be at least 2, got {config.batch_size}.")
+        if self.steps_per_epoch < 1:
+            raise ValueError(
+                f"{len(self.images)} images are too few for a batch of {config.batch_size} on "
+                f"each of {processes} device(s): lower --batch_size."
+            )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The loader of one epoch.
+
+        It is made anew for every epoch, and all random generators are seeded for that epoch and
+        process: a resumed run then draws what the uninterrupted one would have drawn.
+        """
+        trainer = self.trainer
+        assert trainer is not None
+        epoch, rank = trainer.current_epoch, trainer.global_rank
+        entropy = np.random.SeedSequence((self.config.seed, epoch, rank))
+        epoch_seed = int(entropy.generate_state(1)[0])
+        pl.seed_everything(epoch_seed, verbose=False)
+        sampler: DistributedSampler[Any] = DistributedSampler(
+            self.images,  # type: ignore[arg-type]
+            num_replicas=trainer.world_size,
+            rank=rank,
+            seed=self.config.seed,
+            drop_last=True,
+        )
+        sampler.set_epoch(epoch)
+        return DataLoader(
+            self.images,  # type: ignore[arg-type]
+            batch_size=self.config.batch_size,
+            sampler=sampler,
+            num_workers=default_num_workers(self.config.num_workers),
+            drop_last=True,
+            pin_memory=torch.cuda.is_available(),
+            # The loader would draw a new seed for its workers from this generator each time that it
+            # is opened, which a resumed run does more than once: seed_worker makes them the same.
+            generator=torch.Generator().manual_seed(epoch_seed),
+            worker_init_fn=partial(seed_worker, epoch_seed),
+        )
+
+    @torch.no_grad()
+    def on_after_batch_transfer(self, batch: list[Any], dataloader_idx: int) -> list[Any]:
+        """Makes [views, targets] of a batch, and appends the mixtures, on the device."""
+        images, targets = batch
+        if self.device_transform is not None:
+            images = self.device_transform.to(images.device)(images)
+        mixtures = [mix_pairs(images[view], self.config.alpha) for view in self.mixed_views]
+        return [images, targets, mixtures]
+
+
+def seed_worker(epoch_seed: int, worker: int) -> None:
+    """Seeds all random generators of a worker process."""
+    entropy = np.random.SeedSequence((epoch_seed, worker))
+    pl.seed_everything(int(entropy.generate_state(1)[0]), verbose=False)

@@ -1,0 +1,296 @@
+"""A run that was killed goes on as if nothing had happened."""
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tests.run_recipe import RECIPES, command, run, tiny_run
+
+LAST = Path("checkpoints", "last.ckpt")
+# What a run is compared by; summary.json has times in it.
+OPTIONS = {
+    "moco": ["--memory_bank_size", 32],
+    "simclr": ["--num_workers", 1, "--augment", "workers"],
+}
+# The evaluation after the training, which is most of the time, is not what is tested here.
+WITHOUT_EVALUATION = (
+    "import runpy, sys\n"
+    f"sys.path.insert(0, {str(RECIPES)!r})\n"
+    "import pretrain\n"
+    "from mixco_lightly import export_backbone\n"
+    "def finish(method, config, run, backbone, *_):\n"
+    "    export_backbone(backbone, run, mean=(0, 0, 0), std=(1, 1, 1))\n"
+    "pretrain.finish_run = finish\n"
+    "sys.argv = sys.argv[1:]\n"
+    "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+)
+
+
+def program(recipe, *options):
+    return [sys.executable, "-c", WITHOUT_EVALUATION, *command(recipe, *options)[1:]]
+
+
+def finish(recipe, *options, cwd):
+    result = subprocess.run(
+        program(recipe, *options), cwd=cwd, capture_output=True, text=True, timeout=200
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def start(recipe, *options, cwd):
+    return subprocess.Popen(
+        program(recipe, *options),
+        cwd=cwd,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def kill(process):
+    """As kill -9 of the program and its workers, or as a machine that loses its power."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same_run(part, whole):
+    assert rows(part) == rows(whole)
+    weights = [load_file(folder / "backbone.safetensors") for folder in (part, whole)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    states = [
+        torch.load(folder / LAST, map_location="cpu", weights_only=True)["state_dict"]
+        for folder in (part, whole)
+    ]
+    assert states[0].keys() == states[1].keys()
+    # The momentum encoder, heads and the queue with its position too.
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def killed_twice(recipe, options, epochs, seed, cwd):
+    """Kills a run twice at moments that nothing but the seed decides, then lets it end."""
+    moments = random.Random(seed)
+    options = [*options, "--output_dir", "part"]
+    checkpoint = cwd / "part" / LAST
+    process = start(recipe, *options, cwd=cwd)
+    for _ in range(2):
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        # A run that was killed before its first checkpoint would begin anew: that is no resume.
+        while not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before:
+            assert process.poll() is None, "the run ended before it was killed"
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.5))
+        assert process.poll() is None, "the run ended before it was killed"
+        kill(process)
+        process = start(recipe, "--config", "part/config.yaml", "--resume", cwd=cwd)
+    assert process.wait(timeout=200) == 0
+
+
+def check_killed_runs(recipe, trials, image_folder, tmp_path):
+    options = tiny_run(image_folder, "--epochs", 60, "--knn_every_n_epochs", 2, *OPTIONS[recipe])
+    finish(recipe, *options, "--output_dir", "whole", cwd=tmp_path)
+    whole = rows(tmp_path / "whole")
+    assert len([row for row in whole if row["loss"]]) == 60
+    assert len([row for row in whole if row["knn_top1"]]) == 30
+    for trial in range(trials):
+        killed_twice(recipe, [*options, "--overwrite"], 60, trial, tmp_path)
+        assert_same_run(tmp_path / "part", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("recipe", ["moco", "simclr"])
+def test_after_two_kills_every_logged_step_and_all_weights_are_those_of_the_uninterrupted_run(
+    recipe, image_folder, tmp_path
+):
+    check_killed_runs(recipe, 1, image_folder, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["moco", "simclr"])
+def test_twenty_runs_killed_twice_are_those_of_the_uninterrupted_run(
+    recipe, image_folder, tmp_path
+):
+    check_killed_runs(recipe, 20, image_folder, tmp_path)
+
+
+def test_a_run_killed_after_its_last_epoch_is_evaluated_when_it_is_resumed(
+    image_folder, tmp_path, run_here, monkeypatch
+):
+    folder = tmp_path / "run"
+    options = tiny_run(image_folder, "--memory_bank_size", 8, "--output_dir", folder)
+    code, _, error = run_here("moco", *options)
+    assert code == 0, error
+    before = rows(folder)
+    for name in ("summary.json", "backbone.safetensors", "curves.png"):
+        (folder / name).unlink()
+    code, _, error = run_here("moco", "--config", folder / "config.yaml", "--resume")
+    assert code == 0, error
+    assert (folder / "summary.json").is_file()
+    assert (folder / "curves.png").is_file()
+    assert rows(folder) == before
+
+
+def test_all_options_that_changed_are_refused_and_named(image_folder, tmp_path, run_here):
+    folder = tmp_path / "run"
+    options = tiny_run(image_folder, "--epochs", 1, "--output_dir", folder)
+    code, _, error = run_here("simclr", *options)
+    assert code == 0, error
+    weights = (folder / "backbone.safetensors").read_bytes()
+    resume = ["--config", folder / "config.yaml", "--resume"]
+    changed = ["--seed", 3, "--alpha", 0.5, "--num_workers", 1, "--knn_k", 3]
+    code, _, error = run_here("simclr", *resume, *changed)
+    assert code == 1
+    last = error.strip().splitlines()[-1]
+    for text in ("seed 0, not 3", "alpha 1.0, not 0.5", "num_workers 0, not 1"):
+        assert text in last
+    assert "knn_k" not in last  # decides nothing of the training
+    assert (folder / "backbone.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize("missing", ["config.yaml", str(LAST)])
+def test_a_run_without_its_checkpoint_or_options_is_an_error_and_no_fresh_start(
+    missing, image_folder, tmp_path, run_here
+):
+    folder = tmp_path / "run"
+    options = tiny_run(image_folder, "--output_dir", folder)
+    (folder / LAST).parent.mkdir(parents=True)
+    (folder / LAST).write_bytes(b"")
+    (folder / "config.yaml").write_text("{}")
+    (folder / missing).unlink()
+    code, _, error = run_here("moco", *options, "--resume")
+    assert code == 1
+    assert f"{folder / missing} is missing" in error
+    assert not (folder / "metrics.csv").exists()
+
+
+# Writes checkpoints of two kinds in turn, for ever.
+WRITER = f"""
+import sys
+sys.path.insert(0, {str(RECIPES)!r})
+import torch
+from run_folder import CheckpointFiles
+files, count = CheckpointFiles(), 0
+while True:
+    x = torch.full((2_000_000,), count)
+    files.save_checkpoint({{"global_step": count, "x": x}}, sys.argv[1])
+    count += 1
+    if count == 1:
+        print("ready", flush=True)
+"""
+
+
+@pytest.fixture
+def recipe_modules(monkeypatch):
+    """Lets a test import the recipes' modules."""
+    monkeypatch.syspath_prepend(str(RECIPES))
+
+
+def check_kills_inside_the_write(kills, run_folder):
+    from run_folder import read_steps, sweep
+
+    checkpoint = run_folder / LAST
+    checkpoint.parent.mkdir(parents=True)
+    moments, inside = random.Random(0), 0
+    for _ in range(kills):
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(checkpoint)], stdout=subprocess.PIPE
+        )
+        process.stdout.read(5)
+        time.sleep(moments.uniform(0, 0.1))
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        inside += len(list(checkpoint.parent.iterdir())) > 1
+        saved = torch.load(checkpoint, weights_only=True)
+        assert read_steps(checkpoint) == saved["global_step"]
+        assert (saved["x"] == saved["global_step"]).all()
+        sweep(run_folder)
+        assert list(checkpoint.parent.iterdir()) == [checkpoint]
+    return inside
+
+
+def test_a_kill_inside_the_write_leaves_a_whole_checkpoint_and_what_it_left_is_swept(
+    tmp_path, recipe_modules
+):
+    # Most of the time is inside the write; six that all missed it would be a broken test.
+    assert check_kills_inside_the_write(3, tmp_path) > 0
+
+
+@pytest.mark.slow
+def test_fifty_kills_inside_the_write_leave_a_whole_checkpoint(tmp_path, recipe_modules):
+    assert check_kills_inside_the_write(50, tmp_path) > 10
+
+
+def test_a_new_run_and_a_resumed_one_sweep_what_a_killed_write_left(
+    image_folder, tmp_path, run_here
+):
+    folder = tmp_path / "run"
+    options = tiny_run(image_folder, "--epochs", 1, "--output_dir", folder)
+    for extra in (["--overwrite"], ["--resume"]):
+        (folder / LAST).parent.mkdir(parents=True, exist_ok=True)
+        left = [folder / ".partial-a", (folder / LAST).parent / ".partial-b"]
+        for path in left:
+            path.write_bytes(b"torn")
+        if extra == ["--resume"]:
+            options = ["--config", folder / "config.yaml"]
+        code, _, error = run_here("simclr", *options, *extra)
+        assert code == 0, error
+        assert not any(path.exists() for path in left)
+
+
+def test_a_failed_write_keeps_the_checkpoint_and_removes_its_temporary_file(
+    tmp_path, recipe_modules
+):
+    from run_folder import CheckpointFiles
+
+    path = tmp_path / "last.ckpt"
+    CheckpointFiles().save_checkpoint({"global_step": 7}, path)
+    with pytest.raises((AttributeError, TypeError, RuntimeError)):
+        CheckpointFiles().save_checkpoint({"global_step": 8, "bad": (i for i in ())}, path)
+    assert torch.load(path, weights_only=True) == {"global_step": 7}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_metrics_are_cut_at_the_checkpoint_and_a_torn_line_is_left_out(tmp_path, recipe_modules):
+    from metrics import MetricsFile, read_metrics
+
+    path = tmp_path / "metrics.csv"
+    whole = MetricsFile(path)
+    for step in (9, 19, 29):
+        whole.log_metrics({"loss": step / 10, "epoch": 0}, step)
+        if step == 19:
+            whole.log_metrics({"knn_top1": 50.0, "epoch": 0}, step)
+    expected = path.read_text()
+    assert [row["loss"] for row in read_metrics(path)] == ["0.9", "1.9", "", "2.9"]
+
+    # Killed while it wrote step 29 again, as "2": not to be taken for step 2.
+    path.write_text(expected[: expected.rindex("0,29")] + "0,2")
+    resumed = MetricsFile(path)
+    resumed.keep_steps(20)
+    assert [row["step"] for row in read_metrics(path)] == ["9", "19", "19"]
+    resumed.log_metrics({"loss": 2.9, "epoch": 0}, 29)
+    assert path.read_text() == expected
+
+
+def test_a_resumed_run_goes_on_from_the_config_it_was_started_with(image_folder, tmp_path):
+    # Whatever auto took is written down, so that another machine does not take something else.
+    options = tiny_run(image_folder, "--epochs", 1, "--output_dir", "run")
+    run("simclr", *options, cwd=tmp_path)
+    recorded = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert recorded["precision"] != "auto"
+    assert recorded["augment"] != "auto"
+    assert recorded["num_workers"] == 0
