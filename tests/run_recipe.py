@@ -1,31 +1,94 @@
-"""Runs recipes as their users do, in a process of their own."""
+"""Runs recipes as their users do, in processes of their own.
 
-import subprocess
+To import torch, Lightning and the rest takes most of the time of a tiny run. A server that has
+imported them forks such a process; what it runs is the recipe's file, as ``python FILE`` would.
+"""
+
+import multiprocessing
+import os
+import runpy
+import signal
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 TINY = ["--backbone", "test_resnet", "--num_workers", "0", "--knn_k", "5"]
 
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(["tests.preload_recipes"])
+
+
+class Result(NamedTuple):
+    """What a program that has ended leaves; the code is -9 after a kill."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Program:
+    """A Python file that runs in a session of its own, from its start on.
+
+    Args:
+        file: The Python file.
+        options: Its arguments.
+        cwd: Folder to run in.
+        environment: Variables beyond those of this process.
+    """
+
+    def __init__(self, file, *options, cwd, environment=None):
+        self.outputs = [
+            Path(cwd) / f".{name}-{os.getpid()}-{id(self)}" for name in ("stdout", "stderr")
+        ]
+        arguments = ([str(file), *map(str, options)], str(cwd), self.outputs, environment or {})
+        self.process = _server.Process(target=_run_file, args=arguments)
+        self.process.start()
+
+    def is_running(self):
+        """Whether it has not ended."""
+        return self.process.is_alive()
+
+    def kill(self):
+        """As kill -9 of the program and its workers."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.join()
+
+    def wait(self, timeout=200):
+        """Waits for its end."""
+        self.process.join(timeout)
+        if self.process.is_alive():
+            self.kill()
+        stdout, stderr = (path.read_text() for path in self.outputs)
+        return Result(self.process.exitcode, stdout, stderr)
+
+
+def _run_file(argv, cwd, outputs, environment):
+    os.setsid()
+    os.chdir(cwd)
+    os.environ.update(environment)
+    for descriptor, path in enumerate(outputs, start=1):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, descriptor)
+    sys.argv = argv
+    sys.path.insert(0, str(RECIPES))
+    runpy.run_path(argv[0], run_name="__main__")
+
 
 def command(recipe, *options):
+    """The command line of a recipe."""
     return [sys.executable, str(RECIPES / f"{recipe}.py"), *map(str, options)]
 
 
 def run(recipe, *options, cwd):
-    """Runs a recipe as a program of its own."""
-    result = subprocess.run(
-        command(recipe, *options),
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    """Runs a recipe to its end, which must be a good one; gives what it printed."""
+    result = Program(RECIPES / f"{recipe}.py", *options, cwd=cwd).wait()
     assert result.returncode == 0, result.stderr
     return result.stdout
 
 
 def tiny_run(folder, *options):
+    """Options of a run of two epochs on the images of the fixture image_folder."""
     return [
         *TINY,
         *("--dataset", "imagefolder", "--data_dir", folder, "--image_size", 16),

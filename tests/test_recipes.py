@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import subprocess
 import sys
 
 import pytest
@@ -14,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mixco_lightly import load_backbone
-from tests.run_recipe import RECIPES, TINY, command, run, tiny_run
+from tests.run_recipe import RECIPES, TINY, Program, run, tiny_run
 
 
 @pytest.mark.parametrize(
@@ -169,13 +168,8 @@ def test_a_broken_image_stops_the_run_and_is_named(image_folder, tmp_path):
     broken.write_bytes(broken.read_bytes()[:100])
     in_every_epoch = ["--keep_decoded=false", "--overwrite"]
     for options in ([], in_every_epoch, ["--num_workers", 1, *in_every_epoch]):
-        result = subprocess.run(
-            command("moco", *tiny_run(image_folder, *options)),
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        program = Program(RECIPES / "moco.py", *tiny_run(image_folder, *options), cwd=tmp_path)
+        result = program.wait()
         assert result.returncode == 1
         last = result.stderr.strip().splitlines()[-1]
         assert last.startswith("error: The image ")

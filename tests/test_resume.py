@@ -1,7 +1,6 @@
 """A run that was killed goes on as if nothing had happened."""
 
 import csv
-import os
 import random
 import signal
 import subprocess
@@ -14,53 +13,32 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.run_recipe import RECIPES, command, run, tiny_run
+from tests.run_recipe import RECIPES, Program, run, tiny_run
 
 LAST = Path("checkpoints", "last.ckpt")
+EPOCHS = 20
 # What a run is compared by; summary.json has times in it.
 OPTIONS = {
     "moco": ["--memory_bank_size", 32],
     "simclr": ["--num_workers", 1, "--augment", "workers"],
 }
 # The evaluation after the training, which is most of the time, is not what is tested here.
-WITHOUT_EVALUATION = (
-    "import runpy, sys\n"
-    f"sys.path.insert(0, {str(RECIPES)!r})\n"
-    "import pretrain\n"
-    "from mixco_lightly import export_backbone\n"
-    "def finish(method, config, run, backbone, *_):\n"
-    "    export_backbone(backbone, run, mean=(0, 0, 0), std=(1, 1, 1))\n"
-    "pretrain.finish_run = finish\n"
-    "sys.argv = sys.argv[1:]\n"
-    "runpy.run_path(sys.argv[0], run_name='__main__')\n"
-)
-
-
-def program(recipe, *options):
-    return [sys.executable, "-c", WITHOUT_EVALUATION, *command(recipe, *options)[1:]]
-
-
-def finish(recipe, *options, cwd):
-    result = subprocess.run(
-        program(recipe, *options), cwd=cwd, capture_output=True, text=True, timeout=200
-    )
-    assert result.returncode == 0, result.stderr
+WITHOUT_EVALUATION = """
+import runpy, sys
+import pretrain
+from mixco_lightly import export_backbone
+def finish(method, config, run, backbone, *_):
+    export_backbone(backbone, run, mean=(0, 0, 0), std=(1, 1, 1))
+pretrain.finish_run = finish
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
 
 
 def start(recipe, *options, cwd):
-    return subprocess.Popen(
-        program(recipe, *options),
-        cwd=cwd,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
-def kill(process):
-    """As kill -9 of the program and its workers, or as a machine that loses its power."""
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    """Starts a recipe that ends with its training."""
+    program = cwd / "without_evaluation.py"
+    program.write_text(WITHOUT_EVALUATION)
+    return Program(program, RECIPES / f"{recipe}.py", *options, cwd=cwd)
 
 
 def rows(folder):
@@ -82,33 +60,37 @@ def assert_same_run(part, whole):
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def killed_twice(recipe, options, epochs, seed, cwd):
+def kill_twice(recipe, options, seed, cwd):
     """Kills a run twice at moments that nothing but the seed decides, then lets it end."""
     moments = random.Random(seed)
-    options = [*options, "--output_dir", "part"]
     checkpoint = cwd / "part" / LAST
-    process = start(recipe, *options, cwd=cwd)
+    checkpoint.unlink(missing_ok=True)  # of the trial before
+    program = start(recipe, *options, "--output_dir", "part", "--overwrite", cwd=cwd)
     for _ in range(2):
-        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-        # A run that was killed before its first checkpoint would begin anew: that is no resume.
+        # A run that was killed before its first checkpoint has to begin anew: that is no resume.
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
         while not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before:
-            assert process.poll() is None, "the run ended before it was killed"
-            time.sleep(0.005)
-        time.sleep(moments.uniform(0, 0.5))
-        assert process.poll() is None, "the run ended before it was killed"
-        kill(process)
-        process = start(recipe, "--config", "part/config.yaml", "--resume", cwd=cwd)
-    assert process.wait(timeout=200) == 0
+            assert program.is_running(), program.wait().stderr
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.4))
+        assert program.is_running(), "it ended before it was killed"
+        program.kill()
+        assert program.wait().returncode == -signal.SIGKILL
+        program = start(recipe, "--config", "part/config.yaml", "--resume", cwd=cwd)
+    result = program.wait()
+    assert result.returncode == 0, result.stderr
 
 
 def check_killed_runs(recipe, trials, image_folder, tmp_path):
-    options = tiny_run(image_folder, "--epochs", 60, "--knn_every_n_epochs", 2, *OPTIONS[recipe])
-    finish(recipe, *options, "--output_dir", "whole", cwd=tmp_path)
+    options = tiny_run(image_folder, "--epochs", EPOCHS, *OPTIONS[recipe])
+    options += ["--knn_every_n_epochs", 2]
+    result = start(recipe, *options, "--output_dir", "whole", cwd=tmp_path).wait()
+    assert result.returncode == 0, result.stderr
     whole = rows(tmp_path / "whole")
-    assert len([row for row in whole if row["loss"]]) == 60
-    assert len([row for row in whole if row["knn_top1"]]) == 30
+    assert len([row for row in whole if row["loss"]]) == EPOCHS
+    assert len([row for row in whole if row["knn_top1"]]) == EPOCHS // 2
     for trial in range(trials):
-        killed_twice(recipe, [*options, "--overwrite"], 60, trial, tmp_path)
+        kill_twice(recipe, options, trial, tmp_path)
         assert_same_run(tmp_path / "part", tmp_path / "whole")
 
 
