@@ -65,6 +65,7 @@ class Program:
 
 def _run_file(argv, cwd, outputs, environment):
     os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # not this server's, which imports anew
     os.chdir(cwd)
     os.environ.update(environment)
     for descriptor, path in enumerate(outputs, start=1):

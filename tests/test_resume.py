@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tests.run_recipe import RECIPES, Program, run, tiny_run
 
 LAST = Path("checkpoints", "last.ckpt")
-EPOCHS = 20
+EPOCHS = 12
 # What a run is compared by; summary.json has times in it.
 OPTIONS = {
     "moco": ["--memory_bank_size", 32],
@@ -72,7 +72,7 @@ def kill_twice(recipe, options, seed, cwd):
         while not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before:
             assert program.is_running(), program.wait().stderr
             time.sleep(0.002)
-        time.sleep(moments.uniform(0, 0.4))
+        time.sleep(moments.uniform(0, 0.3))
         assert program.is_running(), "it ended before it was killed"
         program.kill()
         assert program.wait().returncode == -signal.SIGKILL
