@@ -95,14 +95,15 @@ def test_knn_is_that_of_plain_images_in_eval_mode_and_leaves_the_module_and_the_
     module.backbone.model.bn1.eval()  # a mode of its own
     modes = [part.training for part in module.backbone.modules()]
     state = {name: value.clone() for name, value in module.backbone.state_dict().items()}
-    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    torch_state = torch.get_rng_state()
+    numpy_state = np.random.get_state()[1].copy()  # noqa: NPY002
 
     trainer = Steps()
     knn = TrainingKNN(images, transform, 5, batch_size=64, num_workers=0, seed=3)
     knn.on_train_epoch_end(trainer, module)
 
     assert torch.equal(torch_state, torch.get_rng_state())
-    assert (numpy_state == np.random.get_state()[1]).all()
+    assert (numpy_state == np.random.get_state()[1]).all()  # noqa: NPY002
     assert [part.training for part in module.backbone.modules()] == modes
     now = module.backbone.state_dict()
     assert all(torch.equal(now[name], state[name]) for name in state)
@@ -138,7 +139,7 @@ def test_knn_is_due_every_few_epochs_and_after_the_last(epoch, due, monkeypatch)
     trainer = Steps()
     trainer.max_epochs, trainer.current_epoch = 5, epoch
     knn.on_train_epoch_end(trainer, types.SimpleNamespace(backbone=None))
-    assert bool(trainer.rows) == due
+    assert bool(trainer.rows) == (epoch in (1, 3, 4))
 
 
 def test_metrics_go_to_tensorboard_too_where_it_is_installed(tmp_path, monkeypatch):
