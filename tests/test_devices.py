@@ -7,13 +7,12 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.run_recipe import RECIPES, command, tiny_run
+from tests.run_recipe import RECIPES, Program, Result, tiny_run
 
 EPOCHS, STEPS, BATCH, RANKS, QUEUE = 2, 2, 5, 2, 32  # 24 images: 2 x 12, of which 2 x 10 are used
 # What runs in each process instead of the recipe's file: the recipe, and notes of what passes by.
@@ -65,21 +64,44 @@ RECIPE.main()
 
 
 def launch(launcher, program, *options, cwd):
-    """Starts two processes of a program, by Lightning or by torchrun, and waits for them."""
-    start = [sys.executable]
-    if launcher == "torchrun":
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        start += ["-m", "torch.distributed.run", "--nnodes", "1", "--nproc_per_node", "2"]
-        start += ["--master_addr", "127.0.0.1", "--master_port", str(port)]
-    return subprocess.run(
-        [*start, str(program), *map(str, options)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    """Starts two processes of a program and waits for them; gives the first one's result.
+
+    By "lightning" and "torchrun" as a user does, by "fork" as torchrun does, with its variables.
+    """
+    if launcher != "fork":
+        start = [sys.executable]
+        if launcher == "torchrun":
+            start += ["-m", "torch.distributed.run", "--nnodes", "1", "--nproc_per_node", "2"]
+            start += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
+        return subprocess.run(
+            [*start, str(program), *map(str, options)],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+    variables = {
+        **{"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GROUP_RANK": "0"},
+    }
+    programs = [
+        Program(
+            program,
+            *options,
+            cwd=cwd,
+            environment={**variables, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(RANKS)
+    ]
+    first, second = (program.wait() for program in programs)
+    assert first.returncode == second.returncode, second.stderr
+    return Result(first.returncode, first.stdout + second.stdout, first.stderr + second.stderr)
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def watch(recipe, launcher, image_folder, tmp_path):
@@ -158,10 +180,8 @@ def check(recipe, notes, folder):
     assert json.loads((folder / "summary.json").read_text())["epochs"] == EPOCHS
 
 
-def test_moco_on_two_processes_is_right_and_the_same_by_lightning_and_by_torchrun(
-    image_folder, tmp_path
-):
-    runs = [watch("moco", how, image_folder, tmp_path) for how in ("lightning", "torchrun")]
+def check_moco(launchers, image_folder, tmp_path):
+    runs = [watch("moco", how, image_folder, tmp_path) for how in launchers]
     for notes, folder in runs:
         check("moco", notes, folder)
     for first, second in zip(*(notes for notes, _ in runs), strict=True):
@@ -171,22 +191,40 @@ def test_moco_on_two_processes_is_right_and_the_same_by_lightning_and_by_torchru
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_moco_on_two_processes_is_right_and_the_same_again(image_folder, tmp_path):
+    check_moco(["lightning", "fork"], image_folder, tmp_path)
+
+
+@pytest.mark.slow
+def test_moco_started_by_torchrun_is_right_and_the_same(image_folder, tmp_path):
+    check_moco(["torchrun", "fork"], image_folder, tmp_path)
+
+
 def test_simclr_on_two_processes_is_right(image_folder, tmp_path):
-    check("simclr", *watch("simclr", "torchrun", image_folder, tmp_path))
+    check("simclr", *watch("simclr", "fork", image_folder, tmp_path))
 
 
-def test_an_error_of_the_first_process_is_one_line_and_ends_all_processes(image_folder, tmp_path):
+def check_error(launcher, image_folder, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("not mine")
-    options = tiny_run(image_folder, "--devices", 2, "--accelerator", "cpu", "--output_dir", "run")
-    start = time.monotonic()
-    result = launch("torchrun", command("moco")[1], *options, cwd=tmp_path)
-    assert result.returncode != 0
-    assert time.monotonic() - start < 100
-    lines = [line for line in result.stderr.splitlines() if "error: " in line]
+    options = tiny_run(image_folder, "--devices", 2, "--accelerator", "cpu")
+    options += ["--output_dir", tmp_path / "run"]
+    result = launch(launcher, RECIPES / "moco.py", *options, cwd=tmp_path)
+    assert result.returncode == 1
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     assert "--overwrite" in lines[0]
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+    return result.stderr
+
+
+def test_an_error_of_the_first_process_is_one_line_and_ends_both(image_folder, tmp_path):
+    assert "Traceback" not in check_error("fork", image_folder, tmp_path)
+
+
+@pytest.mark.slow
+def test_an_error_of_the_first_process_ends_torchrun(image_folder, tmp_path):
+    check_error("torchrun", image_folder, tmp_path)
 
 
 def test_another_number_of_processes_than_devices_is_refused(
