@@ -90,7 +90,7 @@ class PretrainConfig:
         keep_decoded: Whether the images of a folder are decoded once and kept in data_dir/.decoded.
         knn_k: Number of neighbours of the kNN evaluation.
         knn_every_n_epochs: After how many epochs nearest neighbours are tried on a few training
-            images, whose labels training never sees; 0 for never. It takes about 1% of the time.
+            images, whose labels training never sees; 0 for never. It takes 1 to 2% of the time.
         num_workers: Processes that load images, on each device. Default: the number of
             processors, 8 at most; 0 where augmentation and network share them.
         accelerator: Lightning's accelerator: auto, cpu, gpu and so on.

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -80,11 +81,18 @@ def launch(launcher, program, *options, cwd):
             text=True,
             timeout=200,
         )
+    first, second = (program.wait() for program in start_ranks(program, *options, cwd=cwd))
+    assert first.returncode == second.returncode, second.stderr
+    return Result(first.returncode, first.stdout + second.stdout, first.stderr + second.stderr)
+
+
+def start_ranks(program, *options, cwd):
+    """Starts a program in two processes, as torchrun does."""
     variables = {
         **{"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
         **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GROUP_RANK": "0"},
     }
-    programs = [
+    return [
         Program(
             program,
             *options,
@@ -93,9 +101,6 @@ def launch(launcher, program, *options, cwd):
         )
         for rank in range(RANKS)
     ]
-    first, second = (program.wait() for program in programs)
-    assert first.returncode == second.returncode, second.stderr
-    return Result(first.returncode, first.stdout + second.stdout, first.stderr + second.stderr)
 
 
 def free_port():
@@ -238,6 +243,30 @@ def test_another_number_of_processes_than_devices_is_refused(
     assert code == 1
     assert "4 processes were started for --devices 2 --num_nodes 1" in error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_that_were_killed_go_on_with_equal_weights_and_metrics(
+    image_folder, tmp_path
+):
+    options = tiny_run(image_folder, "--batch_size", BATCH, "--epochs", 8, "--memory_bank_size", 32)
+    options += ["--devices", RANKS, "--accelerator", "cpu"]
+    whole = launch("fork", RECIPES / "moco.py", *options, "--output_dir", "whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    programs = start_ranks(RECIPES / "moco.py", *options, "--output_dir", "part", cwd=tmp_path)
+    checkpoint = tmp_path / "part" / "checkpoints" / "last.ckpt"
+    while not checkpoint.exists():
+        assert all(program.is_running() for program in programs)
+        time.sleep(0.01)
+    for program in programs:
+        program.kill()
+    resume = ["--config", "part/config.yaml", "--resume"]
+    part = launch("fork", RECIPES / "moco.py", *resume, cwd=tmp_path)
+    assert part.returncode == 0, part.stderr
+    metrics = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "part")]
+    assert metrics[0] == metrics[1]
+    weights = [load_file(tmp_path / name / "backbone.safetensors") for name in ("whole", "part")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 @pytest.mark.parametrize("several", [False, True])
