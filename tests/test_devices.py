@@ -245,6 +245,19 @@ def test_another_number_of_processes_than_devices_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_srun_with_another_number_of_tasks_is_refused_and_its_requeueing_is_off(monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPES))
+    from processes import check_processes, find_launcher
+
+    variables = {"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "mixco", "SLURM_PROCID": "0"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert not find_launcher().auto_requeue
+    check_processes(devices=2, num_nodes=2)
+    with pytest.raises(ValueError, match="4 processes were started for --devices 1 --num_nodes 1"):
+        check_processes(devices=1, num_nodes=1)
+
+
 @pytest.mark.slow
 def test_two_processes_that_were_killed_go_on_with_equal_weights_and_metrics(
     image_folder, tmp_path
