@@ -29,12 +29,19 @@ def print_on_rank_zero(text: str) -> None:
 
 
 def find_launcher() -> ClusterEnvironment | None:
-    """The environment of torchrun or SLURM, or None where Lightning starts the processes itself."""
+    """The environment of torchrun or SLURM, or None where Lightning starts the processes itself.
+
+    Raises:
+        ValueError: If SLURM's options are not such that Lightning can read them.
+    """
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
     if SLURMEnvironment.detect():
         # A requeued job would otherwise go on from a checkpoint in the middle of an epoch.
-        return SLURMEnvironment(auto_requeue=False)
+        try:
+            return SLURMEnvironment(auto_requeue=False)
+        except RuntimeError as error:
+            raise ValueError(str(error)) from error
     return None
 
 

@@ -252,6 +252,9 @@ def test_srun_with_another_number_of_tasks_is_refused_and_its_requeueing_is_off(
     variables = {"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "mixco", "SLURM_PROCID": "0"}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="--ntasks-per-node"):
+        find_launcher()
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "2")
     assert not find_launcher().auto_requeue
     check_processes(devices=2, num_nodes=2)
     with pytest.raises(ValueError, match="4 processes were started for --devices 1 --num_nodes 1"):
