@@ -1,30 +1,64 @@
-"""Evaluate a backbone: linear probe (torch, scikit-learn) and nearest neighbours.
+"""Evaluate backbones: linear probes, nearest neighbours, the paper's protocol, fine-tuning.
 
     python recipes/evaluate.py --backbone_dir runs/moco
-    python recipes/evaluate.py --backbone_dir runs/moco --dataset cifar10 --data_dir data
     python recipes/evaluate.py --backbone resnet18 --dataset digits
+    python recipes/evaluate.py --backbone_dir runs/moco --protocol paper finetune
 
-The backbone is frozen, its features are extracted once, and every protocol works on them. The torch
-probe chooses its learning rate on a tenth of the training images. All figures are those of the last
-epoch of the probe on the test images. The table is printed and
-written to evaluation.json in --output_dir (default: the backbone's folder).
+Transfer of two pretrainings to two datasets, with all labels, a tenth and a hundredth of them:
+
+    python recipes/evaluate.py --backbone_dir runs/moco runs/simclr --dataset cifar10 cifar100
+        --data_dir data --label_fractions 1 0.1 0.01 --output_dir runs/transfer
+
+Protocols. On features of the frozen backbone, extracted once: torch (a linear classifier; its
+learning rate is chosen on a tenth of the training images), sklearn (logistic regression, C chosen
+likewise) and knn. On training images that are cropped and flipped anew in each epoch, which takes
+as long as it sounds: paper (the authors' linear evaluation: SGD, learning rate 3.0, divided by ten
+after 60% and 80% of 100 epochs, no weight decay, frozen backbone) and finetune (a copy of the
+backbone is trained too, with Lightly's FinetuneClassifier). These two have figures of the last
+epoch and of the best one; the best is chosen on the test images, as in the authors' evaluation, and
+is named so. All other figures are those of the last epoch.
+
+Images are resized to the backbone's size and normalised by the dataset's statistics. The tables
+are printed and written, as evaluation.json and evaluation.md, to --output_dir (default: the
+backbone's folder), each result as soon as it is there. They are added to what is there already;
+results that were measured with other settings are replaced only with --overwrite.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import copy
+import hashlib
+import logging
+import platform
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import pytorch_lightning as pl
 import torch
 from command_line import default_num_workers, fail_in_one_line, parse_options, print_table
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from evaluation_report import (
+    PROTOCOL_LABELS,
+    Record,
+    add_record,
+    build_table,
+    check_settings,
+    format_notes,
+    read_report,
+    write_report,
+)
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from lightly.transforms.multi_view_transform import MultiViewTransform
+from pytorch_lightning.callbacks import Callback, RichProgressBar
 from rich.console import Console
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+from torchvision.transforms import PILToTensor
 
 from mixco_lightly import (
+    Features,
     ProbeResult,
     create_backbone,
     extract_features,
@@ -32,22 +66,31 @@ from mixco_lightly import (
     linear_probe,
     load_backbone,
 )
-from mixco_lightly.data.datasets import check_name, create_train_test
-from mixco_lightly.data.transforms import create_test_transform
+from mixco_lightly.data.datasets import (
+    LabelledImages,
+    check_name,
+    create_train_test,
+    have_one_size,
+)
+from mixco_lightly.data.device_transforms import DeviceTransform
+from mixco_lightly.data.label_subset import choose_labelled
+from mixco_lightly.data.transforms import create_probe_transform, create_test_transform
+from mixco_lightly.evaluation.image_probes import EpochResults, finetune_probe, paper_probe
 from mixco_lightly.export import read_config
 from mixco_lightly.models.backbone import Backbone, measure_feature_dim
 
-Protocol = Literal["torch", "sklearn", "knn"]
-PROTOCOL_NAMES: dict[Protocol, str] = {
-    "torch": "linear, torch",
-    "sklearn": "linear, scikit-learn",
-    "knn": "kNN",
-}
-
+Protocol = Literal["torch", "sklearn", "knn", "paper", "finetune"]
+# The default, and what a pretraining run ends with: these work on features, extracted once.
+FEATURE_PROTOCOLS: tuple[Protocol, ...] = ("torch", "sklearn", "knn")
+PROTOCOL_NAMES: dict[Protocol, str] = {name: PROTOCOL_LABELS[name] for name in FEATURE_PROTOCOLS}
 
 # Of these the torch probe takes the one that is best on a tenth of the training features: different
 # backbones need different ones.
 LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+# Of these the scikit-learn probe takes the best in the same way.
+C_VALUES = (0.0001, 0.001, 0.01, 0.1, 1.0)
+
+Normalisation = tuple[Sequence[float], Sequence[float]]
 
 
 @dataclass
@@ -55,42 +98,84 @@ class EvaluateConfig:
     """Options of an evaluation.
 
     Args:
-        backbone_dir: A run's output folder, or a folder that export_backbone wrote.
-        backbone: A timm name instead, for a backbone without a run: randomly initialised, or
-            with --pretrained.
+        backbone_dir: A run's output folder, or a folder that export_backbone wrote; or several.
+        backbone: A timm name instead, or several, for backbones without a run: randomly
+            initialised, or with --pretrained.
         pretrained: Whether to load timm's published weights (with --backbone); images are then
             normalised as the weights' own settings say.
         dataset: One or more of digits, cifar10, cifar100, tiny-imagenet, imagefolder. Default:
-            the one that the backbone was trained on, else digits.
+            the one that the first backbone was trained on, else digits.
         data_dir: Folder of the data: one for all datasets, or one for each. Default: the one that
-            the backbone was trained from, else data.
+            the first backbone was trained from, else data.
         download: Whether to download CIFAR if it is missing.
-        protocol: What to measure.
+        keep_decoded: Whether the images of a folder are decoded once and kept in data_dir/.decoded.
+        protocol: What to measure: torch, sklearn, knn, paper, finetune; one or more.
+        label_fractions: Parts of the training images whose labels are used, in (0, 1]. The part is
+            one of each class, decided by the seed alone, and a larger part contains a smaller
+            one. All protocols are given the same images, and all test images are tested.
         image_size: Height and width of the images in pixels. Default: the backbone's; with
             --backbone the dataset's.
         knn_k: Number of neighbours.
-        batch_size: Images in a batch of the feature extraction.
+        paper_epochs: Epochs of paper.
+        paper_learning_rate: Initial learning rate of paper.
+        finetune_epochs: Epochs of finetune. The default is Lightly's; SimCLR takes 60 for 1% of
+            the labels.
+        finetune_learning_rate: Highest learning rate of finetune, for batches of 256.
+        step_size: Images in a step of paper and finetune.
+        batch_size: Images in a batch of the feature extraction and of the tests.
         num_workers: Processes that load images. Default: the number of processors, 8 at most.
-        seed: Seed of the probe, and of the random weights with --backbone.
+        seed: Seed of the probes and of the label fractions, and of the random weights with
+            --backbone.
         device: Where to compute, such as cpu or cuda. Default: cuda where there is one.
-        output_dir: Where evaluation.json is written. Default: backbone_dir; with --backbone
-            nothing is written unless this is given.
+        precision: Precision of the networks; 16-mixed and bf16-mixed are faster on a GPU.
+        output_dir: Where evaluation.json and evaluation.md are written. Default: each backbone's
+            results into its backbone_dir; with --backbone nothing is written unless this is given.
+        overwrite: Whether results may replace those of other settings or weights.
     """
 
-    backbone_dir: str | None = None
-    backbone: str | None = None
+    backbone_dir: list[str] = field(default_factory=list)
+    backbone: list[str] = field(default_factory=list)
     pretrained: bool = False
     dataset: list[str] = field(default_factory=list)
     data_dir: list[str] = field(default_factory=list)
     download: bool = False
-    protocol: list[Protocol] = field(default_factory=lambda: list(PROTOCOL_NAMES))
+    keep_decoded: bool = True
+    protocol: list[Protocol] = field(default_factory=lambda: list(FEATURE_PROTOCOLS))
+    label_fractions: list[float] = field(default_factory=lambda: [1.0])
     image_size: PositiveInt | None = None
     knn_k: PositiveInt = 200
+    paper_epochs: PositiveInt = 100
+    paper_learning_rate: PositiveFloat = 3.0
+    finetune_epochs: PositiveInt = 30
+    finetune_learning_rate: PositiveFloat = 0.05
+    step_size: PositiveInt = 256
     batch_size: PositiveInt = 256
     num_workers: NonNegativeInt | None = None
     seed: NonNegativeInt = 0
     device: str | None = None
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     output_dir: str | None = None
+    overwrite: bool = False
+
+
+class Measurement(NamedTuple):
+    """What a protocol measured with a part of the labels.
+
+    Attributes:
+        label_fraction: The part.
+        training_images: The number of training images in it.
+        test_images: The number of test images.
+        protocol: The protocol.
+        last: Accuracies after the last epoch.
+        epochs: The last and the best epoch, for the protocols that test after each.
+    """
+
+    label_fraction: float
+    training_images: int
+    test_images: int
+    protocol: Protocol
+    last: ProbeResult
+    epochs: EpochResults | None
 
 
 def evaluate_backbone(
@@ -106,38 +191,250 @@ def evaluate_backbone(
     seed: int = 0,
     device: torch.device | str | None = None,
     download: bool = False,
-    precision: str = "32-true",
+    precision: Any = "32-true",
     keep_decoded: bool = True,
-    normalize: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> dict[Protocol, ProbeResult]:
-    """Measures a frozen backbone on a dataset, with one extraction of its features.
+    """Measures a backbone on a dataset with all labels, as a pretraining run does at its end."""
+    config = EvaluateConfig(
+        protocol=protocols,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        knn_k=knn_k,
+        seed=seed,
+        download=download,
+        precision=precision,
+        keep_decoded=keep_decoded,
+    )
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    measurements = measure(backbone, dataset, data_dir, config, image_size, device)
+    return {measurement.protocol: measurement.last for measurement in measurements}
+
+
+def measure(
+    backbone: Backbone,
+    dataset: str,
+    data_dir: str | Path,
+    config: EvaluateConfig,
+    image_size: int,
+    device: torch.device,
+    normalize: Normalisation | None = None,
+    title: str = "",
+) -> Iterator[Measurement]:
+    """Measures a backbone on a dataset with each protocol and each part of the labels.
 
     Images are normalised by the dataset's statistics, as in the authors' transfer, or by the
     given mean and standard deviation.
     """
-    transform = create_test_transform(dataset, image_size, *(normalize or (None, None)))
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
-    datasets = create_train_test(dataset, data_dir, transform, transform, download, keep_decoded)
+    statistics = normalize or (None, None)
+    transform = create_test_transform(dataset, image_size, *statistics)
+    images, test_images = create_train_test(
+        dataset, data_dir, transform, transform, config.download, config.keep_decoded
+    )
+    num_workers = default_num_workers(config.num_workers)
+    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(config.precision)
     with torch.autocast(device.type, dtype=half, enabled=half is not None):
         train, test = (
             extract_features(
                 backbone,
-                DataLoader(images, batch_size=batch_size, num_workers=num_workers),  # type: ignore[arg-type]
+                DataLoader(part, batch_size=config.batch_size, num_workers=num_workers),  # type: ignore[arg-type]
                 device=device,
                 progress=Console().is_terminal,
             )
-            for images in datasets
+            for part in (images, test_images)
         )
-    results: dict[Protocol, ProbeResult] = {}
-    for protocol in protocols:
-        if protocol == "knn":
-            results[protocol] = knn_probe(train, test, k=knn_k)
-        else:
-            results[protocol] = linear_probe(
-                train, test, protocol, learning_rate=LEARNING_RATES, seed=seed, device=device
+
+    options: dict[str, Any] = {}
+    augmented = images
+    if not set(config.protocol) <= set(FEATURE_PROTOCOLS):
+        augmented, augment = prepare_augmentation(
+            images, create_probe_transform(dataset, image_size, *statistics)
+        )
+        options = {
+            "num_classes": len(images.classes),
+            "batch_size": config.step_size,
+            "augment": augment,
+            # A worker beside a network on the same processors only takes turns with it.
+            "num_workers": 0 if augment and device.type == "cpu" else num_workers,
+            "seed": config.seed,
+            "device": device,
+            "precision": config.precision,
+        }
+
+    for fraction in config.label_fractions:
+        chosen = choose_labelled(train.targets, fraction, config.seed)
+        labelled = Features(train.features[chosen], train.targets[chosen])
+        labelled_images: Subset[Any] = Subset(augmented, chosen.tolist())  # type: ignore[arg-type]
+        for protocol in config.protocol:
+            name = f"{title}{100 * fraction:g}% of the labels, {PROTOCOL_LABELS[protocol]}"
+            result: ProbeResult | EpochResults
+            if protocol == "knn":
+                result = knn_probe(labelled, test, k=config.knn_k)
+            elif protocol == "paper":
+                result = paper_probe(
+                    backbone,
+                    labelled_images,
+                    test,
+                    epochs=config.paper_epochs,
+                    learning_rate=config.paper_learning_rate,
+                    callbacks=[create_progress(name)],
+                    **options,
+                )
+            elif protocol == "finetune":
+                result = finetune_probe(
+                    backbone,
+                    labelled_images,
+                    test_images,  # type: ignore[arg-type]
+                    epochs=config.finetune_epochs,
+                    learning_rate=config.finetune_learning_rate,
+                    callbacks=[create_progress(name)],
+                    **options,
+                )
+            else:
+                result = probe_linearly(labelled, test, protocol, config.seed, device)
+            epochs = result if isinstance(result, EpochResults) else None
+            last = result.last if isinstance(result, EpochResults) else result
+            yield Measurement(fraction, len(chosen), len(test_images), protocol, last, epochs)
+
+
+def prepare_augmentation(
+    images: LabelledImages, transform: Callable[[Any], Any]
+) -> tuple[LabelledImages, Callable[[Tensor], Tensor] | None]:
+    """The same images augmented one by one, or plain and with the batches' augmentation.
+
+    In batches it is several times as fast, but the images must have one size.
+    """
+    augmented = copy.copy(images)
+    if not have_one_size(images):
+        augmented.transform = transform
+        return augmented, None
+    augmented.transform = PILToTensor()
+    on_device = DeviceTransform(MultiViewTransform([transform]))
+
+    def augment(batch: Tensor) -> Tensor:
+        (view,) = on_device(batch)
+        return view
+
+    return augmented, augment
+
+
+def probe_linearly(
+    train: Features, test: Features, solver: str, seed: int, device: torch.device
+) -> ProbeResult:
+    """A linear probe with its setting chosen on a tenth of the training features."""
+    if train.targets.bincount().max() > 1:
+        return linear_probe(
+            train, test, solver, learning_rate=LEARNING_RATES, C=C_VALUES, seed=seed, device=device
+        )
+    result = linear_probe(train, test, solver, seed=seed, device=device)
+    reason = "one image a class, none to choose a setting on: linear_probe's default is taken"
+    return result._replace(note="; ".join(filter(None, [reason, result.note])))
+
+
+def create_progress(title: str) -> Callback:
+    """Lightning's bar, or a line after each tenth of the epochs where the output is a file."""
+    if not Console().is_terminal:
+        return TenLines(title)
+    print(title)
+    return RichProgressBar()
+
+
+class TenLines(Callback):
+    """Ten lines of a training, each with the accuracy on the test images."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Prints a line, if a tenth is over."""
+        epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
+        if epoch * 10 // epochs > (epoch - 1) * 10 // epochs:
+            top1 = 100 * trainer.callback_metrics["val_top1"]
+            print(f"{self._title}: epoch {epoch}/{epochs}, top-1 {top1:.2f} %", flush=True)
+
+
+@dataclass
+class Subject:
+    """A backbone that is measured on a dataset.
+
+    Attributes:
+        name: What the user called it.
+        pretrained_on: The dataset that it was trained on.
+        backbone: The backbone.
+        image_size: Height and width of the images that it is given.
+        normalize: Mean and standard deviation of its images, if not the dataset's.
+        dataset: The dataset's name.
+        data_dir: The dataset's folder.
+        folder: Where the results are written, if anywhere.
+    """
+
+    name: str
+    pretrained_on: str
+    backbone: Backbone
+    image_size: int
+    normalize: Normalisation | None
+    dataset: str
+    data_dir: str
+    folder: Path | None
+
+
+def open_subjects(config: EvaluateConfig) -> list[Subject]:
+    """Every backbone with every dataset, all checked before the first is measured.
+
+    Raises:
+        ValueError: If options do not go together, or a backbone and a dataset do not.
+        OSError: If a file or folder is missing.
+    """
+    if bool(config.backbone_dir) == bool(config.backbone):
+        raise ValueError("Give either --backbone_dir (a run or an export) or --backbone (timm).")
+    trainings = [read_config(folder).get("training", {}) for folder in config.backbone_dir]
+    first = trainings[0] if trainings else {}
+    names = config.dataset or [first.get("dataset", "digits")]
+    folders = config.data_dir or [first.get("data_dir", "data")]
+    if len(folders) not in (1, len(names)):
+        raise ValueError(
+            f"--data_dir names {len(folders)} folders for {len(names)} datasets: give one for "
+            "all, or one for each."
+        )
+    folders = folders if len(folders) == len(names) else folders * len(names)
+    for name, folder in zip(names, folders, strict=True):
+        check_name(name)
+        images, _ = create_train_test(name, folder, download=config.download)
+        for fraction in config.label_fractions:
+            try:
+                choose_labelled(torch.tensor(images.targets), fraction)
+            except ValueError as error:
+                raise ValueError(f"--label_fractions on {name}: {error}") from error
+
+    output_dir = Path(config.output_dir) if config.output_dir else None
+    exports = [load_backbone(folder) for folder in config.backbone_dir]
+    subjects = []
+    for name, folder in zip(names, folders, strict=True):
+        for run, training, backbone in zip(config.backbone_dir, trainings, exports, strict=True):
+            image_size = config.image_size or backbone.image_size
+            check_image_size(backbone, image_size)
+            source = " ".join(
+                [training.get("dataset", "?")]
+                + [training["data_dir"]] * (training.get("dataset") == "imagefolder")
             )
-    return results
+            subjects.append(
+                Subject(
+                    str(Path(run)), source, backbone, image_size, None, name, folder,
+                    output_dir or Path(run),
+                )
+            )  # fmt: skip
+        for timm_name in config.backbone:
+            size = config.image_size or check_name(name).image_size
+            if size is None:
+                raise ValueError(f"{name} has no image size of its own: give --image_size.")
+            torch.manual_seed(config.seed)
+            backbone = create_backbone(timm_name, size, pretrained=config.pretrained)
+            published: Any = backbone.model.pretrained_cfg
+            normalize = (published["mean"], published["std"]) if config.pretrained else None
+            source = "published weights" if config.pretrained else "nothing (random)"
+            subjects.append(
+                Subject(timm_name, source, backbone, size, normalize, name, folder, output_dir)
+            )
+    return subjects
 
 
 def check_image_size(backbone: Backbone, image_size: int) -> None:
@@ -151,7 +448,7 @@ def check_image_size(backbone: Backbone, image_size: int) -> None:
         ) from error
 
 
-def check_device(name: str | None) -> torch.device:
+def check_device(name: str | None, precision: str) -> torch.device:
     """The device of that name, or the best there is; ValueError if it is not there."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -159,7 +456,76 @@ def check_device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device {name} cannot be used here: {reason}") from error
+    if device.type == "cpu" and precision == "16-mixed":
+        raise ValueError("--precision 16-mixed needs a GPU; on a CPU there is bf16-mixed.")
     return device
+
+
+def describe(subject: Subject, config: EvaluateConfig) -> dict[tuple[float, Protocol], Record]:
+    """The records of a backbone on a dataset, without the results."""
+    own_settings: dict[Protocol, dict[str, Any]] = {
+        "torch": {"learning_rates": list(LEARNING_RATES)},
+        "sklearn": {"C_values": list(C_VALUES)},
+        "knn": {"k": config.knn_k},
+        "paper": {
+            "epochs": config.paper_epochs,
+            "learning_rate": config.paper_learning_rate,
+            "batch_size": config.step_size,
+        },
+        "finetune": {
+            "epochs": config.finetune_epochs,
+            "learning_rate": config.finetune_learning_rate,
+            "batch_size": config.step_size,
+        },
+    }
+    common = {
+        "weights_sha256": hash_weights(subject.backbone),
+        "image_size": subject.image_size,
+        "precision": config.precision,
+    }
+    return {
+        (fraction, protocol): {
+            "backbone": subject.name,
+            "pretrained_on": subject.pretrained_on,
+            "dataset": subject.dataset,
+            "data_dir": None if subject.dataset == "digits" else str(Path(subject.data_dir)),
+            "label_fraction": fraction,
+            "protocol": protocol,
+            "seed": config.seed,
+            "settings": common | own_settings[protocol],
+        }
+        for fraction in config.label_fractions
+        for protocol in config.protocol
+    }
+
+
+def hash_weights(backbone: Backbone) -> str:
+    """SHA-256 of all weights and statistics, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(backbone.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def complete(record: Record, measurement: Measurement) -> Record:
+    """The record with its results."""
+    record = record | {
+        "training_images": measurement.training_images,
+        "test_images": measurement.test_images,
+        "top1": measurement.last.top1,
+        "top5": measurement.last.top5,
+    }
+    if measurement.epochs is not None:
+        best = measurement.epochs.best
+        record["best_epoch_on_test"] = {
+            "epoch": measurement.epochs.best_epoch,
+            "top1": best.top1,
+            "top5": best.top5,
+        }
+    packages = ("mixco-lightly", "torch", "lightly", "timm", "scikit-learn", "pytorch-lightning")
+    versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    return record | {"note": measurement.last.note, "versions": versions}
 
 
 def print_results(title: str, column: str, results: dict[str, dict[Protocol, ProbeResult]]) -> None:
@@ -167,7 +533,7 @@ def print_results(title: str, column: str, results: dict[str, dict[Protocol, Pro
     rows, notes = [], []
     for name, protocols in results.items():
         for protocol, result in protocols.items():
-            label = PROTOCOL_NAMES[protocol]
+            label = PROTOCOL_LABELS[protocol]
             rows.append((name, label, f"{result.top1:.2f}", f"{result.top5:.2f}"))
             if result.note:
                 notes.append(f"{name}, {label}: {result.note}")
@@ -175,73 +541,70 @@ def print_results(title: str, column: str, results: dict[str, dict[Protocol, Pro
     print("".join(f"{note}\n" for note in notes), end="")
 
 
-def main() -> None:
-    """Evaluates a backbone on one or more datasets."""
-    config = parse_options(EvaluateConfig, __doc__)
-    with fail_in_one_line():
-        device = check_device(config.device)
-        if (config.backbone_dir is None) == (config.backbone is None):
-            raise ValueError(
-                "Give either --backbone_dir (a run or an export) or --backbone (timm)."
-            )
-        trained: dict[str, str] = {}
-        if config.backbone_dir is not None:
-            trained = read_config(config.backbone_dir).get("training", {})
-        names = config.dataset or [trained.get("dataset", "digits")]
-        folders = config.data_dir or [trained.get("data_dir", "data")]
-        if len(folders) not in (1, len(names)):
-            raise ValueError(
-                f"--data_dir names {len(folders)} folders for {len(names)} datasets: give one for "
-                "all, or one for each."
-            )
-        for name in names:
-            check_name(name)
-        folders = folders if len(folders) == len(names) else folders * len(names)
-        if config.backbone_dir is not None:
-            loaded = load_backbone(config.backbone_dir)
+def print_records(records: Sequence[Record]) -> None:
+    """Prints the accuracies as tables of datasets and protocols, and the notes below them."""
+    for metric, title in [("top1", "top-1"), ("top5", "top-5")]:
+        table = build_table(records, metric)
+        # What is the same in all rows is said once.
+        columns = list(zip(*(facts for facts, _ in table.rows), strict=True))
+        varies = [index == 0 or len(set(cells)) > 1 for index, cells in enumerate(columns)]
+        same = [
+            f"{name} {cells[0]}"
+            for name, cells, is_column in zip(table.facts, columns, varies, strict=True)
+            if not is_column
+        ]
+        print_table(
+            f"{title} % on the test images; {', '.join(same)}",
+            [n for n, is_column in zip(table.facts, varies, strict=True) if is_column]
+            + table.measures,
+            [
+                [cell for cell, is_column in zip(facts, varies, strict=True) if is_column]
+                + [f"{value:.2f}" for value in values]
+                for facts, values in table.rows
+            ],
+        )
+    print("".join(f"{note}\n" for note in format_notes(records)), end="")
 
-        results: dict[str, dict[Protocol, ProbeResult]] = {}
-        for name, folder in zip(names, folders, strict=True):
-            normalize: tuple[Sequence[float], Sequence[float]] | None = None
-            if config.backbone is not None:
-                image_size = config.image_size or check_name(name).image_size
-                if image_size is None:
-                    raise ValueError(f"{name} has no image size of its own: give --image_size.")
-                torch.manual_seed(config.seed)
-                backbone = create_backbone(
-                    config.backbone, image_size, pretrained=config.pretrained
-                )
-                if config.pretrained:
-                    published: Any = backbone.model.pretrained_cfg
-                    normalize = (published["mean"], published["std"])
-            else:
-                backbone = loaded
-                image_size = config.image_size or backbone.image_size
-                check_image_size(backbone, image_size)
-            results[name] = evaluate_backbone(
-                backbone,
-                name,
-                folder,
-                config.protocol,
-                image_size=image_size,
-                batch_size=config.batch_size,
-                num_workers=default_num_workers(config.num_workers),
-                knn_k=config.knn_k,
-                seed=config.seed,
-                device=device,
-                normalize=normalize,
-                download=config.download,
-            )
-        print_results(f"{config.backbone_dir or config.backbone}", "dataset", results)
-        output_dir = config.output_dir or config.backbone_dir
-        if output_dir is not None:
-            path = Path(output_dir) / "evaluation.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            values = {
-                name: {protocol: result._asdict() for protocol, result in protocols.items()}
-                for name, protocols in results.items()
-            }
-            path.write_text(json.dumps(values, indent=2) + "\n")
+
+def main() -> None:
+    """Evaluates backbones on datasets."""
+    config = parse_options(EvaluateConfig, __doc__)
+    config.protocol = list(dict.fromkeys(config.protocol))
+    config.label_fractions = list(dict.fromkeys(config.label_fractions))
+    # What Lightning says about itself; warnings still come through.
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    with fail_in_one_line():
+        device = check_device(config.device, config.precision)
+        subjects = open_subjects(config)
+        plans = [describe(subject, config) for subject in subjects]
+        folders = {subject.folder for subject in subjects if subject.folder is not None}
+        reports = {folder: read_report(folder) for folder in folders}
+        for subject, plan in zip(subjects, plans, strict=True):
+            if subject.folder is not None and not config.overwrite:
+                check_settings(subject.folder, reports[subject.folder], plan.values())
+        for folder in folders:
+            # Before the work, so that a folder that cannot be written to does not lose it.
+            folder.mkdir(parents=True, exist_ok=True)
+        records: list[Record] = []
+        for subject, plan in zip(subjects, plans, strict=True):
+            for measurement in measure(
+                subject.backbone,
+                subject.dataset,
+                subject.data_dir,
+                config,
+                subject.image_size,
+                device,
+                subject.normalize,
+                title=f"{subject.name}, {subject.dataset}, ",
+            ):
+                record = plan[measurement.label_fraction, measurement.protocol]
+                add_record(records, complete(record, measurement))
+                if subject.folder is not None:
+                    add_record(reports[subject.folder], records[-1])
+                    write_report(subject.folder, reports[subject.folder])
+        print_records(records)
+        for folder in sorted(folders):
+            print(f"Written to {folder / 'evaluation.md'} and evaluation.json.")
 
 
 if __name__ == "__main__":

@@ -71,10 +71,11 @@ def test_evaluate_measures_a_run_on_several_datasets_and_a_plain_timm_model(
     quiet = ["--num_workers", 0, "--knn_k", 5]
     output = run("evaluate", "--backbone_dir", "run", *quiet, cwd=tmp_path)
     assert "scikit-learn" in output
-    results = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    assert list(results) == ["imagefolder"]
-    assert results["imagefolder"]["torch"]["top1"] == pytest.approx(summary["linear_top1"])
-    assert results["imagefolder"]["knn"]["top1"] == pytest.approx(summary["knn_top1"])
+    report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    results = {record["protocol"]: record["top1"] for record in report["results"]}
+    assert results["torch"] == pytest.approx(summary["linear_top1"])
+    assert results["sklearn"] == pytest.approx(summary["sklearn_top1"])
+    assert results["knn"] == pytest.approx(summary["knn_top1"])
 
     several = ["--dataset", "digits", "imagefolder", "--protocol", "knn"]
     code, _, _ = run_here(
@@ -82,9 +83,9 @@ def test_evaluate_measures_a_run_on_several_datasets_and_a_plain_timm_model(
         *("--data_dir", image_folder, "--output_dir", tmp_path / "plain"),
     )
     assert code == 0
-    results = json.loads((tmp_path / "plain" / "evaluation.json").read_text())
-    assert list(results) == ["digits", "imagefolder"]
-    assert results["digits"]["knn"]["top1"] > 30  # chance is 10
+    report = json.loads((tmp_path / "plain" / "evaluation.json").read_text())
+    assert [record["dataset"] for record in report["results"]] == ["digits", "imagefolder"]
+    assert report["results"][0]["top1"] > 30  # chance is 10
 
 
 def test_print_config_prints_yaml_that_config_takes_back(tmp_path, run_here):

@@ -50,6 +50,7 @@ class LabelledImages(Protocol):
     """A map-style dataset of (image, target) with its class names."""
 
     classes: list[str]
+    targets: list[int]
     transform: Any
 
     def __len__(self) -> int: ...

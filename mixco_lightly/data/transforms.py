@@ -7,7 +7,9 @@ from typing import Any
 
 from lightly.transforms import MoCoV2Transform, SimCLRTransform
 from lightly.transforms.multi_view_transform import MultiViewTransform
+from lightly.transforms.torchvision_v2_compatibility import ToTensor
 from torchvision import transforms
+from torchvision.transforms import v2
 
 from mixco_lightly.data.datasets import check_name
 
@@ -66,6 +68,49 @@ def create_pretrain_transform(
         options |= {"cj_prob": 0.0, "random_gray_scale": 0.0, "hf_prob": 0.0}
         options |= {"rr_prob": 0.5, "rr_degrees": 15}
     return MoCoV2Transform(**options) if method == "moco" else SimCLRTransform(**options)
+
+
+def create_probe_transform(
+    dataset: str,
+    image_size: int,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> v2.Compose:
+    """The image cropped and flipped at random, to train a classifier.
+
+    A crop of 8% to 100% of the area and a flip with probability 0.5, as in the authors' linear
+    evaluation. Digits are not flipped, which would make other digits, and their smallest crop has
+    half the area, as in :func:`create_pretrain_transform`.
+
+    Args:
+        dataset: A dataset's name; gives mean and standard deviation.
+        image_size: Height and width of the result in pixels.
+        mean: Mean of each channel instead of the dataset's.
+        std: Standard deviation of each channel instead of the dataset's.
+
+    Returns:
+        A transform from a PIL image to a tensor (3, image_size, image_size), which
+        :class:`mixco_lightly.data.device_transforms.DeviceTransform` takes as a view.
+
+    Raises:
+        ValueError: If there is no such dataset.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from mixco_lightly.data.transforms import create_probe_transform
+        >>> create_probe_transform("cifar10", 64)(Image.new("RGB", (32, 32))).shape
+        torch.Size([3, 64, 64])
+    """
+    info = check_name(dataset)
+    is_digits = dataset == "digits"
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(image_size, scale=(0.5 if is_digits else 0.08, 1.0)),
+            v2.RandomHorizontalFlip(0.0 if is_digits else 0.5),
+            ToTensor(),
+            v2.Normalize(list(mean or info.mean), list(std or info.std)),
+        ]
+    )
 
 
 def create_test_transform(
