@@ -77,14 +77,14 @@ def check_settings(folder: Path, old: Iterable[Record], new: Iterable[Record]) -
     """Raises a ValueError if a new record would take an old one's place with other settings."""
     before = {identify(record): record["settings"] for record in old}
     for record in new:
-        settings = before.get(identify(record), record["settings"])
-        for name in settings.keys() | record["settings"].keys():
-            was, wanted = settings.get(name), record["settings"].get(name)
-            if was != wanted:
+        wanted: Record = record["settings"]
+        was: Record = before.get(identify(record), wanted)
+        for name in was.keys() | wanted.keys():
+            if was.get(name) != wanted.get(name):
                 raise ValueError(
                     f"{folder / JSON_NAME} has {record['protocol']} of {record['backbone']} on "
-                    f"{record['dataset']} with {name} {was}, not {wanted}: add --overwrite to "
-                    "replace such results, or choose another --output_dir."
+                    f"{record['dataset']} with {name} {was.get(name)}, not {wanted.get(name)}: add "
+                    "--overwrite to replace such results, or choose another --output_dir."
                 )
 
 
