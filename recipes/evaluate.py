@@ -11,8 +11,8 @@ Transfer of two pretrainings to two datasets, with all labels, a tenth and a hun
 
 Protocols. On features of the frozen backbone, extracted once: torch (a linear classifier; its
 learning rate is chosen on a tenth of the training images), sklearn (logistic regression, C chosen
-likewise) and knn. On training images that are cropped and flipped anew in each epoch, which takes
-as long as it sounds: paper (the authors' linear evaluation: SGD, learning rate 3.0, divided by ten
+likewise) and knn. On training images that are cropped and flipped anew in each epoch, so that the
+backbone runs over them each time: paper (the authors' linear evaluation: SGD, learning rate 3.0, divided by ten
 after 60% and 80% of 100 epochs, no weight decay, frozen backbone) and finetune (a copy of the
 backbone is trained too, with Lightly's FinetuneClassifier). These two have figures of the last
 epoch and of the best one; the best is chosen on the test images, as in the authors' evaluation, and
@@ -416,10 +416,9 @@ def open_subjects(config: EvaluateConfig) -> list[Subject]:
         for run, training, backbone in zip(config.backbone_dir, trainings, exports, strict=True):
             image_size = config.image_size or backbone.image_size
             check_image_size(backbone, image_size)
-            source = " ".join(
-                [training.get("dataset", "?")]
-                + [training["data_dir"]] * (training.get("dataset") == "imagefolder")
-            )
+            source = training.get("dataset", "not said")
+            if source == "imagefolder":
+                source += f" {training.get('data_dir', '')}"
             subjects.append(
                 Subject(
                     str(Path(run)), source, backbone, image_size, None, name, folder,

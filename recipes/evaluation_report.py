@@ -165,7 +165,8 @@ def format_markdown(records: Sequence[Record]) -> str:
         "Accuracy in percent on all test images. `labels` is the part, and the number, of the",
         "training images that a protocol was given. A best epoch is one of many, chosen on the",
         "test images themselves: its accuracy is too high to be compared with the others. In bold",
-        "the best of several backbones. Settings and versions are in `evaluation.json`.",
+        "the best of several rows with the same labels. Settings and versions are in",
+        "`evaluation.json`.",
     ]
     for metric, title in [("top1", "Top-1"), ("top5", "Top-5")]:
         table = build_table(records, metric)
