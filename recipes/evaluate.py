@@ -12,11 +12,11 @@ Transfer of two pretrainings to two datasets, with all labels, a tenth and a hun
 Protocols. On features of the frozen backbone, extracted once: torch (a linear classifier; its
 learning rate is chosen on a tenth of the training images), sklearn (logistic regression, C chosen
 likewise) and knn. On training images that are cropped and flipped anew in each epoch, so that the
-backbone runs over them each time: paper (the authors' linear evaluation: SGD, learning rate 3.0, divided by ten
-after 60% and 80% of 100 epochs, no weight decay, frozen backbone) and finetune (a copy of the
-backbone is trained too, with Lightly's FinetuneClassifier). These two have figures of the last
-epoch and of the best one; the best is chosen on the test images, as in the authors' evaluation, and
-is named so. All other figures are those of the last epoch.
+backbone runs over them each time: paper (the authors' linear evaluation: SGD, learning rate 3.0,
+divided by ten after 60% and 80% of 100 epochs, no weight decay, frozen backbone) and finetune (a
+copy of the backbone is trained too, with Lightly's FinetuneClassifier). These two have figures of
+the last epoch and of the best one; the best is chosen on the test images, as in the authors'
+evaluation, and is named so. All other figures are those of the last epoch.
 
 Images are resized to the backbone's size and normalised by the dataset's statistics. The tables
 are printed and written, as evaluation.json and evaluation.md, to --output_dir (default: the

@@ -1,10 +1,17 @@
 import pytest
 import torch
 from lightly.transforms.gaussian_blur import GaussianBlur
+from lightly.transforms.multi_view_transform import MultiViewTransform
 from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
 
 from mixco_lightly.data.datasets import DATASETS
-from mixco_lightly.data.transforms import create_pretrain_transform, create_test_transform
+from mixco_lightly.data.device_transforms import DeviceTransform
+from mixco_lightly.data.transforms import (
+    create_pretrain_transform,
+    create_probe_transform,
+    create_test_transform,
+)
 
 METHODS = ["moco", "simclr"]
 
@@ -207,3 +214,35 @@ def test_smallest_crop_is_the_given_one_or_the_dataset_s(dataset, min_scale, exp
 def test_a_smallest_crop_larger_than_the_image_is_refused():
     with pytest.raises(ValueError, match=r"min_scale must be in \(0, 1\], got 1\.5"):
         create_pretrain_transform("moco", "cifar10", 32, min_scale=1.5)
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("image_size", [16, 64])
+def test_probe_images_have_the_size_and_the_statistics_one_by_one_and_in_batches(
+    dataset, image_size
+):
+    image = Image.new("RGB", (32, 32), (255, 51, 0))
+    transform = create_probe_transform(dataset, image_size)
+    info = DATASETS[dataset]
+    colour = (torch.tensor([1.0, 0.2, 0.0]) - torch.tensor(info.mean)) / torch.tensor(info.std)
+    expected = colour[:, None, None].expand(3, image_size, image_size)
+    torch.testing.assert_close(transform(image), expected)
+    (batch,) = DeviceTransform(MultiViewTransform([transform]))(pil_to_tensor(image)[None])
+    torch.testing.assert_close(batch[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "digits"])
+def test_probe_images_are_flipped_and_cropped_to_8_percent_but_digits_are_not(dataset):
+    torch.manual_seed(0)
+    transform = create_probe_transform(dataset, 32, mean=(0, 0, 0), std=(1, 1, 1))
+    # Green rises from the left to the right.
+    pixels = torch.zeros(32, 32, 3)
+    pixels[..., 1] = torch.linspace(0, 1, 32)
+    image = Image.fromarray((255 * pixels).byte().numpy())
+    rises = torch.stack([transform(image)[1].mean(dim=0).diff().mean() * 31 for _ in range(200)])
+    flipped = (rises < 0).double().mean().item()
+    assert flipped == (0 if dataset == "digits" else pytest.approx(0.5, abs=0.14))
+    # The crop's width, as a part of the image's: at least sqrt(0.08 * 3/4) and sqrt(0.5 * 3/4).
+    smallest = rises.abs().min().item()
+    assert smallest > (0.55 if dataset == "digits" else 0.2)
+    assert smallest < (0.7 if dataset == "digits" else 0.4)
