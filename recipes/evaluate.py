@@ -73,7 +73,7 @@ from mixco_lightly.data.datasets import (
     have_one_size,
 )
 from mixco_lightly.data.device_transforms import DeviceTransform
-from mixco_lightly.data.label_subset import choose_labelled
+from mixco_lightly.data.subset import choose_part
 from mixco_lightly.data.transforms import create_probe_transform, create_test_transform
 from mixco_lightly.evaluation.image_probes import EpochResults, finetune_probe, paper_probe
 from mixco_lightly.export import read_config
@@ -265,7 +265,7 @@ def measure(
         }
 
     for fraction in config.label_fractions:
-        chosen = choose_labelled(train.targets, fraction, config.seed)
+        chosen = choose_part(train.targets, fraction, config.seed)
         labelled = Features(train.features[chosen], train.targets[chosen])
         labelled_images: Subset[Any] = Subset(augmented, chosen.tolist())  # type: ignore[arg-type]
         for protocol in config.protocol:
@@ -405,7 +405,7 @@ def open_subjects(config: EvaluateConfig) -> list[Subject]:
         images, _ = create_train_test(name, folder, download=config.download)
         for fraction in config.label_fractions:
             try:
-                choose_labelled(torch.tensor(images.targets), fraction)
+                choose_part(torch.tensor(images.targets), fraction)
             except ValueError as error:
                 raise ValueError(f"--label_fractions on {name}: {error}") from error
 

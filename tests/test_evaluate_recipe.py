@@ -171,7 +171,7 @@ def test_all_protocols_and_backbones_are_given_the_same_part_of_the_labels(
 
     for name in ("linear_probe", "knn_probe", "paper_probe", "finetune_probe"):
         spy(name)
-    chosen = recipe.choose_labelled(torch.arange(3).repeat_interleave(12), 0.25, seed=7)
+    chosen = recipe.choose_part(torch.arange(3).repeat_interleave(12), 0.25, seed=7)
     code, _, error = evaluate(
         *("--backbone_dir", *runs, "--dataset", "imagefolder", "--data_dir", folder),
         *("--label_fractions", 0.25, "--seed", 7, *QUICK, *ALL),

@@ -47,7 +47,7 @@ DATASETS = {
 
 
 class LabelledImages(Protocol):
-    """A map-style dataset of (image, target) with its class names."""
+    """A map-style dataset of (image, target) with its targets and class names."""
 
     classes: list[str]
     targets: list[int]

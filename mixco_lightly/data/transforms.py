@@ -18,7 +18,11 @@ _NO_BLUR_SIZE = 32
 
 
 def create_pretrain_transform(
-    method: str, dataset: str, image_size: int, min_scale: float | None = None
+    method: str,
+    dataset: str,
+    image_size: int,
+    min_scale: float | None = None,
+    augmentations: str = "full",
 ) -> MultiViewTransform:
     """Two augmented views of an image, for contrastive pretraining.
 
@@ -38,12 +42,16 @@ def create_pretrain_transform(
         image_size: Height and width of the views in pixels.
         min_scale: Smallest area of the random crop, as a part of the image's area. Default: as
             above.
+        augmentations: "full", or "crop-flip": random crops and horizontal flips only, for images
+            of which no colour or blur is known to be irrelevant (the setting with few domain
+            augmentations of i-Mix, https://arxiv.org/abs/2010.08887).
 
     Returns:
         A transform from a PIL image to a list of two tensors (3, image_size, image_size).
 
     Raises:
-        ValueError: If there is no such method or dataset, or min_scale is not in (0, 1].
+        ValueError: If there is no such method, dataset or choice of augmentations, or min_scale
+            is not in (0, 1].
 
     Examples:
         >>> from PIL import Image
@@ -57,6 +65,8 @@ def create_pretrain_transform(
         raise ValueError(f"method must be 'moco' or 'simclr', got {method!r}.")
     if min_scale is not None and not 0 < min_scale <= 1:
         raise ValueError(f"min_scale must be in (0, 1], got {min_scale}.")
+    if augmentations not in ("full", "crop-flip"):
+        raise ValueError(f"augmentations must be 'full' or 'crop-flip', got {augmentations!r}.")
     options: dict[str, Any] = {
         "input_size": image_size,
         "min_scale": min_scale or (0.5 if dataset == "digits" else 0.2),
@@ -67,6 +77,8 @@ def create_pretrain_transform(
     if dataset == "digits":
         options |= {"cj_prob": 0.0, "random_gray_scale": 0.0, "hf_prob": 0.0}
         options |= {"rr_prob": 0.5, "rr_degrees": 15}
+    if augmentations == "crop-flip":
+        options |= {"cj_prob": 0.0, "random_gray_scale": 0.0, "gaussian_blur": 0.0, "rr_prob": 0.0}
     return MoCoV2Transform(**options) if method == "moco" else SimCLRTransform(**options)
 
 

@@ -1,4 +1,4 @@
-"""A fixed part of a training set, for probes with few labels."""
+"""A fixed part of a training set, for training on fewer images or with fewer labels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def choose_labelled(targets: Tensor, fraction: float, seed: int = 0) -> Tensor:
+def choose_part(targets: Tensor, fraction: float, seed: int = 0) -> Tensor:
     """Chooses a part of each class of a training set.
 
     The seed puts the images of each class into an order, of which the first are taken. The choice
@@ -27,18 +27,18 @@ def choose_labelled(targets: Tensor, fraction: float, seed: int = 0) -> Tensor:
 
     Examples:
         >>> import torch
-        >>> from mixco_lightly.data.label_subset import choose_labelled
+        >>> from mixco_lightly.data.subset import choose_part
         >>> targets = torch.tensor([0] * 20 + [1] * 10)
-        >>> targets[choose_labelled(targets, 0.1)]
+        >>> targets[choose_part(targets, 0.1)]
         tensor([0, 0, 1])
     """
     if not 0 < fraction <= 1:
-        raise ValueError(f"A fraction of the labels must be in (0, 1], got {fraction}.")
+        raise ValueError(f"A fraction must be in (0, 1], got {fraction}.")
     counts = targets.bincount()
     num_classes = int((counts > 0).sum())
     if round(fraction * len(targets)) < num_classes:
         raise ValueError(
-            f"A fraction of {fraction:g} of {len(targets):,} labels is less than one for each of "
+            f"A fraction of {fraction:g} of {len(targets):,} images is less than one for each of "
             f"the {num_classes} classes."
         )
     order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed))
