@@ -26,6 +26,21 @@ def parse_options(config_class: type[Config], description: str | None) -> Config
     that names it.
     """
     parser = _Parser(description=description, formatter_class=_HelpFormatter)
+    _add_options(parser, config_class)
+    return _options(config_class, parser, parser.parse_args())
+
+
+def check_options(config_class: type[Config], options: dict[str, Any]) -> Config:
+    """Reads the fields of a dataclass from a dictionary, as parse_options does from a file.
+
+    Raises:
+        ValueError: If an option is unknown or its value is not of its type.
+    """
+    parser = _add_options(_Checker(), config_class)
+    return _options(config_class, parser, parser.parse_object(options))
+
+
+def _add_options(parser: ArgumentParser, config_class: type[Any]) -> ArgumentParser:
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of options")
     types = get_type_hints(config_class)
     special = {name for name, kind in types.items() if kind is bool or get_origin(kind) is list}
@@ -40,8 +55,12 @@ def parse_options(config_class: type[Config], description: str | None) -> Config
         else:
             (element,) = get_args(types[name])
             parser.add_argument(f"--{name}", type=element, nargs="+", **values)
+    return parser
+
+
+def _options(config_class: type[Config], parser: ArgumentParser, parsed: Any) -> Config:
     # By way of JSON jsonargparse's restricted numbers become plain ones, which YAML can write.
-    options = json.loads(parser.dump(parser.parse_args(), format="json", skip_unset=False))
+    options = json.loads(parser.dump(parsed, format="json", skip_unset=False))
     options.pop("config", None)
     return config_class(**options)
 
@@ -52,6 +71,13 @@ class _Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         print(f"error: {' '.join(message.split())} (--help lists the options)", file=sys.stderr)
         sys.exit(2)
+
+
+class _Checker(ArgumentParser):
+    """Raises what is wrong with an option."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise ValueError(" ".join(message.split()))
 
 
 class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):

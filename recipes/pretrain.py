@@ -25,7 +25,7 @@ import pytorch_lightning as pl
 import torch
 from allocator import keep_freed_memory
 from command_line import default_num_workers, fail_in_one_line
-from evaluate import PROTOCOL_NAMES, evaluate_backbone, print_results
+from evaluate import PROTOCOL_NAMES, Protocol, evaluate_backbone, print_results
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from metrics import LogLearningRate, create_loggers, draw_curves
@@ -68,6 +68,9 @@ class PretrainConfig:
             an imagefolder has none and needs this.
         min_scale: Smallest area of the random crops, as a part of the image's. Default: 0.2, as in
             the authors' code; for digits 0.5.
+        augmentations: full, or crop-flip for random crops and flips only.
+        train_fraction: Part of the training images to train on, the same part of each class,
+            drawn by the seed. The evaluation has all of them.
         backbone: A timm model name. Default: resnet18; for digits test_resnet, timm's smallest.
         stem: timm as published, small for small images, or auto to choose by image size. Default:
             auto; for digits timm.
@@ -88,6 +91,8 @@ class PretrainConfig:
             one by one in the loader's processes with Lightly's own transform; auto takes device
             unless the images have different sizes.
         keep_decoded: Whether the images of a folder are decoded once and kept in data_dir/.decoded.
+        protocol: What is measured at the end: torch and sklearn are linear probes.
+        random_init: Whether the same is measured with the backbone at initialisation.
         knn_k: Number of neighbours of the kNN evaluation.
         knn_every_n_epochs: After how many epochs nearest neighbours are tried on a few training
             images, whose labels training never sees; 0 for never. It takes 1 to 2% of the time.
@@ -112,6 +117,8 @@ class PretrainConfig:
     download: bool = False
     image_size: PositiveInt | None = None
     min_scale: PositiveFloat | None = None
+    augmentations: Literal["full", "crop-flip"] = "full"
+    train_fraction: PositiveFloat = 1.0
     backbone: str | None = None
     stem: Literal["auto", "timm", "small"] | None = None
     backbone_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -129,6 +136,8 @@ class PretrainConfig:
     seed: NonNegativeInt = 0
     augment: Literal["auto", "device", "workers"] = "auto"
     keep_decoded: bool = True
+    protocol: list[Protocol] = field(default_factory=lambda: list(PROTOCOL_NAMES))
+    random_init: bool = True
     knn_k: PositiveInt = 200
     knn_every_n_epochs: NonNegativeInt = 5
     num_workers: NonNegativeInt | None = None
@@ -197,7 +206,7 @@ def pretrain(
         finished_steps = read_steps(checkpoint) if config.resume else 0
         trainer.loggers = create_loggers(run, finished_steps)
     print_on_rank_zero(
-        f"{method} on {config.dataset}: {len(data.images):,} images of {image_size} pixels, "
+        f"{method} on {config.dataset}: {len(data.part):,} images of {image_size} pixels, "
         f"{config.backbone} (stem {backbone.stem}), {config.epochs} epochs, "
         f"mix_weight {config.mix_weight:g}, seed {config.seed}, precision {config.precision}, "
         f"augmented by {config.augment} -> {run}"
@@ -328,23 +337,23 @@ def finish_run(
     export_backbone(backbone, run, mean=info.mean, std=info.std, training=settings)
     draw_curves(run)
 
-    protocols = list(PROTOCOL_NAMES)
     # What was exported is what is measured; it is not compiled.
     backbone = load_backbone(run)
     trained_name = "plain" if config.mix_weight == 0 else "MixCo"
     backbones = {
         f"{method}, {trained_name}": backbone,
-        "random initialisation": create_initial_backbone(
-            replace(config, pretrained=False), backbone.image_size
-        ),
     }
+    if config.random_init:
+        backbones["random initialisation"] = create_initial_backbone(
+            replace(config, pretrained=False), backbone.image_size
+        )
     with fail_in_one_line():
-        trained, initial = (
-            evaluate_backbone(
+        results = {
+            name: evaluate_backbone(
                 module,
                 config.dataset,
                 config.data_dir,
-                protocols,
+                config.protocol,
                 image_size=backbone.image_size,
                 batch_size=max(config.batch_size, 256),
                 precision=config.precision,
@@ -354,16 +363,17 @@ def finish_run(
                 seed=config.seed,
                 device=device,
             )
-            for module in backbones.values()
-        )
+            for name, module in backbones.items()
+        }
+    figures = {}
+    for prefix, measured in zip(("", "random_init_"), results.values(), strict=False):
+        for protocol, result in measured.items():
+            name = "linear" if protocol == "torch" else protocol
+            figures[f"{prefix}{name}_top1"] = result.top1
+            if protocol == "torch" and not prefix:
+                figures["linear_top5"] = result.top5
     summary = {
-        "linear_top1": trained["torch"].top1,
-        "linear_top5": trained["torch"].top5,
-        "sklearn_top1": trained["sklearn"].top1,
-        "knn_top1": trained["knn"].top1,
-        "random_init_linear_top1": initial["torch"].top1,
-        "random_init_sklearn_top1": initial["sklearn"].top1,
-        "random_init_knn_top1": initial["knn"].top1,
+        **figures,
         "images_per_second": speed.images / speed.seconds,
         "epochs": config.epochs,
         "seconds": speed.seconds,
@@ -380,7 +390,7 @@ def finish_run(
     print_results(
         f"{config.dataset}, test images, after {config.epochs} epochs",
         "backbone",
-        dict(zip(backbones, (trained, initial), strict=True)),
+        results,
     )
     print(
         f"Trained for {timedelta(seconds=round(speed.seconds))} at "

@@ -13,12 +13,13 @@ import pytorch_lightning as pl
 import torch
 from command_line import default_num_workers
 from processes import one_at_a_time
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, Subset
 from torchvision.transforms import PILToTensor
 
 from mixco_lightly import mix_pairs
 from mixco_lightly.data.datasets import LabelledImages, create_train_test, have_one_size
 from mixco_lightly.data.device_transforms import DeviceTransform
+from mixco_lightly.data.subset import choose_part
 from mixco_lightly.data.transforms import create_pretrain_transform
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class PretrainData(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         transform = create_pretrain_transform(
-            method, config.dataset, image_size, min_scale=config.min_scale
+            method, config.dataset, image_size, config.min_scale, config.augmentations
         )
         # The test images are opened here too, so that a missing one fails before the training.
         with one_at_a_time(Path(config.data_dir), create=config.download):
@@ -57,6 +58,12 @@ class PretrainData(pl.LightningDataModule):
         on_device = config.augment == "device" or (config.augment == "auto" and one_size)
         self.device_transform = DeviceTransform(transform) if on_device else None
         self.images.transform = PILToTensor() if on_device else transform
+        self.part: Subset[Any] = Subset(
+            self.images,  # type: ignore[arg-type]
+            choose_part(
+                torch.tensor(self.images.targets), config.train_fraction, config.seed
+            ).tolist(),
+        )
         # A worker beside a network on the same processors only takes turns with it.
         workers = 0 if on_device and runs_on_cpu(config.accelerator) else None
         self.config = replace(
@@ -69,7 +76,7 @@ class PretrainData(pl.LightningDataModule):
         config = self.config
         self.mixed_views = mixed_views if config.mix_weight > 0 else ()
         processes = config.devices * config.num_nodes
-        self.steps_per_epoch = len(self.images) // processes // config.batch_size
+        self.steps_per_epoch = len(self.part) // processes // config.batch_size
         if config.warmup_epochs >= config.epochs:
             raise ValueError(
                 f"--warmup_epochs must be less than --epochs, got {config.warmup_epochs:g} and "
@@ -79,7 +86,7 @@ class PretrainData(pl.LightningDataModule):
             raise ValueError(f"--batch_size must be at least 2, got {config.batch_size}.")
         if self.steps_per_epoch < 1:
             raise ValueError(
-                f"{len(self.images)} images are too few for a batch of {config.batch_size} on "
+                f"{len(self.part)} images are too few for a batch of {config.batch_size} on "
                 f"each of {processes} device(s): lower --batch_size."
             )
 
@@ -96,7 +103,7 @@ class PretrainData(pl.LightningDataModule):
         epoch_seed = int(entropy.generate_state(1)[0])
         pl.seed_everything(epoch_seed, verbose=False)
         sampler: DistributedSampler[Any] = DistributedSampler(
-            self.images,  # type: ignore[arg-type]
+            self.part,
             num_replicas=trainer.world_size,
             rank=rank,
             seed=self.config.seed,
@@ -104,7 +111,7 @@ class PretrainData(pl.LightningDataModule):
         )
         sampler.set_epoch(epoch)
         return DataLoader(
-            self.images,  # type: ignore[arg-type]
+            self.part,
             batch_size=self.config.batch_size,
             sampler=sampler,
             num_workers=default_num_workers(self.config.num_workers),

@@ -18,8 +18,8 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 # Options that may differ when a run is resumed: they change where it runs, not what it trains.
 # (num_workers is not one: every worker draws augmentations of its own.)
 _FREE_OPTIONS = {
-    *("data_dir", "download", "keep_decoded", "output_dir", "knn_k"),
-    "knn_every_n_epochs",
+    *("data_dir", "download", "keep_decoded", "output_dir"),
+    *("protocol", "random_init", "knn_k", "knn_every_n_epochs"),
 }
 # Options of the command, not of the run.
 _RUN_OPTIONS = {"resume", "overwrite"}
@@ -30,6 +30,7 @@ _RUN_FILES = (
     "curves.png",
     "summary.json",
     "evaluation.json",
+    "evaluation.md",
 )
 _TEMPORARY = ".partial-"
 

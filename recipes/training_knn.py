@@ -79,7 +79,7 @@ class TrainingKNN(Callback):
         self._num_workers = num_workers
         plain = copy.copy(images)
         plain.transform = transform
-        targets: Sequence[int] = images.targets  # type: ignore[attr-defined]
+        targets: Sequence[int] = images.targets
         bank, queries = choose_images(targets, seed)
         self._bank: Subset[Any] = Subset(plain, bank)  # type: ignore[arg-type]
         self._queries: Subset[Any] = Subset(plain, queries)  # type: ignore[arg-type]

@@ -1,0 +1,449 @@
+"""Compare single changes of a recipe over seeds: a table with intervals, and a plot.
+
+    python recipes/compare.py --config recipes/presets/small-study.yaml --data_root data
+    python recipes/compare.py --config recipes/presets/small-study.yaml --data_root data --resume
+
+A study is a YAML file: a base (options of a recipe), named changes (options that differ from the
+base) and, where the comparison is to be made several times, named groups (options that differ for
+base and changes alike, such as another backbone). Base and changes run in every group with every
+seed, one after another, and each run is an ordinary run of the recipe in a folder of its own. After
+an interruption --resume skips what is finished and goes on with the run that was not.
+
+In output_dir it writes, after every run: results.json (every run's options, figures and curve),
+results.md (mean, standard deviation, paired difference to the base with its 95% interval, cost) and
+results.png (accuracy over images seen and over seconds). All accuracies are those of the last
+epoch. A run is what its options and its seed make it, so a study can be repeated; seconds are those
+of the machine.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from command_line import check_options, fail_in_one_line, parse_options
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+from moco import MoCoConfig
+from rich.console import Console
+from rich.markdown import Markdown
+from simclr import SimCLRConfig
+
+RECIPES = {"moco": MoCoConfig, "simclr": SimCLRConfig}
+# What the table compares: names in summary.json, and their headings.
+FIGURES = {"linear_top1": "linear, top-1 %", "knn_top1": "kNN, top-1 %"}
+_FILES = ("results.json", "results.md", "results.png")
+
+
+@dataclass
+class CompareConfig:
+    """Options of a study.
+
+    Args:
+        recipe: Recipe of the runs; base, changes and groups may name another one.
+        base: Options of the base.
+        changes: For each change, by name, the options that differ from the base.
+        groups: For each group, by name, the options that differ from the base, in the group's base
+            and changes alike. Default: a single group.
+        base_name: Name of the base in tables.
+        seeds: Seeds of the runs; the comparison is paired by seed.
+        question: What the study is to answer; the title of its table.
+        data_root: Folder that every data_dir of the study is in.
+        output_dir: Folder of the study.
+        jobs: Number of runs at a time, which share the processors.
+        background: Whether to go on in a process of its own, with its output in
+            output_dir/compare.log.
+        resume: Whether to go on with the study in output_dir: what is finished is skipped.
+        report: Whether only to write table and plot anew, from output_dir/results.json.
+    """
+
+    recipe: Literal["moco", "simclr"] = "moco"
+    base: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    groups: dict[str, dict[str, Any]] = field(default_factory=dict)
+    base_name: str = "plain"
+    seeds: list[NonNegativeInt] = field(default_factory=lambda: [0, 1, 2])
+    question: str = ""
+    data_root: str = "."
+    output_dir: str = "runs/study"
+    jobs: PositiveInt = 1
+    background: bool = False
+    resume: bool = False
+    report: bool = False
+
+
+@dataclass
+class Run:
+    """One run of a study.
+
+    Attributes:
+        group: Name of its group.
+        arm: Name of the base or of the change.
+        recipe: Recipe that runs.
+        options: All options that the study gives it, with its seed.
+        folder: Where it runs.
+    """
+
+    group: str
+    arm: str
+    recipe: str
+    options: dict[str, Any]
+    folder: Path
+
+    @property
+    def label(self) -> str:
+        """Its name for people."""
+        return f"{f'{self.group}: ' if self.group else ''}{self.arm}, seed {self.options['seed']}"
+
+
+def plan(config: CompareConfig, output_dir: Path) -> list[Run]:
+    """All runs of a study, seed by seed, so that every comparison has its first pair early.
+
+    Raises:
+        ValueError: If there is nothing to compare, if names collide, or if a recipe does not know
+            an option or its value.
+    """
+    if not config.base or not config.changes:
+        raise ValueError("A study needs a base and at least one change: give --config FILE.yaml.")
+    if config.base_name in config.changes:
+        raise ValueError(f"A change is named {config.base_name!r}, as is the base.")
+    if len(set(config.seeds)) < len(config.seeds):
+        raise ValueError(f"A seed is named twice in {config.seeds}.")
+    arms: dict[str, dict[str, Any]] = {config.base_name: {}, **config.changes}
+    runs = []
+    for seed in config.seeds:
+        for group, common in (config.groups or {"": {}}).items():
+            for arm, change in arms.items():
+                options = {**config.base, **common, **change, "seed": seed}
+                recipe = options.pop("recipe", config.recipe)
+                folder = output_dir / _slug(group) / _slug(arm) / f"seed-{seed}"
+                if recipe not in RECIPES:
+                    raise ValueError(f"{arm}: there is no recipe {recipe!r} to compare.")
+                if own := options.keys() & {"output_dir", "resume", "overwrite"}:
+                    raise ValueError(f"{arm}: {own.pop()} is the study's, leave it out.")
+                options["data_dir"] = str(Path(config.data_root) / options.get("data_dir", "data"))
+                if seed == config.seeds[0]:
+                    try:
+                        check_options(RECIPES[recipe], options)
+                    except ValueError as error:
+                        raise ValueError(f"{group} {arm}: ".lstrip() + str(error)) from error
+                runs.append(Run(group, arm, recipe, options, folder))
+    folders = [run.folder for run in runs]
+    if len(set(folders)) < len(folders):
+        raise ValueError("Two groups or changes differ only in characters that no folder can have.")
+    return runs
+
+
+def _slug(name: str) -> str:
+    """A name as that of a folder."""
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.") or "all"
+
+
+def is_finished(run: Run) -> bool:
+    """Whether a run has its summary.
+
+    Raises:
+        ValueError: If the folder's run has other options than the study.
+    """
+    path = run.folder / "config.yaml"
+    if not path.is_file():
+        return False
+    before = yaml.safe_load(path.read_text()) or {}
+    for name, value in run.options.items():
+        # Data may have moved.
+        if name != "data_dir" and before.get(name) != value:
+            raise ValueError(
+                f"The run in {run.folder} was made with {name} {before.get(name)}, the study says "
+                f"{value}: choose another --output_dir, or delete that folder."
+            )
+    return (run.folder / "summary.json").is_file()
+
+
+def execute(run: Run, threads: int, log: Path) -> str:
+    """Runs a recipe as a program, or goes on with it; gives the last line of a failed one."""
+    can_resume = (run.folder / "checkpoints" / "last.ckpt").is_file()
+    run.folder.mkdir(parents=True, exist_ok=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    options = log.with_suffix(".yaml")
+    options.write_text(yaml.safe_dump({**run.options, "output_dir": str(run.folder)}))
+    script = Path(__file__).with_name(f"{run.recipe}.py")
+    command = [sys.executable, str(script), "--config", str(options)]
+    command.append("--resume" if can_resume else "--overwrite")
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    with log.open("a") as output:
+        result = subprocess.run(
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False
+        )
+    if result.returncode == 0:
+        return ""
+    lines = log.read_text().strip().splitlines()
+    return f"exit code {result.returncode}: {lines[-1] if lines else 'no output'} (see {log})"
+
+
+def collect(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """What the finished runs have measured."""
+    rows = []
+    for run in runs:
+        path = run.folder / "summary.json"
+        if not path.is_file():
+            continue
+        summary = json.loads(path.read_text())
+        trained = json.loads((run.folder / "backbone.json").read_text())["training"]
+        images = summary["images_per_second"] * summary["seconds"]
+        rows.append(
+            {
+                "group": run.group,
+                "arm": run.arm,
+                "seed": run.options["seed"],
+                "recipe": run.recipe,
+                "options": {name: x for name, x in run.options.items() if name != "data_dir"},
+                "images": round(images),
+                "curve": read_curve(run.folder / "metrics.csv", summary["epochs"], images),
+                "resolved": {
+                    name: trained[name] for name in ("augment", "precision") if name in trained
+                },
+                **summary,
+            }
+        )
+    return rows
+
+
+def read_curve(path: Path, epochs: int, images: float) -> list[list[float]]:
+    """[images seen, accuracy] of the kNN evaluations while a run trained."""
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("knn_top1")]
+    return [
+        [round((float(row["epoch"]) + 1) / epochs * images), float(row["knn_top1"])] for row in rows
+    ]
+
+
+def paired(rows: Sequence[dict[str, Any]], figure: str, group: str, arms: Sequence[str]) -> Any:
+    """Mean, standard deviation and 95% half-width of an arm minus the base, paired by seed.
+
+    Student's t with one degree of freedom less than pairs. None where there is no pair; deviation
+    and half-width are NaN where there is one only.
+    """
+    base, arm = (
+        {row["seed"]: row[figure] for row in rows if (row["group"], row["arm"]) == (group, name)}
+        for name in arms
+    )
+    differences = [arm[seed] - base[seed] for seed in sorted(base.keys() & arm.keys())]
+    if not differences:
+        return None
+    mean, n = statistics.mean(differences), len(differences)
+    if n == 1:
+        return mean, math.nan, math.nan
+    from scipy.stats import t
+
+    deviation = statistics.stdev(differences)
+    return mean, deviation, float(t.ppf(0.975, n - 1)) * deviation / math.sqrt(n)
+
+
+def render(results: dict[str, Any]) -> str:
+    """The table of a study in Markdown, from what is in its results.json alone."""
+    rows = results["runs"]
+    figures = [name for name in FIGURES if all(name in row for row in rows)]
+    many = any(row["group"] for row in rows)
+    head = [*(["group"] if many else []), "arm", "seeds"]
+    for name in figures:
+        head += [FIGURES[name], f"minus {results['base_name']} [95%]"]
+    head += ["images seen", "seconds"]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for group, arm in dict.fromkeys((row["group"], row["arm"]) for row in rows):
+        found = [row for row in rows if (row["group"], row["arm"]) == (group, arm)]
+        cells = [*([group] if many else []), arm, str(len(found))]
+        for name in figures:
+            cells.append(_mean_and_deviation([row[name] for row in found]))
+            difference = paired(rows, name, group, (results["base_name"], arm))
+            if arm == results["base_name"] or difference is None:
+                cells.append("")
+            elif math.isnan(difference[2]):
+                cells.append(f"{difference[0]:+.2f} (one pair)")
+            else:
+                mean, _, half = difference
+                cells.append(f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]")
+        cells.append(f"{statistics.mean(row['images'] for row in found):,.0f}")
+        cells.append(f"{statistics.mean(row['seconds'] for row in found):,.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    title = f"## {results['question']}\n\n" if results["question"] else ""
+    notes = (
+        "Accuracy on the test images, last epoch: mean ± standard deviation over seeds. The "
+        "difference to the base is paired by seed, with Student's t interval. Seconds are of the "
+        f"training, with {results['jobs']} run(s) at a time on {results['processors']} processors."
+    )
+    options = yaml.safe_dump(results["study"], sort_keys=False, allow_unicode=True, width=100)
+    return f"{title}{chr(10).join(lines)}\n\n{notes}\n\n```yaml\n{options}```\n"
+
+
+def _mean_and_deviation(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Draws kNN accuracy while training over images and over seconds, with bands over seeds."""
+    from matplotlib.figure import Figure
+
+    rows = results["runs"]
+    groups = list(dict.fromkeys(row["group"] for row in rows))
+    figure = Figure(figsize=(10, 3.5 * len(groups)), layout="constrained")
+    grid = figure.subplots(len(groups), 2, squeeze=False, sharey="row")
+    for group, axes in zip(groups, grid, strict=True):
+        found = [row for row in rows if row["group"] == group]
+        for index, arm in enumerate(dict.fromkeys(row["arm"] for row in found)):
+            members = [row for row in found if row["arm"] == arm]
+            for axis, unit in zip(axes, ("images", "seconds"), strict=True):
+                xs, means, deviations = _band(members, unit)
+                axis.plot(xs, means, color=f"C{index}", label=f"{arm} ({len(members)} seeds)")
+                low = [mean - deviation for mean, deviation in zip(means, deviations, strict=True)]
+                high = [mean + deviation for mean, deviation in zip(means, deviations, strict=True)]
+                axis.fill_between(xs, low, high, color=f"C{index}", alpha=0.2, linewidth=0)
+        axes[0].set(xlabel="images seen", ylabel="kNN on held-out training images, %", title=group)
+        axes[1].set(xlabel="seconds of training")
+        axes[0].legend(fontsize=8)
+        for axis in axes:
+            axis.grid(alpha=0.3)
+    figure.suptitle(results["question"])
+    figure.savefig(path, dpi=110)
+
+
+def _band(members: Sequence[dict[str, Any]], unit: str) -> tuple[list[float], ...]:
+    """Mean and deviation over runs of the curve, at images or seconds."""
+    points = list(zip(*(row["curve"] for row in members), strict=False))
+    share = 1.0
+    if unit == "seconds":
+        share = statistics.mean(row["seconds"] / row["images"] for row in members)
+    xs = [statistics.mean(point[0] for point in at) * share for at in points]
+    means = [statistics.mean(point[1] for point in at) for at in points]
+    deviations = [
+        statistics.stdev([point[1] for point in at]) if len(at) > 1 else 0.0 for at in points
+    ]
+    return xs, means, deviations
+
+
+def write_results(config: CompareConfig, runs: Sequence[Run], output_dir: Path) -> None:
+    """Writes results.json, results.md and results.png, each in one move."""
+    rows = collect(runs)
+    if not rows:
+        return
+    names = ("recipe", "seeds", "base_name", "base", "changes", "groups")
+    study = {name: value for name, value in asdict(config).items() if name in names and value}
+    results = {
+        "question": config.question,
+        "base_name": config.base_name,
+        "jobs": config.jobs,
+        "processors": os.cpu_count(),
+        "planned": len(runs),
+        "study": study,
+        "runs": rows,
+    }
+    write_report(results, output_dir)
+
+
+def write_report(results: dict[str, Any], output_dir: Path) -> None:
+    """Writes the three files of a study from its results."""
+    new = {name: output_dir / f".{name}" for name in _FILES}
+    new["results.json"].write_text(json.dumps(results, indent=1) + "\n")
+    new["results.md"].write_text(render(results))
+    picture = new["results.png"].with_name(".results.new.png")
+    draw(results, picture)
+    new["results.png"] = picture
+    for name, path in new.items():
+        path.replace(output_dir / name)
+
+
+def run_all(config: CompareConfig, runs: Sequence[Run], output_dir: Path) -> list[str]:
+    """Runs what is not finished and reports after every run; gives what failed."""
+    pending = [run for run in runs if not is_finished(run)]
+    print(f"{len(runs)} runs, {len(runs) - len(pending)} of them finished -> {output_dir}")
+    threads = max(1, (os.cpu_count() or 1) // config.jobs)
+    failures = []
+    start = time.monotonic()
+    with ThreadPoolExecutor(config.jobs) as pool:
+        futures = {}
+        for run in pending:
+            log = output_dir / "logs" / f"{'-'.join(run.folder.relative_to(output_dir).parts)}.log"
+            futures[pool.submit(execute, run, threads, log)] = run
+        try:
+            for done, future in enumerate(as_completed(futures), start=1):
+                run, failure = futures[future], future.result()
+                left = (time.monotonic() - start) / done * (len(pending) - done)
+                state = f"failed, {failure}" if failure else _line(run)
+                print(
+                    f"{done}/{len(pending)}  {run.label}: {state}  "
+                    f"({timedelta(seconds=round(left))} left)",
+                    flush=True,
+                )
+                if failure:
+                    failures.append(f"{run.label}: {failure}")
+                write_results(config, runs, output_dir)
+        except KeyboardInterrupt:
+            # The runs have had the same signal, and end at a checkpoint.
+            pool.shutdown(cancel_futures=True)
+            sys.exit("Stopped. Go on with the same command and --resume.")
+    return failures
+
+
+def _line(run: Run) -> str:
+    summary = json.loads((run.folder / "summary.json").read_text())
+    return ", ".join(f"{name} {summary[name]:.2f}" for name in FIGURES if name in summary)
+
+
+def go_to_background(output_dir: Path) -> None:
+    """Starts this command again in a session of its own."""
+    arguments = [argument for argument in sys.argv if not argument.startswith("--background")]
+    log = output_dir / "compare.log"
+    with log.open("a") as output:
+        process = subprocess.Popen(
+            [sys.executable, *arguments, *([] if "--resume" in arguments else ["--resume"])],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    print(f"Process {process.pid} goes on. Watch it with:\n  tail -f {log}")
+
+
+def main() -> None:
+    """Runs a study, or goes on with it."""
+    config = parse_options(CompareConfig, __doc__)
+    output_dir = Path(config.output_dir)
+    with fail_in_one_line():
+        if config.report:
+            write_report(json.loads((output_dir / "results.json").read_text()), output_dir)
+        else:
+            runs = plan(config, output_dir)
+            if output_dir.exists() and any(output_dir.iterdir()) and not config.resume:
+                raise FileExistsError(
+                    f"{output_dir} is not empty: add --resume to go on with its study, or choose "
+                    "another --output_dir."
+                )
+            output_dir.mkdir(parents=True, exist_ok=True)
+            for run in runs:
+                is_finished(run)  # raises where a run in the folder is another one
+            if config.background:
+                go_to_background(output_dir)
+                return
+            failures = run_all(config, runs, output_dir)
+            write_results(config, runs, output_dir)
+            if failures:
+                sys.exit("error: " + "\n".join(["runs failed:", *failures]))
+    Console().print(Markdown((output_dir / "results.md").read_text().partition("```")[0]))
+
+
+if __name__ == "__main__":
+    main()

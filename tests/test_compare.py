@@ -1,0 +1,229 @@
+"""compare.py: what it runs, what it computes, and what it does after an interruption."""
+
+import json
+import math
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+@pytest.fixture
+def compare(monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPES))
+    import compare
+
+    return compare
+
+
+BASE = {"dataset": "digits", "epochs": 1, "mix_weight": 0}
+
+
+def study(compare, tmp_path, **options):
+    defaults = {
+        "base": BASE,
+        "changes": {"MixCo": {"mix_weight": 1}},
+        "seeds": [0, 1, 2],
+        "output_dir": str(tmp_path / "study"),
+    }
+    config = compare.CompareConfig(**{**defaults, **options})
+    return config, Path(config.output_dir)
+
+
+def summary_of(top1, seconds=10.0):
+    return {
+        "linear_top1": top1,
+        "knn_top1": top1 - 10,
+        "images_per_second": 100.0,
+        "seconds": seconds,
+        "epochs": 2,
+    }
+
+
+def finish(run, top1):
+    """Leaves behind what a finished run does."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / "config.yaml").write_text(yaml.safe_dump(run.options))
+    (run.folder / "summary.json").write_text(json.dumps(summary_of(top1)))
+    (run.folder / "backbone.json").write_text(json.dumps({"training": {"augment": "device"}}))
+    (run.folder / "metrics.csv").write_text(
+        "epoch,step,loss,knn_top1\n0,9,3.5,\n0,10,,20.0\n1,19,3.0,\n1,20,,30.0\n"
+    )
+
+
+def test_a_plan_has_every_group_arm_and_seed_once_and_the_change_wins_over_group_and_base(
+    compare, tmp_path
+):
+    config, folder = study(
+        compare,
+        tmp_path,
+        groups={"long": {"epochs": 9}, "SimCLR": {"recipe": "simclr", "temperature": 0.5}},
+        changes={"MixCo": {"mix_weight": 1}, "short MixCo": {"mix_weight": 1, "epochs": 2}},
+    )
+    runs = compare.plan(config, folder)
+    assert len({run.folder for run in runs}) == len(runs) == 2 * 3 * 3
+    # Seed by seed: an interrupted study has whole comparisons.
+    assert [run.options["seed"] for run in runs] == [0] * 6 + [1] * 6 + [2] * 6
+    found = {(run.group, run.arm): run for run in runs if run.options["seed"] == 1}
+    assert found["long", "plain"].options["epochs"] == 9
+    assert found["long", "short MixCo"].options["epochs"] == 2
+    assert found["SimCLR", "MixCo"].recipe == "simclr"
+    assert "recipe" not in found["SimCLR", "MixCo"].options
+    assert found["SimCLR", "MixCo"].folder == folder / "simclr" / "mixco" / "seed-1"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"base": {}}, "needs a base"),
+        ({"changes": {}}, "at least one change"),
+        ({"changes": {"plain": {}}}, "'plain'"),
+        ({"changes": {"a": {"epoch": 3}}}, "epoch"),
+        ({"changes": {"a": {"epochs": "many"}}}, "epochs"),
+        ({"changes": {"a": {"recipe": "byol"}}}, "'byol'"),
+        ({"changes": {"a": {"output_dir": "/tmp"}}}, "output_dir"),
+        ({"changes": {"a b": {}, "a-b": {}}}, "no folder"),
+        ({"seeds": [1, 1]}, "seed is named twice"),
+    ],
+)
+def test_a_study_that_cannot_run_is_refused_before_anything_runs(
+    compare, tmp_path, options, message
+):
+    config, folder = study(compare, tmp_path, **options)
+    with pytest.raises(ValueError, match=message):
+        compare.plan(config, folder)
+
+
+def test_names_of_groups_and_arms_cannot_leave_the_folder(compare, tmp_path):
+    config, folder = study(
+        compare, tmp_path, groups={"../../up": {}}, changes={"/etc/..": {"mix_weight": 1}}
+    )
+    for run in compare.plan(config, folder):
+        assert folder.resolve() in run.folder.resolve().parents
+
+
+def test_the_interval_is_students_of_the_differences_paired_by_seed(compare):
+    rows = [
+        {"group": "", "arm": arm, "seed": seed, "linear_top1": value}
+        for arm, values in {"plain": [50, 60, 70], "MixCo": [52, 63, 77]}.items()
+        # In another order than the base's: pairs go by seed.
+        for seed, value in reversed(list(enumerate(values)))
+    ]
+    mean, deviation, half = compare.paired(rows, "linear_top1", "", ("plain", "MixCo"))
+    assert mean == pytest.approx(4)  # 2, 3, 7
+    assert deviation == pytest.approx(math.sqrt(7))
+    assert half == pytest.approx(4.30265 * math.sqrt(7) / math.sqrt(3), rel=1e-5)
+
+
+def test_a_seed_that_only_one_arm_has_is_no_pair(compare):
+    rows = [
+        {"group": "", "arm": arm, "seed": seed, "linear_top1": value}
+        for arm, seed, value in [("plain", 0, 1), ("plain", 1, 5), ("MixCo", 1, 7)]
+    ]
+    mean, _, half = compare.paired(rows, "linear_top1", "", ("plain", "MixCo"))
+    assert mean == 2
+    assert math.isnan(half)
+    assert compare.paired(rows, "linear_top1", "", ("plain", "other")) is None
+
+
+def run_study(compare, config, folder, monkeypatch, stop_after=None):
+    """Runs a study whose recipes are replaced by finish; gives the labels that ran."""
+    ran = []
+
+    def execute(run, threads, log):
+        if len(ran) == stop_after:
+            raise KeyboardInterrupt
+        ran.append(run.label)
+        finish(run, 50 + 3 * (run.arm == "MixCo") + run.options["seed"])
+        return ""
+
+    monkeypatch.setattr(compare, "execute", execute)
+    compare.run_all(config, compare.plan(config, folder), folder)
+    return ran
+
+
+def test_a_study_reports_what_its_runs_measured(compare, tmp_path, monkeypatch):
+    config, folder = study(compare, tmp_path, question="Does it help?")
+    run_study(compare, config, folder, monkeypatch)
+    results = json.loads((folder / "results.json").read_text())
+    assert len(results["runs"]) == results["planned"] == 6
+    assert results["runs"][0]["curve"] == [[500, 20.0], [1000, 30.0]]
+    table = (folder / "results.md").read_text()
+    assert "## Does it help?" in table
+    deviation = statistics.stdev([50, 51, 52])
+    assert f"| plain | 3 | 51.00 ± {deviation:.2f} |  |" in table
+    assert "| MixCo | 3 | 54.00 ± 1.00 | +3.00 [+3.00, +3.00] |" in table
+    assert "| 1,000 | 10 |" in table
+    assert (folder / "results.png").stat().st_size > 10_000
+    assert not list(folder.glob(".results*"))
+    # The table is a function of results.json alone.
+    assert compare.render(results) == table
+
+
+def test_an_interrupted_study_goes_on_where_it_was(compare, tmp_path, monkeypatch):
+    config, folder = study(compare, tmp_path)
+    with pytest.raises(SystemExit, match="--resume"):
+        run_study(compare, config, folder, monkeypatch, stop_after=4)
+    assert len(json.loads((folder / "results.json").read_text())["runs"]) == 4
+    ran = run_study(compare, config, folder, monkeypatch)
+    assert ran == ["plain, seed 2", "MixCo, seed 2"]
+    assert run_study(compare, config, folder, monkeypatch) == []
+    assert len(json.loads((folder / "results.json").read_text())["runs"]) == 6
+
+
+def test_a_run_of_another_study_is_refused_by_the_name_of_the_option(compare, tmp_path):
+    config, folder = study(compare, tmp_path)
+    runs = compare.plan(config, folder)
+    finish(runs[0], 50)
+    assert compare.is_finished(runs[0])
+    assert not compare.is_finished(runs[1])
+    config.base = {**BASE, "epochs": 2}
+    with pytest.raises(ValueError, match="epochs 1, the study says 2"):
+        compare.is_finished(compare.plan(config, folder)[0])
+
+
+def test_a_failed_run_is_named_and_the_others_still_run(compare, tmp_path, monkeypatch):
+    config, folder = study(compare, tmp_path, seeds=[0])
+
+    def execute(run, threads, log):
+        if run.arm == "plain":
+            return "exit code 1: error: no images"
+        finish(run, 50)
+        return ""
+
+    monkeypatch.setattr(compare, "execute", execute)
+    failures = compare.run_all(config, compare.plan(config, folder), folder)
+    assert failures == ["plain, seed 0: exit code 1: error: no images"]
+    assert len(json.loads((folder / "results.json").read_text())["runs"]) == 1
+
+
+def call(compare, monkeypatch, *options):
+    monkeypatch.setattr(sys, "argv", ["compare.py", *map(str, options)])
+    compare.main()
+
+
+def test_a_whole_study_on_digits_by_the_command_of_the_help(compare, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "digits.yaml"
+    base = {**BASE, "backbone": "test_vit", "image_size": 16, "protocol": ["knn"]}
+    settings = {"base": base, "changes": {"MixCo": {"mix_weight": 1}}, "seeds": [3]}
+    path.write_text(yaml.safe_dump(settings))
+    folder = tmp_path / "study"
+    call(compare, monkeypatch, "--config", path, "--output_dir", folder)
+    printed = capsys.readouterr().out
+    assert "2/2  MixCo, seed 3: knn_top1" in printed
+    assert (folder / "all" / "plain" / "seed-3" / "summary.json").is_file()
+    rows = json.loads((folder / "results.json").read_text())["runs"]
+    assert [row["arm"] for row in rows] == ["plain", "MixCo"]
+    assert rows[0]["images"] == 1280  # whole batches of 128 out of 1,348
+    assert rows[0]["knn_top1"] > 20  # chance is 10
+
+    with pytest.raises(SystemExit, match="add --resume"):
+        call(compare, monkeypatch, "--config", path, "--output_dir", folder)
+    table = (folder / "results.md").read_text()
+    (folder / "results.md").unlink()
+    call(compare, monkeypatch, "--output_dir", folder, "--report")
+    assert (folder / "results.md").read_text() == table
