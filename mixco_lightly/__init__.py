@@ -8,6 +8,7 @@ from mixco_lightly.evaluation.linear_probe import ProbeResult, linear_probe
 from mixco_lightly.export import export_backbone, load_backbone
 from mixco_lightly.loss.key_queue import KeyQueue
 from mixco_lightly.loss.mixco_loss import MixCoLoss, MixCoLossComponents
+from mixco_lightly.loss.selfcon_loss import SelfConLoss
 from mixco_lightly.models.backbone import create_backbone
 
 __version__ = "0.1.0"
@@ -20,6 +21,7 @@ __all__ = [
     "MixCoLossComponents",
     "Mixture",
     "ProbeResult",
+    "SelfConLoss",
     "create_backbone",
     "export_backbone",
     "extract_features",

@@ -1,7 +1,8 @@
 """The formulas as loops: plain Python floats, one anchor and one candidate at a time.
 
 Nothing here is shared with the package but the shapes of the arguments. Sources: MixCo, Eqs. 1, 3
-and 4, with the candidates and means of the authors' code; MoCo, Eq. 1; SimCLR, Eq. 1.
+and 4, with the candidates and means of the authors' code; MoCo, Eq. 1; SimCLR, Eq. 1; SupCon,
+Eq. 2 (L_out); SelfCon, with the sets of the authors' code.
 """
 
 from __future__ import annotations
@@ -99,6 +100,53 @@ def nt_xent(out0: Tensor, out1: Tensor, temperature: float) -> float:
                     targets.append(1.0 if j == i else 0.0)
             losses.append(cross_entropy(logits, targets))
     return math.fsum(losses) / len(losses)
+
+
+def positives_cross_entropy(
+    features: Tensor, images: list[int], anchor_exits: list[int], temperature: float
+) -> float:
+    """SelfCon: features (N, E, D); rows with equal ``images`` are positives at all exits.
+
+    The mean is over the anchors with a positive; without any it is 0.
+    """
+    n, e, _ = features.shape
+    z = [units(row) for row in features]
+    losses = []
+    for exit_ in anchor_exits:
+        for i in range(n):
+            logits, is_positive = [], []
+            for other_exit in range(e):
+                for j in range(n):
+                    if (j, other_exit) == (i, exit_):
+                        continue
+                    logits.append(similarity(z[i][exit_], z[j][other_exit]) / temperature)
+                    is_positive.append(images[j] == images[i])
+            count = sum(is_positive)
+            if count:
+                losses.append(cross_entropy(logits, [p / count for p in is_positive]))
+    return math.fsum(losses) / len(losses) if losses else 0.0
+
+
+def selfcon(
+    features: Tensor,
+    labels: list[int] | None,
+    temperature: float,
+    base_temperature: float,
+    subnetwork_weight: float | None,
+    num_views: int,
+) -> float:
+    """All forms of the SelfCon loss, plain and starred; see the table of ``SelfConLoss``."""
+    n, e, _ = features.shape
+    if labels is None:
+        labels = [i % (n // num_views) for i in range(n)]
+    if subnetwork_weight is None:
+        loss = positives_cross_entropy(features, labels, list(range(e)), temperature)
+    else:
+        loss = positives_cross_entropy(features[:, e - 1 :], labels, [0], temperature)
+        loss += subnetwork_weight * positives_cross_entropy(
+            features, labels, list(range(e - 1)), temperature
+        )
+    return temperature / base_temperature * loss
 
 
 class Problem(NamedTuple):

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from lightly.utils import dist
 from torch import Tensor, distributed
+
+
+def warn_without_process_group() -> None:
+    """Warns if a loss with gather_distributed=True has nothing to gather from."""
+    if not distributed.is_initialized():
+        warnings.warn(
+            "gather_distributed=True, but there is no process group: the loss has the keys of "
+            "this process only. Call torch.distributed.init_process_group first (Lightning "
+            "does so with more than one device), or pass gather_distributed=False.",
+            stacklevel=4,
+        )
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -12,11 +25,11 @@ def gather_rows(x: Tensor) -> Tensor:
     """Concatenates the rows of all processes in the order of their ranks, with gradient.
 
     Args:
-        x: Rows of this process, shape (n, c). All processes must have equally many.
+        x: Rows of this process, shape (n, ...). All processes must have equally many.
 
     Returns:
-        Rows of all processes, shape (world_size * n, c); ``x`` itself on one process. The gradient
-        of a process's rows is the sum over what all processes make of them.
+        Rows of all processes, shape (world_size * n, ...); ``x`` itself on one process. The
+        gradient of a process's rows is the sum over what all processes make of them.
 
     Raises:
         ValueError: On every process, if they do not have equally many rows.

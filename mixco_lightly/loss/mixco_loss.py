@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from lightly.utils import dist
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from mixco_lightly.loss.contrastive import (
     has_fast_bfloat16,
@@ -19,7 +18,7 @@ from mixco_lightly.loss.contrastive import (
     queue_logsumexp,
     unit_rows,
 )
-from mixco_lightly.loss.gather import gather_rows
+from mixco_lightly.loss.gather import gather_rows, warn_without_process_group
 from mixco_lightly.loss.key_queue import KeyQueue
 
 if TYPE_CHECKING:
@@ -180,13 +179,8 @@ class MixCoLoss(nn.Module):
             FloatingPointError: If a key is NaN or infinite; see :meth:`KeyQueue.enqueue`.
         """
         self._check(out0, out1, mixed0, mixture0, mixed1, mixture1)
-        if self.gather_distributed and not distributed.is_initialized():
-            warnings.warn(
-                "gather_distributed=True, but there is no process group: the loss has the keys of "
-                "this process only. Call torch.distributed.init_process_group first (Lightning "
-                "does so with more than one device), or pass gather_distributed=False.",
-                stacklevel=3,
-            )
+        if self.gather_distributed:
+            warn_without_process_group()
         device_type = out0.device.type
         bfloat16 = (
             torch.is_autocast_enabled(device_type)

@@ -1,0 +1,272 @@
+"""The SelfCon loss: the exits of one network contrasted; SupCon and SimCLR are its special cases.
+
+Shapes in the comments: n rows on this process and m of all processes, e exits, a of them anchors,
+c dimensions. A row is one view of one image.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from lightly.utils import dist
+from torch import Tensor, distributed, nn
+
+from mixco_lightly.loss.contrastive import mean_cross_entropy, unit_rows
+from mixco_lightly.loss.gather import gather_rows, warn_without_process_group
+
+
+def positives_cross_entropy(
+    z: Tensor,
+    all_z: Tensor,
+    is_positive: Tensor,
+    offset: int,
+    temperature: float,
+    num_anchor_exits: int,
+    gather_distributed: bool = False,
+) -> Tensor:
+    """Cross-entropy of each anchor with each of its positives, among all outputs but itself.
+
+    SupCon, 2020, https://arxiv.org/abs/2004.11362, L_out in Eq. 2, as the mean over the anchors
+    that have a positive. Their outputs at all exits are the candidates.
+
+    Args:
+        z: Unit rows of this process, shape (n, e, c).
+        all_z: Unit rows of all processes, shape (m, e, c).
+        is_positive: Which rows are positives of which at all exits, bool, shape (n, m). Each row
+            is one of itself, for the sake of its other exits.
+        offset: Row of ``all_z`` at which this process's rows start.
+        temperature: Divides all similarities.
+        num_anchor_exits: The outputs of the first so many exits are anchors.
+        gather_distributed: If True, the mean is that over the anchors of all processes: scaled
+            such that the average over processes is the whole batch's.
+
+    Returns:
+        Mean over the anchors that have a positive, scalar; 0, with a graph, if none has one.
+    """
+    n, e, _ = z.shape
+    device = z.device
+    # lse - mean_p(s_p): the mean over the positives is the logit of the positives' mean.
+    positives = is_positive.to(z.dtype) @ all_z.sum(dim=1)  # nm,mc->nc
+    count = e * is_positive.sum(dim=1) - 1  # n, without the anchor itself
+    anchors = z[:, :num_anchor_exits]  # n x a x c
+    mean_positive = (positives.unsqueeze(1) - anchors) / count.clamp_min(1).view(n, 1, 1)
+    target_logits = (anchors * mean_positive).sum(dim=2) / temperature  # nac,nac->na
+    row = torch.arange(n, device=device).unsqueeze(1) + offset
+    itself = row * e + torch.arange(num_anchor_exits, device=device)  # n x a
+
+    scale: Tensor | float = 1.0
+    if e == 1:  # with more exits each anchor has a positive: another output of its row
+        kept = count.nonzero().squeeze(1)
+        anchors, target_logits, itself = anchors[kept], target_logits[kept], itself[kept]
+        if gather_distributed:
+            total = torch.tensor(len(kept), device=device)
+            distributed.all_reduce(total)
+            scale = len(kept) * dist.world_size() / total.clamp_min(1)
+    if not anchors.numel():
+        return all_z.sum() * 0.0  # the gathered rows too: other processes wait for their gradient
+    queries = anchors.flatten(0, 1) / temperature  # na x c
+    candidates = all_z.flatten(0, 1)  # me x c
+    return scale * mean_cross_entropy(
+        queries, candidates, target_logits.flatten(), itself.flatten()
+    )
+
+
+class SelfConLoss(nn.Module):
+    """Contrastive loss between the outputs of several exits of one network: SelfCon [0].
+
+    Each output of a batch, that of one exit for one row (a view of an image), is an anchor. Its
+    positives are the outputs at all exits of the rows with its label, without itself; its
+    candidates are all outputs but itself. With one exit this is SupCon [1], and SimCLR [2]
+    without labels:
+
+    ============  ====  ====  ===================  ==========================================
+    Method        E     N     labels               settings
+    ============  ====  ====  ===================  ==========================================
+    SelfCon-S     >= 2  B     labels               the defaults
+    SelfCon-M     >= 2  2 B   labels.repeat(2)     the defaults
+    SelfCon-SU    >= 2  B     None                 the defaults
+    SelfCon-MU    >= 2  2 B   None                 the defaults; see below
+    SelfCon-S*    >= 2  B     labels               subnetwork_weight
+    SelfCon-M*    >= 2  2 B   labels.repeat(2)     subnetwork_weight
+    SelfCon-SU*   >= 2  B     None                 subnetwork_weight
+    SelfCon-MU*   >= 2  2 B   None                 subnetwork_weight, num_views=2
+    SupCon-S      1     B     labels               the defaults
+    SupCon        1     2 B   labels.repeat(2)     the defaults
+    SimCLR        1     2 B   None                 num_views=2, base_temperature=temperature
+    ============  ====  ====  ===================  ==========================================
+
+    for B images in one view (S) or in two (M), where the rows are ``torch.cat([view0, view1])``.
+
+    SelfCon-MU follows the authors' code: the other view of an image is a negative. With
+    ``num_views=2`` it is a positive at all exits, which may be what the paper means; its text is
+    not clear about it.
+
+    The starred methods leave the similarities of the backbone's anchors with the sub-networks
+    out. They are the loss of the backbone's exit alone plus ``subnetwork_weight`` times that of the
+    sub-networks' anchors among the outputs of all exits. In SelfCon-SU* the first is 0, because
+    no anchor of it has a positive.
+
+    Anchors without a positive are left out of the mean. They exist with one exit only, as rows
+    whose label nothing else in the batch has. If no anchor is left, the loss is 0 and so are its
+    gradients: small batches of many classes come to that by chance, and a run should survive it.
+
+    - [0]: SelfCon, 2021, https://arxiv.org/abs/2106.15499; sets, mean over the anchors and scale as
+      in raymin0223/self-contrastive-learning at commit 5e7c2c5
+    - [1]: SupCon, 2020, https://arxiv.org/abs/2004.11362, L_out in Eq. 2
+    - [2]: SimCLR, 2020, https://arxiv.org/abs/2002.05709, Eq. 1
+
+    Args:
+        temperature: Divides the similarities. The default 0.1 is that of the authors' scripts.
+        base_temperature: The loss is multiplied by ``temperature / base_temperature``, as in the
+            authors' code and SupCon's, where it is 0.07. Learning rates depend on it.
+        subnetwork_weight: None for plain SelfCon, or the weight of the sub-networks' anchors in
+            the starred methods: the authors' alpha, whose 0 is None here.
+        num_views: Without labels, how many views of each image are positives of each other: rows
+            i and i + N / num_views are of one image. With the default 1 each row is an image of
+            its own. With labels it has no effect.
+        gather_distributed: If True, the outputs of all processes are candidates. All processes
+            must have batches of one size; the average over processes then equals the loss of the
+            whole batch on one process. Without a process group there is a warning.
+
+    The loss can be differentiated once; a second derivative is an error. torch.compile takes it as
+    one graph if there are at least two exits and one process.
+
+    Raises:
+        ValueError: If a temperature is not positive and finite, if subnetwork_weight is negative
+            or not finite, or if num_views is not a positive integer.
+
+    Examples:
+        >>> import torch
+        >>> from mixco_lightly import SelfConLoss
+        >>> middle, last = torch.nn.Linear(48, 16), torch.nn.Linear(48, 16)
+        >>> images, labels = torch.rand(8, 48), torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+        >>> criterion = SelfConLoss()
+        >>> criterion(torch.stack([middle(images), last(images)], dim=1), labels).backward()
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        base_temperature: float = 0.07,
+        subnetwork_weight: float | None = None,
+        num_views: int = 1,
+        gather_distributed: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value in [("temperature", temperature), ("base_temperature", base_temperature)]:
+            if not (isinstance(value, (int, float)) and 0 < value < math.inf):
+                raise ValueError(f"{name} must be a positive finite number, got {value!r}.")
+        if subnetwork_weight is not None and not (
+            isinstance(subnetwork_weight, (int, float)) and 0 <= subnetwork_weight < math.inf
+        ):
+            raise ValueError(
+                "subnetwork_weight must be None or a finite number of at least 0, got "
+                f"{subnetwork_weight!r}."
+            )
+        if not (isinstance(num_views, int) and num_views >= 1):
+            raise ValueError(f"num_views must be a positive integer, got {num_views!r}.")
+        self.temperature = temperature
+        self.base_temperature = base_temperature
+        self.subnetwork_weight = subnetwork_weight
+        self.num_views = num_views
+        self.gather_distributed = gather_distributed
+
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Computes the loss.
+
+        Everything is in float32 also under autocast (float64 for float64 features).
+
+        Args:
+            features: Projections of N rows at E exits, not normalised, shape (N, E, D): the
+                sub-networks' first, the backbone's last.
+            labels: Class of each row, integers, shape (N,), or None for the unsupervised methods.
+
+        Returns:
+            The loss, scalar, float32 (float64 for float64 features).
+
+        Raises:
+            ValueError: If shapes do not agree, if labels are not integers, if there are fewer than
+                two images, if no anchor can ever have a positive (one exit, one view, no labels),
+                if subnetwork_weight is set but there is only one exit, or, with
+                gather_distributed, if the processes' batches have different sizes.
+        """
+        self._check(features, labels)
+        if self.gather_distributed:
+            warn_without_process_group()
+        # Autocast would run all products in half precision.
+        with torch.autocast(device_type=features.device.type, enabled=False):
+            z = unit_rows(features.flatten(0, 1)).view(features.shape)
+            n, e, _ = z.shape
+            if labels is None:  # each image is a class of its own
+                images = n // self.num_views
+                labels = torch.arange(images, device=z.device).repeat(self.num_views)
+                labels = labels + images * dist.rank()
+            labels = labels.to(z.device, torch.int64)
+            all_z, all_labels, offset = z, labels, 0
+            gathers = self.gather_distributed and dist.world_size() > 1
+            if gathers:
+                all_z, all_labels = gather_rows(z), gather_rows(labels)
+                offset = dist.rank() * n
+            is_positive = labels.unsqueeze(1) == all_labels  # n x m
+
+            def contrast(exits: slice, num_anchor_exits: int) -> Tensor:
+                return positives_cross_entropy(
+                    z[:, exits],
+                    all_z[:, exits],
+                    is_positive,
+                    offset,
+                    self.temperature,
+                    num_anchor_exits,
+                    gathers,
+                )
+
+            if self.subnetwork_weight is None:
+                loss = contrast(slice(None), e)
+            else:
+                backbone = contrast(slice(e - 1, None), 1)
+                subnetworks = contrast(slice(None), e - 1)
+                loss = backbone + self.subnetwork_weight * subnetworks
+            return self.temperature / self.base_temperature * loss
+
+    def _check(self, features: Tensor, labels: Tensor | None) -> None:
+        shape = tuple(features.shape)
+        if len(shape) != 3 or not features.numel() or not features.is_floating_point():
+            raise ValueError(
+                "features must be floating point numbers of shape (N, E, D), N rows at E exits, "
+                f"got shape {shape} and {features.dtype}."
+            )
+        n, e, _ = shape
+        if labels is not None:
+            if labels.shape != (n,) or labels.is_floating_point() or labels.is_complex():
+                raise ValueError(
+                    f"labels must be integers of shape ({n},), one for each row of features, got "
+                    f"shape {tuple(labels.shape)} and {labels.dtype}."
+                )
+        else:
+            if n % self.num_views:
+                raise ValueError(
+                    f"num_views={self.num_views}, but the number of rows {n} is no multiple of it."
+                )
+            if e == 1 and self.num_views == 1:
+                raise ValueError(
+                    "With one exit and num_views=1 nothing is a positive without labels: pass "
+                    "labels, or num_views=2 for SimCLR."
+                )
+        world_size = dist.world_size() if self.gather_distributed else 1
+        images = n * world_size // (self.num_views if labels is None else 1)
+        if images < 2:
+            raise ValueError(f"The batch needs at least 2 images, got {images}.")
+        if e == 1 and self.subnetwork_weight is not None:
+            raise ValueError(
+                f"subnetwork_weight={self.subnetwork_weight} needs at least 2 exits, but features "
+                f"of shape {shape} have 1."
+            )
+
+    def extra_repr(self) -> str:
+        """Shows the settings in the module's printed form."""
+        return (
+            f"temperature={self.temperature}, base_temperature={self.base_temperature}, "
+            f"subnetwork_weight={self.subnetwork_weight}, num_views={self.num_views}, "
+            f"gather_distributed={self.gather_distributed}"
+        )
