@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -102,51 +103,104 @@ def nt_xent(out0: Tensor, out1: Tensor, temperature: float) -> float:
     return math.fsum(losses) / len(losses)
 
 
-def positives_cross_entropy(
-    features: Tensor, images: list[int], anchor_exits: list[int], temperature: float
-) -> float:
-    """SelfCon: features (N, E, D); rows with equal ``images`` are positives at all exits.
+Output = tuple[int, int, int]  # of a view, an image and an exit
 
-    The mean is over the anchors with a positive; without any it is 0.
+
+def positives_cross_entropy(
+    z: dict[Output, list[float]],
+    anchors: list[Output],
+    is_positive: Callable[[Output, Output], bool],
+    temperature: float,
+) -> float:
+    """SupCon: candidates are all outputs but the anchor.
+
+    The mean is over the anchors that have a positive; without any it is 0.
     """
-    n, e, _ = features.shape
-    z = [units(row) for row in features]
     losses = []
-    for exit_ in anchor_exits:
-        for i in range(n):
-            logits, is_positive = [], []
-            for other_exit in range(e):
-                for j in range(n):
-                    if (j, other_exit) == (i, exit_):
-                        continue
-                    logits.append(similarity(z[i][exit_], z[j][other_exit]) / temperature)
-                    is_positive.append(images[j] == images[i])
-            count = sum(is_positive)
-            if count:
-                losses.append(cross_entropy(logits, [p / count for p in is_positive]))
+    for anchor in anchors:
+        others = [output for output in z if output != anchor]
+        positives = [output for output in others if is_positive(anchor, output)]
+        if positives:
+            logits = [similarity(z[anchor], z[other]) / temperature for other in others]
+            targets = [(other in positives) / len(positives) for other in others]
+            losses.append(cross_entropy(logits, targets))
     return math.fsum(losses) / len(losses) if losses else 0.0
 
 
-def selfcon(
-    features: Tensor,
-    labels: list[int] | None,
-    temperature: float,
-    base_temperature: float,
-    subnetwork_weight: float | None,
-    num_views: int,
-) -> float:
-    """All forms of the SelfCon loss, plain and starred; see the table of ``SelfConLoss``."""
-    n, e, _ = features.shape
-    if labels is None:
-        labels = [i % (n // num_views) for i in range(n)]
-    if subnetwork_weight is None:
-        loss = positives_cross_entropy(features, labels, list(range(e)), temperature)
+class SelfConProblem(NamedTuple):
+    """Features (views * B, E, D), ``labels`` of the B images, and settings of the loss."""
+
+    method: str
+    features: Tensor
+    labels: list[int]
+    temperature: float
+    base_temperature: float
+    alpha: float  # of the starred methods
+
+
+MULTI_VIEW = ["SelfCon-M", "SelfCon-MU", "SelfCon-MU, both views", "SelfCon-M*", "SelfCon-MU*"]
+SINGLE_VIEW = ["SelfCon-S", "SelfCon-SU", "SelfCon-S*", "SelfCon-SU*"]
+ONE_EXIT = ["SupCon-S", "SupCon", "SimCLR"]
+SELFCON_METHODS = [*SINGLE_VIEW, *MULTI_VIEW, *ONE_EXIT]
+
+
+def selfcon(problem: SelfConProblem) -> float:
+    """SelfCon, SupCon and SimCLR, each by its own sets."""
+    method, features, labels, temperature, base_temperature, alpha = problem
+    views, (n, exits, _) = num_views(method), features.shape
+    images = n // views
+    z = {
+        (view, image, exit_): units(features[view * images + image])[exit_]
+        for view in range(views)
+        for image in range(images)
+        for exit_ in range(exits)
+    }
+
+    def same_label(a: Output, b: Output) -> bool:
+        return labels[a[1]] == labels[b[1]]
+
+    def same_image(a: Output, b: Output) -> bool:
+        return a[1] == b[1]
+
+    def same_image_and_view(a: Output, b: Output) -> bool:
+        return a[:2] == b[:2]
+
+    is_positive = {
+        "SelfCon-SU": same_image,
+        "SelfCon-SU*": same_image,
+        "SelfCon-MU": same_image_and_view,
+        "SelfCon-MU, both views": same_image,
+        "SelfCon-MU*": same_image,
+        "SimCLR": same_image,
+    }.get(method, same_label)
+    if not method.endswith("*"):
+        loss = positives_cross_entropy(z, list(z), is_positive, temperature)
     else:
-        loss = positives_cross_entropy(features[:, e - 1 :], labels, [0], temperature)
-        loss += subnetwork_weight * positives_cross_entropy(
-            features, labels, list(range(e - 1)), temperature
-        )
+        backbone = {output: row for output, row in z.items() if output[2] == exits - 1}
+        subnetworks = [output for output in z if output[2] < exits - 1]
+        loss = positives_cross_entropy(backbone, list(backbone), is_positive, temperature)
+        loss += alpha * positives_cross_entropy(z, subnetworks, is_positive, temperature)
     return temperature / base_temperature * loss
+
+
+def num_views(method: str) -> int:
+    return 2 if method in [*MULTI_VIEW, "SupCon", "SimCLR"] else 1
+
+
+def draw_selfcon(method: str, seed: int) -> SelfConProblem:
+    """Random shapes, labels, settings and values; the same for the same seed."""
+    rng = random.Random(seed)
+    images, dim = rng.randint(2, 6), rng.randint(1, 17)
+    exits = 1 if method in ONE_EXIT else rng.randint(2, 3)
+    n = images * num_views(method)
+    return SelfConProblem(
+        method,
+        draw_rows(rng, n * exits, dim).view(n, exits, dim),
+        [rng.randint(-1, 3) for _ in range(images)],
+        rng.choice([1.0, 0.5, 0.2, 0.1, 0.05]),
+        rng.choice([0.07, 0.1, 1.0]),
+        rng.choice([0.0, 0.3, 1.0, 2.0]),
+    )
 
 
 class Problem(NamedTuple):

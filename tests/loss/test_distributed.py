@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing
 
-from mixco_lightly import MixCoLoss, Mixture
+from mixco_lightly import MixCoLoss, Mixture, SelfConLoss
 
 N, IN_DIM, DIM, STEPS = 5, 6, 4, 4  # N images per process: odd, the last one stays out
 M = N // 2
@@ -27,6 +27,25 @@ TIME_LIMIT = 60.0  # seconds, for importing torch in each process and for all ru
 QUEUES = {"moco, short queue": 7, "moco, long queue": 33, "simclr": 0}
 RUNS = [(form, gather) for form in QUEUES for gather in (True, False)]
 NAMES = ["out0", "out1", "mixed0", "mixed1"]
+# Exits, views, whether there are labels, and settings of each form of the SelfCon loss.
+SELFCON: dict[str, tuple[int, int, bool, dict[str, Any]]] = {
+    "SelfCon-S": (3, 1, True, {}),
+    "SelfCon-M": (2, 2, True, {}),
+    "SelfCon-SU": (2, 1, False, {}),
+    "SelfCon-MU": (2, 2, False, {}),
+    "SelfCon-MU, both views": (2, 2, False, {"num_views": 2}),
+    "SelfCon-S*": (2, 1, True, {"subnetwork_weight": 0.7}),
+    "SelfCon-MU*": (3, 2, False, {"subnetwork_weight": 0.7, "num_views": 2}),
+    "SupCon-S": (1, 1, True, {}),
+    "SupCon": (1, 2, True, {}),
+    "SimCLR": (1, 2, False, {"num_views": 2}),
+}
+# By number of processes. In SupCon-S the processes have different numbers of anchors with a
+# positive, the last of four none; and the first has none in itself.
+LABELS = {
+    2: [[0, 1, 2, 3, 4], [0, 1, 5, 5, 6]],
+    4: [[0, 1, 2, 3, 4], [0, 1, 2, 3, 9], [5, 6, 5, 6, 9], [10, 11, 12, 13, 14]],
+}
 
 
 def whole_batch(step: int, world_size: int) -> tuple[list[Tensor], list[Mixture]]:
@@ -106,6 +125,33 @@ def train(form: str, gather: bool, rank: int | None, world_size: int) -> dict[st
     return {"steps": steps, "weight": weight.detach()}
 
 
+def contrast_exits(
+    form: str, gather: bool, rank: int | None, world_size: int, labels: Tensor | None = None
+) -> dict[str, Tensor]:
+    """A step with a linear encoder of several exits; ``rank`` None is one process with all."""
+    exits, views, has_labels, settings = SELFCON[form]
+    generator = torch.Generator().manual_seed(world_size)
+    weight = torch.randn(
+        IN_DIM, exits * DIM, dtype=torch.float64, generator=generator, requires_grad=True
+    )
+    x = torch.randn(views, world_size * N, IN_DIM, dtype=torch.float64, generator=generator)
+    if labels is None:
+        labels = torch.tensor(LABELS[world_size]).flatten()
+    if rank is not None:
+        own = slice(rank * N, (rank + 1) * N)
+        x, labels = x[:, own], labels[own]
+    features = (x.flatten(0, 1) @ weight).unflatten(1, (exits, DIM))
+    features.retain_grad()
+    criterion = SelfConLoss(temperature=0.5, gather_distributed=gather, **settings)
+    loss = criterion(features, labels.repeat(views) if has_labels else None)
+    loss.backward()
+    if rank is not None:
+        distributed.all_reduce(weight.grad)
+        weight.grad /= world_size
+    grad = features.grad.unflatten(0, (views, -1))  # by view and image
+    return {"loss": loss.detach(), "weight": weight.grad, "features": grad}
+
+
 def ragged(form: str, rank: int) -> str:
     """The error of a loss whose last process has one image less than the others."""
     n = N - (rank == distributed.get_world_size() - 1)
@@ -130,6 +176,13 @@ def process(rank: int, world_size: int, folder: str) -> None:
     )
     result: dict[Any, Any] = {run: train(*run, rank, world_size) for run in RUNS}
     result |= {form: ragged(form, rank) for form in QUEUES}
+    result |= {
+        (form, gather): contrast_exits(form, gather, rank, world_size)
+        for form in SELFCON
+        for gather in (True, False)
+    }
+    distinct = torch.arange(world_size * N)
+    result["no positives"] = contrast_exits("SupCon-S", True, rank, world_size, distinct)
     torch.save(result, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
@@ -240,3 +293,36 @@ def test_batches_of_unequal_sizes_are_an_error_in_every_process(
     sizes = [N] * (len(results) - 1) + [N - 1]
     for result in results:
         assert f"need batches of one size, got {sizes}" in result[form]
+
+
+@pytest.mark.parametrize("form", SELFCON)
+def test_selfcon_mean_over_processes_is_the_whole_batch_in_loss_and_gradients(
+    results: list[dict], form: str
+) -> None:
+    whole = contrast_exits(form, False, None, len(results))
+    parts = [result[form, True] for result in results]
+    losses = torch.stack([part["loss"] for part in parts])
+    assert_equal(losses.mean(), whole["loss"])
+    assert (losses - whole["loss"]).abs().min() > 1e-6
+    for part in parts:
+        assert_equal(part["weight"], whole["weight"])
+    features = torch.cat([part["features"] for part in parts], dim=1)
+    assert_equal(features / len(results), whole["features"])
+
+
+@pytest.mark.parametrize("form", SELFCON)
+def test_selfcon_without_gather_distributed_has_each_process_alone(
+    results: list[dict], form: str
+) -> None:
+    whole = contrast_exits(form, False, None, len(results))
+    losses = torch.stack([result[form, False]["loss"] for result in results])
+    assert (losses.mean() - whole["loss"]).abs() > 1e-2
+    if form == "SupCon-S":
+        assert losses[0] == 0  # its labels are distinct
+
+
+def test_selfcon_without_any_positive_has_loss_and_gradients_zero_in_every_process(
+    results: list[dict],
+) -> None:
+    for result in results:
+        assert all((value == 0).all() for value in result["no positives"].values())
