@@ -5,6 +5,10 @@ from mixco_lightly.data.mixture import Mixture, mix_pairs
 from mixco_lightly.evaluation.features import Features, extract_features
 from mixco_lightly.evaluation.knn import knn_probe
 from mixco_lightly.evaluation.linear_probe import ProbeResult, linear_probe
+from mixco_lightly.evaluation.mutual_information import (
+    MutualInformation,
+    estimate_mutual_information,
+)
 from mixco_lightly.export import export_backbone, load_backbone
 from mixco_lightly.loss.key_queue import KeyQueue
 from mixco_lightly.loss.mixco_loss import MixCoLoss, MixCoLossComponents
@@ -20,9 +24,11 @@ __all__ = [
     "MixCoLoss",
     "MixCoLossComponents",
     "Mixture",
+    "MutualInformation",
     "ProbeResult",
     "SelfConLoss",
     "create_backbone",
+    "estimate_mutual_information",
     "export_backbone",
     "extract_features",
     "knn_probe",

@@ -55,14 +55,14 @@ def positives_cross_entropy(
     row = torch.arange(n, device=device).unsqueeze(1) + offset
     itself = row * e + torch.arange(num_anchor_exits, device=device)  # n x a
 
-    scale: Tensor | float = 1.0
+    scale = 1.0
     if e == 1:  # with more exits each anchor has a positive: another output of its row
         kept = count.nonzero().squeeze(1)
         anchors, target_logits, itself = anchors[kept], target_logits[kept], itself[kept]
         if gather_distributed:
             total = torch.tensor(len(kept), device=device)
             distributed.all_reduce(total)
-            scale = len(kept) * dist.world_size() / total.clamp_min(1)
+            scale = len(kept) * dist.world_size() / max(1, int(total))
     if not anchors.numel():
         return all_z.sum() * 0.0  # the gathered rows too: other processes wait for their gradient
     queries = anchors.flatten(0, 1) / temperature  # na x c
