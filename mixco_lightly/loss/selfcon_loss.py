@@ -33,8 +33,8 @@ def positives_cross_entropy(
     Args:
         z: Unit rows of this process, shape (n, e, c).
         all_z: Unit rows of all processes, shape (m, e, c).
-        is_positive: Which rows are positives of which at all exits, bool, shape (n, m). Each row
-            is one of itself, for the sake of its other exits.
+        is_positive: Which other rows are positives, at all exits, bool, shape (n, m). A row's own
+            outputs at the other exits always are.
         offset: Row of ``all_z`` at which this process's rows start.
         temperature: Divides all similarities.
         num_anchor_exits: The outputs of the first so many exits are anchors.
@@ -46,13 +46,16 @@ def positives_cross_entropy(
     """
     n, e, _ = z.shape
     device = z.device
-    # lse - mean_p(s_p): the mean over the positives is the logit of the positives' mean.
-    positives = is_positive.to(z.dtype) @ all_z.sum(dim=1)  # nm,mc->nc
-    count = e * is_positive.sum(dim=1) - 1  # n, without the anchor itself
+    row = torch.arange(n, device=device).unsqueeze(1) + offset  # n x 1
+    # lse - mean_p(s_p): the mean over the positives is the logit of the positives' mean. They are
+    # the other rows' outputs at all exits and the row's own at the other exits.
+    in_other_rows = is_positive.scatter(1, row, False)  # n x m
+    count = e * in_other_rows.sum(dim=1) + e - 1  # n
+    positives = in_other_rows.to(z.dtype) @ all_z.sum(dim=1)  # nm,mc->nc
+    at_other_exits = 1 - torch.eye(num_anchor_exits, e, dtype=z.dtype, device=device)
+    mean_positive = (positives.unsqueeze(1) + at_other_exits @ z) / count.clamp_min(1).view(n, 1, 1)
     anchors = z[:, :num_anchor_exits]  # n x a x c
-    mean_positive = (positives.unsqueeze(1) - anchors) / count.clamp_min(1).view(n, 1, 1)
     target_logits = (anchors * mean_positive).sum(dim=2) / temperature  # nac,nac->na
-    row = torch.arange(n, device=device).unsqueeze(1) + offset
     itself = row * e + torch.arange(num_anchor_exits, device=device)  # n x a
 
     scale = 1.0

@@ -218,7 +218,7 @@ def test_shift_and_scale_of_the_features_change_nothing() -> None:
 
 
 def test_constant_dimensions_carry_nothing() -> None:
-    x, y = gaussians(1.0, 500, dim=2)
+    _, y = gaussians(1.0, 500, dim=2)
     result = estimate_mutual_information(torch.full((500, 1), 3.3), y, **QUICK)
     assert result.nats == pytest.approx(0.0, abs=0.05)
 
