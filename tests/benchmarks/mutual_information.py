@@ -70,7 +70,7 @@ def measure(
 ) -> Result:
     """One line of the table."""
     estimates, limits, start = [], [], time.perf_counter()
-    test_pairs = options.get("test_pairs") or (8192 if critic == "separable" else 2048)
+    test_pairs = options.get("test_pairs") or (16384 if critic == "separable" else 2048)
     for seed in range(seeds):
         x, y, rho = draw_gaussians(nats, pairs, seed)
         limits.append(true_bound(estimator, x[:test_pairs], y[:test_pairs], rho))
@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--nats", type=float, nargs="+", default=[2, 4, 6, 8])
     parser.add_argument("--estimators", nargs="+", choices=list(_BOUNDS), default=list(_BOUNDS))
     parser.add_argument("--critics", nargs="+", choices=list(_CRITICS), default=list(_CRITICS))
-    parser.add_argument("--pairs", type=int, default=60000, help="for training and tests")
+    parser.add_argument("--pairs", type=int, default=200000, help="for training and tests")
     parser.add_argument("--seeds", type=int, default=3)
     for name in ["steps", "batch_size", "hidden_dim", "test_pairs"]:
         parser.add_argument(f"--{name}", type=int, help="default: the function's")

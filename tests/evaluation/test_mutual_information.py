@@ -259,7 +259,7 @@ def test_progress_bar_names_the_estimator(capsys) -> None:
         ({"learning_rate": 0.0}, r"^learning_rate must be .* got 0\.0\."),
         ({"learning_rate": math.nan}, r"^learning_rate must be .* got nan\."),
         ({"test_pairs": 1}, r"^test_pairs must be .* got 1\."),
-        ({"test_pairs": 50}, r"^test_pairs must be .* leave 2 of the 100 pairs .* got 50\."),
+        ({"test_pairs": 50}, r"^test_pairs must be .* with 50 val.* of the 100 pairs .* got 50\."),
     ],
 )
 def test_a_wrong_option_is_refused(options: dict[str, object], message: str) -> None:
