@@ -190,8 +190,8 @@ def estimate_mutual_information(
 
     A critic is trained on most of the pairs to maximise the bound; of ten states of it the one
     with the largest bound on validation pairs (four batches, at most ``test_pairs``) is taken; the
-    result is its bound on ``test_pairs`` others. All three bounds hold for every critic, up to the noise of the
-    estimate: a poor critic gives too little.
+    result is its bound on ``test_pairs`` others. All three bounds hold for every critic, up to
+    the noise of the estimate: a poor critic gives too little.
 
     Which estimator? InfoNCE is the steadiest, but cannot exceed ln K for K = ``test_pairs`` and
     falls short of the truth well below that. NWJ and MINE have no such limit, but at many nats
