@@ -154,7 +154,10 @@ class ConcatenatedCritic(nn.Module):
             yield self.rest(block.unsqueeze(1) + hidden_y).squeeze(2)  # k x l x h -> k x l
 
 
-_CRITICS = {"separable": SeparableCritic, "concatenated": ConcatenatedCritic}
+_CRITICS: dict[str, type[SeparableCritic] | type[ConcatenatedCritic]] = {
+    "separable": SeparableCritic,
+    "concatenated": ConcatenatedCritic,
+}
 
 
 def _sums_of(critic: SeparableCritic | ConcatenatedCritic, x: Tensor, y: Tensor) -> ScoreSums:
@@ -232,10 +235,12 @@ def estimate_mutual_information(
         >>> estimate_mutual_information(x, -x, steps=30, batch_size=128).nats > 1
         True
     """
-    for name, value, known in [("estimator", estimator, _BOUNDS), ("critic", critic, _CRITICS)]:
-        if value not in known:
-            names = " or ".join(repr(choice) for choice in known)
-            raise ValueError(f"{name} must be {names}, got {value!r}.")
+    for name, choice, known in [
+        ("estimator", estimator, list(_BOUNDS)),
+        ("critic", critic, list(_CRITICS)),
+    ]:
+        if choice not in known:
+            raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {choice!r}.")
     _check_features(x, y)
     if batch_size is None:
         batch_size = 512 if critic == "separable" else 128
