@@ -3,7 +3,8 @@
     python tests/benchmarks/mutual_information.py --check --output mutual_information.json
     python tests/benchmarks/mutual_information.py --critics separable --nats 8 --seeds 5
 
-It takes about TIME with its defaults.
+An estimate takes about half a minute of one core with a separable critic and a minute with a
+concatenated one: an hour for the defaults.
 
 Each of the 20 dimensions of y has the same correlation rho with its own dimension of x, and
 -10 ln(1 - rho^2) nats are the truth. Each seed draws its pairs anew. The table has the mean and

@@ -152,8 +152,8 @@ def test_blocks_of_few_rows_have_the_scores_of_one_block(critic_class, monkeypat
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_one_nat_of_gaussians_is_found_within_a_sixth(estimator: str, critic: str) -> None:
     x, y = gaussians(1.0, 6000, dim=1)
-    options = {"steps": 150, "hidden_dim": 32, "batch_size": 64, "learning_rate": 0.01}
-    result = estimate_mutual_information(x, y, estimator, critic, test_pairs=800, **options)
+    options = {"steps": 100, "hidden_dim": 32, "batch_size": 64, "learning_rate": 0.01}
+    result = estimate_mutual_information(x, y, estimator, critic, test_pairs=500, **options)
     assert result.nats == pytest.approx(1.0, rel=1 / 6)
 
 
