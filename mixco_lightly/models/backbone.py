@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import logging
 from typing import Any
 
 import timm
-import torch
 from torch import Tensor, nn
 
+from mixco_lightly.models.image_size import (
+    TIMM_ERRORS,
+    Fitting,
+    measure_feature_dim,
+    reason_of,
+    remove_strides,
+)
 from mixco_lightly.models.tap_conv import use_tap_convolutions
 
 logger = logging.getLogger(__name__)
-
-# Up to this size stem="auto" takes the small stem: published stems, with a total stride of 32,
-# leave a feature map of 2 x 2 pixels at 64.
-SMALL_IMAGE_SIZE = 64
 
 
 class Backbone(nn.Module):
@@ -128,108 +129,25 @@ def create_backbone(
         )
         hint = f" The nearest names are: {', '.join(nearest)}." if nearest else ""
         raise ValueError(f"timm {timm.__version__} has no model named {name!r}.{hint}")
+    fit = Fitting(name, in_chans, timm_kwargs).fit(image_size, stem, pretrained)
     if stem == "auto":
-        stem = "small" if image_size <= SMALL_IMAGE_SIZE and not pretrained else "timm"
-        logger.info("%s at %d pixels: the stem is %r.", name, image_size, stem)
-
-    kwargs = timm_kwargs
+        logger.info("%s at %d pixels: the stem is %r.", name, image_size, fit.stem)
     try:
-        kwargs = {**_size_kwargs(name, image_size, stem), **timm_kwargs}
         model = timm.create_model(
-            name, pretrained=pretrained, num_classes=0, in_chans=in_chans, **kwargs
+            name,
+            pretrained=pretrained,
+            num_classes=0,
+            in_chans=in_chans,
+            **{**timm_kwargs, **fit.kwargs},
         )
-        if stem == "small" and "patch_size" not in kwargs:
-            _shrink_first_conv(model, keep_weights=pretrained)
-        use_tap_convolutions(model)
-        feature_dim = measure_feature_dim(model, in_chans, image_size)
     except OSError as error:
         raise FileNotFoundError(
             f"The pretrained weights of {name} are not in the local cache and could not be "
             f"downloaded: {error}"
         ) from error
-    except (
-        RuntimeError,
-        TypeError,
-        AssertionError,
-        AttributeError,
-        LookupError,
-        ValueError,
-    ) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(
-            f"{name} cannot be built for images of {image_size} pixels with stem {stem!r} and "
-            f"options {kwargs}: {reason}"
-        ) from error
-    return Backbone(model, name, image_size, in_chans, stem, dict(timm_kwargs), feature_dim)
-
-
-def _size_kwargs(name: str, image_size: int, stem: str) -> dict[str, Any]:
-    """Arguments with which timm builds a size-bound model for an image size and stem."""
-    with torch.device("meta"):
-        published = timm.create_model(name, num_classes=0)
-    accepted = inspect.signature(type(published).__init__).parameters
-    kwargs: dict[str, Any] = {}
-    if "img_size" in accepted:
-        kwargs["img_size"] = image_size
-    if stem == "small" and {"img_size", "patch_size"} <= accepted.keys():  # a transformer
-        if "window_size" in accepted:
-            kwargs |= {"patch_size": _patch_size(image_size, patches=16), "window_size": 4}
-        else:
-            published_patch = published.patch_embed.patch_size[0]
-            kwargs["patch_size"] = min(published_patch, _patch_size(image_size, patches=8))
-    return kwargs
-
-
-def _patch_size(image_size: int, patches: int) -> int:
-    """The largest patch that tiles the image with at least `patches` patches a side."""
-    largest = max(1, image_size // patches)
-    return next(patch for patch in range(largest, 0, -1) if image_size % patch == 0)
-
-
-def _shrink_first_conv(model: nn.Module, keep_weights: bool) -> None:
-    """Gives the first convolution stride 1 and a kernel of at most 3x3, and drops the pool."""
-    conv = model.get_submodule(model.pretrained_cfg["first_conv"])  # type: ignore[index, arg-type]
-    if not isinstance(conv, nn.Conv2d):
-        raise ValueError(f"the first layer is a {type(conv).__name__}, not a Conv2d")
-    conv.stride = (1, 1)
-    if max(conv.kernel_size) > 3:
-        published = conv.weight
-        top, left = ((size - 3) // 2 for size in conv.kernel_size)
-        conv.weight = nn.Parameter(published.detach()[..., top : top + 3, left : left + 3].clone())
-        if not keep_weights:
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-        conv.kernel_size = (3, 3)
-        conv.padding = (1, 1)
-    for path in ("maxpool", "stem.pool"):  # ResNet, pre-activation ResNet
-        parent_path, _, child = path.rpartition(".")
-        parent = getattr(model, parent_path, None) if parent_path else model
-        if isinstance(getattr(parent, child, None), nn.Module):
-            setattr(parent, child, nn.Identity())
-
-
-@torch.no_grad()
-def measure_feature_dim(model: nn.Module, in_chans: int, image_size: int) -> int:
-    """Counts the features of a model by a forward pass in eval mode, which changes nothing.
-
-    Args:
-        model: Maps images to features.
-        in_chans: Channels of the images.
-        image_size: Height and width of the images in pixels.
-
-    Returns:
-        The number of features.
-
-    Raises:
-        ValueError: If the output is not of shape (N, feature_dim).
-        RuntimeError: Or AssertionError, if the model does not take images of this size.
-    """
-    was_training = model.training
-    parameter = next(model.parameters())
-    images = parameter.new_zeros(1, in_chans, image_size, image_size)
-    try:
-        features = model.eval()(images)
-    finally:
-        model.train(was_training)
-    if features.dim() != 2:
-        raise ValueError(f"its output has shape {tuple(features.shape)}, not (N, feature_dim)")
-    return int(features.shape[1])
+    except TIMM_ERRORS as error:
+        raise ValueError(f"timm cannot build {name}: {reason_of(error)}.") from error
+    remove_strides(model, fit.removed, keep_weights=pretrained)
+    use_tap_convolutions(model)
+    feature_dim = measure_feature_dim(model, in_chans, image_size)
+    return Backbone(model, name, image_size, in_chans, fit.stem, dict(timm_kwargs), feature_dim)

@@ -1,0 +1,486 @@
+"""How a timm model is fitted to an image size: its options, and the strides of its small stem."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+# Up to this size stem="auto" takes the small stem, where the published one leaves fewer than 8x8
+# positions: published stems, with a total stride of 32, leave 2x2 of 64 pixels.
+SMALL_IMAGE_SIZE = 64
+_ENOUGH_POSITIONS = 8
+# The small stem of a convolutional network leaves at least 2x2 positions of 32 pixels.
+_LARGEST_SMALL_STRIDE = 16
+# What timm and torch raise for arguments and images that a model does not take.
+TIMM_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+# Arguments of timm.create_model that fill a model with weights: its shapes do not need them.
+_WEIGHT_KWARGS = {"checkpoint_path", "cache_dir"}
+
+
+class Fit(NamedTuple):
+    """What fits a timm model to an image size.
+
+    Attributes:
+        stem: "timm" or "small".
+        kwargs: Arguments of timm's model.
+        removed: Names of the layers that lose their stride, see :func:`remove_strides`.
+        feature_dim: Number of features, measured.
+        output_stride: Image height over that of the last feature map, measured; None where the
+            model has no such map.
+    """
+
+    stem: str
+    kwargs: dict[str, Any]
+    removed: tuple[str, ...]
+    feature_dim: int
+    output_stride: int | None
+
+
+class Fitting:
+    """Finds what fits a timm model to image sizes, on the meta device.
+
+    Nothing is known by name. What a model takes stands in its constructor's signature
+    (``img_size``, ``patch_size``, ``window_size``), its first convolution in timm's
+    ``pretrained_cfg``, and its strides are measured by a forward pass at its own size. A choice
+    counts when a forward pass with it gives features of shape (N, feature_dim).
+
+    Args:
+        name: A timm model name.
+        in_chans: Channels of the images.
+        timm_kwargs: Arguments of timm's model that are not to be chosen.
+
+    Raises:
+        ValueError: If timm cannot build the model with these arguments.
+    """
+
+    def __init__(
+        self, name: str, in_chans: int = 3, timm_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
+        self.name = name
+        self.in_chans = in_chans
+        self.timm_kwargs = {
+            key: value for key, value in (timm_kwargs or {}).items() if key not in _WEIGHT_KWARGS
+        }
+        try:
+            model = _build(name, in_chans, self.timm_kwargs, "meta")
+        except TIMM_ERRORS as error:
+            options = f" with options {self.timm_kwargs}" if self.timm_kwargs else ""
+            raise ValueError(f"timm cannot build {name}{options}: {reason_of(error)}") from error
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+        traits: dict[str, Any] = getattr(model, "_traits", {})
+        first = traits.get("first_conv", cfg.get("first_conv")) or ()
+        self._first_conv = tuple(
+            path
+            for path in ((first,) if isinstance(first, str) else first)
+            if isinstance(model.get_submodule(path), nn.Conv2d)
+        )
+        self._pool = next((path for path in ("maxpool", "stem.pool") if _has(model, path)), None)
+        accepted = _constructor_arguments(type(model))
+        # Whether the image size is an argument, and open.
+        self._takes_size = "img_size" in accepted and "img_size" not in self.timm_kwargs
+        self._takes_window = "window_size" in accepted
+        self._published_patch: int | None = None
+        if {"img_size", "patch_size"} <= accepted:
+            self._published_patch = _published_patch(model, self._first_conv)
+        embedding = getattr(model, "patch_embed", None)
+        own_size = getattr(embedding, "img_size", None) or traits.get("img_size")
+        self.image_size = _one_side(own_size or cfg["input_size"][1:])
+        try:
+            self._published: _Trace | None = self._trace(self.timm_kwargs, (), self.image_size)
+        except TIMM_ERRORS:
+            self._published = None
+
+    @property
+    def stride(self) -> int | None:
+        """Total stride of the model as published."""
+        if self._published is None or not self._published.height:
+            return None
+        return round(self.image_size / self._published.height)
+
+    def fit(self, image_size: int, stem: str = "auto", pretrained: bool = False) -> Fit:
+        """Finds what fits the model to an image size.
+
+        Args:
+            image_size: Height and width of the images in pixels.
+            stem: "timm", "small" or "auto", as in :func:`mixco_lightly.create_backbone`.
+            pretrained: Whether published weights will be loaded; "auto" then takes the stem that
+                they belong to, if it takes the images.
+
+        Returns:
+            The fit.
+
+        Raises:
+            ValueError: If there is none. The message says what is possible.
+        """
+        stems = (stem,)
+        if stem == "auto":
+            few = image_size < _ENOUGH_POSITIONS * (self.stride or image_size)
+            is_small = image_size <= SMALL_IMAGE_SIZE and few and not pretrained
+            stems = ("small", "timm") if is_small else ("timm", "small")
+        found, reason = self._first_that_works(stems, image_size)
+        if found is not None:
+            return found
+        options = f" and options {self.timm_kwargs}" if self.timm_kwargs else ""
+        possible = self._what_is_possible(stem, image_size)
+        if self.timm_kwargs or not possible:
+            possible = "; ".join(part for part in (reason, possible) if part)
+        raise ValueError(
+            f"{self.name} cannot take images of {image_size} pixels with stem {stem!r}{options}: "
+            f"{possible}."
+        )
+
+    def _first_that_works(
+        self, stems: tuple[str, ...], image_size: int
+    ) -> tuple[Fit | None, str | None]:
+        """The first fit that gives features, and why the first choice does not."""
+        reason = None
+        for stem in stems:
+            for kwargs, removed in self._choices(stem, image_size):
+                try:
+                    trace = self._trace(kwargs, removed, image_size)
+                except TIMM_ERRORS as error:
+                    reason = reason or reason_of(error)
+                    continue
+                stride = round(image_size / trace.height) if trace.height else None
+                return Fit(stem, kwargs, removed, trace.feature_dim, stride), None
+            reason = reason or f"there is no {stem} stem for it"
+        return None, reason
+
+    def _choices(
+        self, stem: str, image_size: int
+    ) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
+        """Arguments and removed strides that may fit, the best first."""
+        size = {"img_size": image_size} if self._takes_size else {}
+        if stem == "timm" or "patch_size" in self.timm_kwargs:
+            yield {**size, **self.timm_kwargs}, ()
+            return
+        if self._published_patch is not None:
+            for patch in self._small_patches(image_size):
+                if self._takes_window:
+                    yield {**size, "patch_size": patch, "window_size": 4, **self.timm_kwargs}, ()
+                yield {**size, "patch_size": patch, **self.timm_kwargs}, ()
+        removed, factor = self._small_strides
+        if removed:
+            if self._takes_size and factor > 1:
+                # Behind the removed strides the maps are those of images so much larger.
+                yield {"img_size": image_size * factor, **self.timm_kwargs}, removed
+            yield {**size, **self.timm_kwargs}, removed
+
+    def _small_patches(self, image_size: int) -> list[int]:
+        """Sides of patches for the small stem, the best first."""
+        assert self._published_patch is not None
+        is_pyramid = self._takes_window or (self.stride or 0) > self._published_patch
+        patch = _patch_size(image_size, patches=16 if is_pyramid else 8)
+        if not self._takes_window:
+            patch = min(self._published_patch, patch)
+        larger = range(patch + 1, self._published_patch)
+        return [patch, *(side for side in larger if image_size % side == 0)]
+
+    @functools.cached_property
+    def _small_strides(self) -> tuple[tuple[str, ...], int]:
+        """Layers that lose their stride in the small stem, and the factor of their strides.
+
+        The first convolution and a pool behind it; then, as long as the total stride is above 16,
+        the next layers from the image downwards that can.
+        """
+        if self._published is None:
+            return (), 1
+        levels, height = self._published.levels, self._published.height or 1
+        heights = [level.height for level in levels] + [height]
+        removed, factor, index = list(self._first_conv), 1.0, 0
+
+        def take(names: list[str]) -> None:
+            nonlocal factor, index
+            removed.extend(name for name in names if name not in removed)
+            factor *= heights[index] / heights[index + 1]
+            index += 1
+
+        if levels and set(self._first_conv) & set(levels[0].names):
+            take(levels[0].names)
+        if index < len(levels) and self._pool is not None:
+            if any(name.startswith(self._pool) for name in levels[index].names):
+                take([self._pool])
+            else:
+                removed.append(self._pool)
+        elif index < len(levels) and levels[index].is_pool:
+            take(levels[index].names)
+        while index < len(levels) and (self.stride or 1) / factor > _LARGEST_SMALL_STRIDE:
+            names = levels[index].names
+            larger = factor * heights[index] / heights[index + 1]
+            # Behind the removed strides a model that is bound to its size expects its own maps.
+            size = self.image_size // round(larger) if self._takes_size else self.image_size
+            try:
+                self._trace(self.timm_kwargs, (*removed, *names), size)
+            except TIMM_ERRORS:
+                index += 1
+            else:
+                take(names)
+        return tuple(removed), round(factor)
+
+    def _what_is_possible(self, stem: str, image_size: int) -> str:
+        """The other stem or the next larger size that works; empty if none is found."""
+        if self._published is None:
+            return ""
+        possible = []
+        other = {"timm": "small", "small": "timm"}.get(stem)
+        if other is not None and self._first_that_works((other,), image_size)[0]:
+            possible.append(f"stem={other!r} takes this size")
+        stems = ("timm", "small") if stem == "auto" else (stem,)
+
+        def works(size: int) -> bool:
+            return self._first_that_works(stems, size)[0] is not None
+
+        step = 32
+        sizes = {*range(step * (image_size // step + 1), self.image_size, step), self.image_size}
+        size = next((size for size in sorted(sizes) if size > image_size and works(size)), None)
+        if size is not None:
+            low = max(image_size, size - step)  # does not work, or is not known to
+            while not self._takes_size and size - low > 1:
+                middle = (low + size) // 2
+                low, size = (low, middle) if works(middle) else (middle, size)
+            kind = "next" if self._takes_size else "smallest"
+            possible.append(f"the {kind} size that works is {size}")
+        return ", and ".join(possible)
+
+    def _trace(self, kwargs: dict[str, Any], removed: tuple[str, ...], image_size: int) -> _Trace:
+        """A forward pass on the meta device, or on the CPU for a model that needs values."""
+        try:
+            return self._trace_on("meta", kwargs, removed, image_size)
+        except RuntimeError as error:
+            if "meta" not in str(error):
+                raise
+            return self._trace_on("cpu", kwargs, removed, image_size)
+
+    def _trace_on(
+        self, device: str, kwargs: dict[str, Any], removed: tuple[str, ...], image_size: int
+    ) -> _Trace:
+        model = _build(self.name, self.in_chans, kwargs, device)
+        remove_strides(model, removed, keep_weights=True)
+        return _trace(model, self.in_chans, image_size)
+
+
+class _Level(NamedTuple):
+    """Layers with a stride that see maps of one height."""
+
+    height: int
+    names: list[str]
+    is_pool: bool
+
+
+class _Trace(NamedTuple):
+    """What a forward pass shows."""
+
+    feature_dim: int
+    height: int | None  # of the last feature map
+    levels: list[_Level]  # from the image downwards
+
+
+class _ShapesOnly(TorchFunctionMode):
+    """Spares meta tensors, which have no values, the work that leaves their shape as it is."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if args and isinstance(args[0], Tensor) and args[0].is_meta:
+            function = getattr(func, "__name__", "")
+            if function in _SAME_SHAPE:
+                return args[0]
+            if function == "linear":
+                weight = args[1] if len(args) > 1 else kwargs["weight"]
+                return func(args[0], weight)  # the bias changes no shape
+            if function == "scaled_dot_product_attention":
+                query, _, value = args[:3]
+                if query.shape[:-2] == value.shape[:-2] and query.shape[-1] == value.shape[-1]:
+                    return query
+        return func(*args, **kwargs)
+
+
+# Initialisation, norms and activations: torch's meta versions of them take most of the time.
+_SAME_SHAPE = {
+    *("uniform_", "normal_", "trunc_normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_"),
+    *("zero_", "constant_", "kaiming_uniform_", "kaiming_normal_"),
+    *("batch_norm", "layer_norm", "group_norm", "rms_norm", "gelu", "silu", "hardswish"),
+}
+
+
+def _build(name: str, in_chans: int, kwargs: Mapping[str, Any], device: str) -> nn.Module:
+    with torch.random.fork_rng(devices=[]), torch.device(device), _ShapesOnly():
+        return timm.create_model(name, num_classes=0, in_chans=in_chans, **kwargs).eval()
+
+
+def _trace(model: nn.Module, in_chans: int, image_size: int) -> _Trace:
+    inputs: dict[str, int] = {}
+    maps: list[Any] = []
+
+    def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if args[0].dim() == 4:
+                inputs.setdefault(name, args[0].shape[2])
+
+        return hook
+
+    for name, layer in model.named_modules():
+        stride = getattr(layer, "stride", 1)
+        if isinstance(stride, int | tuple) and _one_side(stride) > 1 and not any(layer.children()):
+            layer.register_forward_pre_hook(record(name))
+    forward_features = getattr(model, "forward_features", None)
+    if forward_features is not None:
+
+        def record_map(*args: Any, **kwargs: Any) -> Any:
+            maps.append(forward_features(*args, **kwargs))
+            return maps[-1]
+
+        model.forward_features = record_map  # type: ignore[assignment]
+    with _ShapesOnly():
+        feature_dim = measure_feature_dim(model, in_chans, image_size)
+    levels = []
+    for height in sorted(set(inputs.values()), reverse=True):
+        names = [name for name, seen in inputs.items() if seen == height]
+        layers = [model.get_submodule(name) for name in names]
+        is_pool = not any(True for layer in layers for _ in layer.parameters())
+        levels.append(_Level(height, names, is_pool))
+    return _Trace(feature_dim, _height_of(maps[0], model) if maps else None, levels)
+
+
+def _height_of(features: Any, model: nn.Module) -> int | None:
+    """Height of what timm's forward_features returns: a map, tokens, or several of them."""
+    if isinstance(features, list | tuple):
+        features = features[0]
+    if isinstance(features, Tensor) and features.dim() == 4:
+        channels_last = getattr(model, "output_fmt", "") == "NHWC"
+        shape = features.shape
+        return int(shape[1 if channels_last or shape[1] == shape[2] != shape[3] else 2])
+    if isinstance(features, Tensor) and features.dim() == 3:
+        return math.isqrt(features.shape[1] - getattr(model, "num_prefix_tokens", 0))
+    return None
+
+
+def _published_patch(model: nn.Module, first_conv: tuple[str, ...]) -> int | None:
+    """Side of the published patches, if the images themselves are cut into patches."""
+    embedding = getattr(model, "patch_embed", None)
+    if hasattr(embedding, "backbone"):
+        return None
+    for name in first_conv:
+        conv = model.get_submodule(name)
+        if conv.kernel_size == conv.stride:
+            return _one_side(conv.stride)
+    patch = getattr(embedding, "patch_size", None)
+    if patch is None:
+        parameter = inspect.signature(type(model)).parameters.get("patch_size")
+        patch = parameter.default if parameter else None
+    return _one_side(patch) if isinstance(patch, int | tuple) else None
+
+
+def _constructor_arguments(model_class: type) -> set[str]:
+    """Names of the arguments of a class, with those that it hands on to its base."""
+    names: set[str] = set()
+    for base in model_class.__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(vars(base)["__init__"]).parameters
+            names |= parameters.keys()
+            if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+                break
+    return names
+
+
+def _has(model: nn.Module, name: str) -> bool:
+    """Whether a model has a layer of that name that does something."""
+    try:
+        return not isinstance(model.get_submodule(name), nn.Identity)
+    except AttributeError:
+        return False
+
+
+def _one_side(size: Any) -> int:
+    return int(size) if isinstance(size, int) else int(size[0])
+
+
+def _patch_size(image_size: int, patches: int) -> int:
+    """The largest patch that tiles the image with at least `patches` patches a side."""
+    largest = max(1, image_size // patches)
+    return next(patch for patch in range(largest, 0, -1) if image_size % patch == 0)
+
+
+def remove_strides(model: nn.Module, names: tuple[str, ...], keep_weights: bool) -> None:
+    """Takes the stride from layers of a model, in place.
+
+    A convolution gets stride 1 and a kernel of at most 3x3, another layer (a pool) becomes the
+    identity.
+
+    Args:
+        model: The model.
+        names: Names of its layers.
+        keep_weights: Whether a smaller kernel is the centre of the old one; else it is initialised
+            by He's law.
+    """
+    for name in names:
+        layer = model.get_submodule(name)
+        if not isinstance(layer, nn.Conv2d):
+            model.set_submodule(name, nn.Identity())
+            continue
+        layer.stride = (1, 1)
+        if max(layer.kernel_size) > 3:
+            height, width = (min(size, 3) for size in layer.kernel_size)
+            top, left = (layer.kernel_size[0] - height) // 2, (layer.kernel_size[1] - width) // 2
+            centre = layer.weight.detach()[..., top : top + height, left : left + width]
+            layer.weight = nn.Parameter(centre.clone())
+            if not keep_weights:
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            layer.kernel_size = (height, width)
+            layer.padding = (height // 2, width // 2)
+        elif layer.kernel_size == (2, 2) and layer.padding == (0, 0):
+            layer.padding = "same"  # patches of 2x2 pixels, which overlap now
+
+
+@torch.no_grad()
+def measure_feature_dim(model: nn.Module, in_chans: int, image_size: int) -> int:
+    """Counts the features of a model by a forward pass in eval mode, which changes nothing.
+
+    Args:
+        model: Maps images to features.
+        in_chans: Channels of the images.
+        image_size: Height and width of the images in pixels.
+
+    Returns:
+        The number of features.
+
+    Raises:
+        ValueError: If the output is not of shape (N, feature_dim).
+        RuntimeError: Or another of ``TIMM_ERRORS``, if the model does not take such images.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    images = next(model.parameters()).new_zeros(1, in_chans, image_size, image_size)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            features = model.eval()(images)
+    finally:
+        for module, training in modes:
+            module.training = training
+    if not isinstance(features, Tensor) or features.dim() != 2:
+        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(f"its output has shape {shape}, not (N, feature_dim)")
+    return int(features.shape[1])
+
+
+def reason_of(error: Exception) -> str:
+    """An error's message in one line."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
