@@ -78,6 +78,8 @@ class Fitting:
         self.timm_kwargs = {
             key: value for key, value in (timm_kwargs or {}).items() if key not in _WEIGHT_KWARGS
         }
+        self._models: dict[str, nn.Module] = {}
+        self._traces: dict[tuple[str, int], _Trace] = {}
         try:
             model = _build(name, in_chans, self.timm_kwargs, "meta")
         except TIMM_ERRORS as error:
@@ -93,6 +95,7 @@ class Fitting:
             if isinstance(model.get_submodule(path), nn.Conv2d)
         )
         self._pool = next((path for path in ("maxpool", "stem.pool") if _has(model, path)), None)
+        self._models[repr(("meta", self.timm_kwargs, ()))] = model
         accepted = _constructor_arguments(type(model))
         # Whether the image size is an argument, and open.
         self._takes_size = "img_size" in accepted and "img_size" not in self.timm_kwargs
@@ -272,9 +275,14 @@ class Fitting:
     def _trace_on(
         self, device: str, kwargs: dict[str, Any], removed: tuple[str, ...], image_size: int
     ) -> _Trace:
-        model = _build(self.name, self.in_chans, kwargs, device)
-        remove_strides(model, removed, keep_weights=True)
-        return _trace(model, self.in_chans, image_size)
+        key = repr((device, kwargs, removed))
+        if (key, image_size) not in self._traces:
+            if key not in self._models:
+                self._models[key] = _build(self.name, self.in_chans, kwargs, device)
+                remove_strides(self._models[key], removed, keep_weights=True)
+            trace = _trace(self._models[key], self.in_chans, image_size)
+            self._traces[key, image_size] = trace
+        return self._traces[key, image_size]
 
 
 class _Level(NamedTuple):
@@ -338,10 +346,11 @@ def _trace(model: nn.Module, in_chans: int, image_size: int) -> _Trace:
 
         return hook
 
+    hooks = []
     for name, layer in model.named_modules():
         stride = getattr(layer, "stride", 1)
         if isinstance(stride, int | tuple) and _one_side(stride) > 1 and not any(layer.children()):
-            layer.register_forward_pre_hook(record(name))
+            hooks.append(layer.register_forward_pre_hook(record(name)))
     forward_features = getattr(model, "forward_features", None)
     if forward_features is not None:
 
@@ -350,8 +359,13 @@ def _trace(model: nn.Module, in_chans: int, image_size: int) -> _Trace:
             return maps[-1]
 
         model.forward_features = record_map  # type: ignore[assignment]
-    with _ShapesOnly():
-        feature_dim = measure_feature_dim(model, in_chans, image_size)
+    try:
+        with _ShapesOnly():
+            feature_dim = measure_feature_dim(model, in_chans, image_size)
+    finally:
+        for handle in hooks:
+            handle.remove()
+        vars(model).pop("forward_features", None)
     levels = []
     for height in sorted(set(inputs.values()), reverse=True):
         names = [name for name, seen in inputs.items() if seen == height]

@@ -273,7 +273,8 @@ def summary(rows: dict[str, Row]) -> str:
         "",
         "## Modules",
         "",
-        "| module | names | 32 | 64 | 224 | small stem at 32 | smallest model | parameters | trains at 32 | trains at 64 |",
+        "| module | names | at 32 | at 64 | at 224 | small stem at 32 | smallest model | parameters "
+        "| trains at 32 | trains at 64 |",
         "|---|---:|---:|---:|---:|---:|---|---:|---|---|",
     ]
     for row in smallest:
