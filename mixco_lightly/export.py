@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import timm
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mixco_lightly.models.backbone import Backbone, create_backbone
+from mixco_lightly.models.backbone import Backbone, build_backbone, create_backbone
+from mixco_lightly.models.image_size import Fit
 
 # Arguments of timm.create_model that load files or weights: not a part of the architecture.
 _REFUSED_KWARGS = {
@@ -27,6 +29,9 @@ _REFUSED_KWARGS = {
     "in_chans",
     "stem",
 }
+# Arguments that create_backbone chooses by itself.
+_CHOSEN_KWARGS = {"img_scale", "img_size", "patch_kernel", "patch_padding", "patch_size"}
+_CHOSEN_KWARGS |= {"patch_stride", "window_size"}
 WEIGHTS_NAME = "backbone.safetensors"
 CONFIG_NAME = "backbone.json"
 
@@ -49,8 +54,9 @@ def export_backbone(
         module: A backbone from :func:`create_backbone`, or a module with one in ``.backbone``,
             such as :class:`mixco_lightly.models.moco.MoCo`.
         directory: Where to write; made if missing.
-        mean: Mean of each channel that the training images were normalised with.
-        std: Standard deviation of each channel.
+        mean: Mean of each channel that the training images were normalised with. Default: the
+            backbone's own, which it has if it was pretrained.
+        std: Standard deviation of each channel, likewise.
         training: Settings of the training, of JSON's types.
         metrics: Results, of JSON's types.
 
@@ -73,6 +79,8 @@ def export_backbone(
         raise ValueError(
             f"Only a backbone from create_backbone can be exported, got {type(module).__name__}."
         )
+    mean = backbone.mean if mean is None else mean
+    std = backbone.std if std is None else std
     config = {
         "format": "mixco-lightly backbone 1",
         "name": backbone.name,
@@ -84,6 +92,13 @@ def export_backbone(
             for name, value in backbone.timm_kwargs.items()
             if name not in _REFUSED_KWARGS
         },
+        # What the image size and the stem came to, so that a later version builds the same.
+        "chosen_kwargs": {
+            name: value
+            for name, value in backbone.fit.kwargs.items()
+            if name not in backbone.timm_kwargs
+        },
+        "removed_strides": list(backbone.fit.removed),
         "feature_dim": backbone.feature_dim,
         "mean": None if mean is None else list(mean),
         "std": None if std is None else list(std),
@@ -137,6 +152,13 @@ def read_config(directory: str | Path) -> dict[str, Any]:
     refused = sorted(_REFUSED_KWARGS & config["timm_kwargs"].keys())
     if refused:
         raise ValueError(f"{path}: timm_kwargs must not have {', '.join(refused)}.")
+    chosen, removed = config.get("chosen_kwargs", {}), config.get("removed_strides", [])
+    if not isinstance(chosen, dict) or not chosen.keys() <= _CHOSEN_KWARGS:
+        raise ValueError(
+            f"{path}: chosen_kwargs may have {', '.join(sorted(_CHOSEN_KWARGS))}, got {chosen!r}."
+        )
+    if not isinstance(removed, list) or not all(isinstance(name, str) for name in removed):
+        raise ValueError(f"{path}: removed_strides must be names of layers, got {removed!r}.")
     return dict(config)
 
 
@@ -161,13 +183,7 @@ def load_backbone(directory: str | Path) -> Backbone:
         state = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
-    backbone = create_backbone(
-        config["name"],
-        image_size=config["image_size"],
-        in_chans=config["in_chans"],
-        stem=config["stem"],
-        **config["timm_kwargs"],
-    )
+    backbone = _build(config)
     try:
         backbone.model.load_state_dict(state, strict=True)
     except RuntimeError as error:
@@ -175,4 +191,16 @@ def load_backbone(directory: str | Path) -> Backbone:
         raise ValueError(
             f"{path} does not fit {CONFIG_NAME} beside it ({config['name']}): {reason[:300]}"
         ) from error
+    backbone.mean, backbone.std = config.get("mean"), config.get("std")
     return backbone.eval()
+
+
+def _build(config: Mapping[str, Any]) -> Backbone:
+    """The backbone that a description describes, with random weights."""
+    name, image_size, in_chans = config["name"], config["image_size"], config["in_chans"]
+    stem, timm_kwargs = config["stem"], config["timm_kwargs"]
+    if "removed_strides" not in config or not timm.is_model(name):  # of an earlier version
+        return create_backbone(name, image_size, in_chans, stem, **timm_kwargs)
+    removed = tuple(config["removed_strides"])
+    fit = Fit(stem, config["chosen_kwargs"], removed, config["feature_dim"], None)
+    return build_backbone(name, image_size, in_chans, fit, timm_kwargs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import timm
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from mixco_lightly.models.image_size import (
     TIMM_ERRORS,
+    Fit,
     Fitting,
     measure_feature_dim,
     reason_of,
@@ -31,9 +33,13 @@ class Backbone(nn.Module):
         name: The timm name.
         image_size: Height and width of the images it was made for.
         in_chans: Channels of the images.
+        fit: What was chosen for that image size.
         stem: "timm" or "small".
         timm_kwargs: Further arguments that the timm model was made with.
         feature_dim: Number of features, measured by a forward pass.
+        mean: Mean of each channel that images are to be normalised with: with pretrained weights
+            that of their training, else None. (For other than 3 channels the mean of the 3.)
+        std: Standard deviation of each channel, likewise.
     """
 
     def __init__(
@@ -42,18 +48,23 @@ class Backbone(nn.Module):
         name: str,
         image_size: int,
         in_chans: int,
-        stem: str,
+        fit: Fit,
         timm_kwargs: dict[str, Any],
         feature_dim: int,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.name = name
         self.image_size = image_size
         self.in_chans = in_chans
-        self.stem = stem
+        self.fit = fit
+        self.stem = fit.stem
         self.timm_kwargs = timm_kwargs
         self.feature_dim = feature_dim
+        self.mean = mean
+        self.std = std
 
     def forward(self, images: Tensor) -> Tensor:
         """Computes pooled features.
@@ -78,25 +89,29 @@ def create_backbone(
 ) -> Backbone:
     """Creates a timm model without its head, with a stem that fits the image size.
 
-    Made for and tested on ResNet, ConvNeXt, EfficientNet, MobileNet, ViT and Swin; many other
-    timm names work too, and a name that does not is one ValueError.
-
     Published stems are made for 224 pixels: at 32, ResNet's 7x7 stem and pool, followed by its
     stages, leave a single pixel, and a ViT's patches of 16 leave four tokens. The small stem:
 
-    - Convolutional networks: the first convolution gets stride 1 and a kernel of at most 3x3; a
-      ResNet also loses its max-pool, as in SimCLR's and SupCon's networks for CIFAR, which costs
-      about 16 times the work.
-    - Transformers: patches of 1/8 of the image side, hence 64 tokens; Swin: 1/16, with windows
-      of 4.
+    - Convolutional networks: the first convolution gets stride 1 and a kernel of at most 3x3, and
+      a pool behind it goes, as in SimCLR's and SupCon's ResNets for CIFAR, which costs about 16
+      times the work. Where the total stride is above 16 still, so that 32 pixels would leave a
+      single one, the next layers from the image downwards lose their stride too.
+    - Networks that are bound to their image size and begin with convolutions (LeViT, MaxViT) are
+      made likewise, for images that are larger by the removed strides: their maps are the same.
+    - Transformers on patches: patches of 1/8 of the image side, hence 64 tokens; those with
+      stages (Swin): 1/16, with windows of 4.
+
+    What a timm model takes is read from its constructor and from timm's description of its first
+    convolution, and tried on the meta device before anything is built.
 
     Args:
         name: A timm model name, optionally with a weight tag, such as "resnet18".
         image_size: Height and width of the images in pixels.
         in_chans: Channels of the images.
         stem: "timm" as published, "small" for small images, or "auto": small up to 64 pixels
-            and published above, or where ``pretrained`` weights belong to the published stem.
-            The choice is logged and stands in ``.stem``.
+            where the published stem leaves fewer than 8x8 positions, and published above, or where
+            ``pretrained`` weights belong to the published stem; the other one where that does not
+            take the images. The choice is logged and stands in ``.stem``.
         pretrained: If True, timm's published weights are loaded (from the local cache, else
             downloaded). The small stem keeps the centre of a larger pretrained kernel.
         **timm_kwargs: Passed to ``timm.create_model``; they win over the choices made here.
@@ -107,7 +122,8 @@ def create_backbone(
 
     Raises:
         ValueError: If timm has no such name (the message has the nearest ones), if stem is not
-            one of the three, or if the model cannot take images of this size.
+            one of the three, or if the model cannot take images of this size (the message has the
+            next size that it takes, or the stem).
         FileNotFoundError: If pretrained weights are neither in the local cache nor within reach.
 
     Examples:
@@ -132,22 +148,66 @@ def create_backbone(
     fit = Fitting(name, in_chans, timm_kwargs).fit(image_size, stem, pretrained)
     if stem == "auto":
         logger.info("%s at %d pixels: the stem is %r.", name, image_size, fit.stem)
+    return build_backbone(name, image_size, in_chans, fit, timm_kwargs, pretrained)
+
+
+def build_backbone(
+    name: str,
+    image_size: int,
+    in_chans: int,
+    fit: Fit,
+    timm_kwargs: dict[str, Any],
+    pretrained: bool = False,
+) -> Backbone:
+    """Builds what :func:`create_backbone` or an export has chosen.
+
+    Args:
+        name: A timm model name.
+        image_size: Height and width of the images in pixels.
+        in_chans: Channels of the images.
+        fit: What fits the model to that image size.
+        timm_kwargs: The user's arguments of ``timm.create_model``.
+        pretrained: If True, timm's published weights are loaded.
+
+    Returns:
+        The backbone.
+
+    Raises:
+        ValueError: If timm cannot build it.
+        FileNotFoundError: If pretrained weights are neither in the local cache nor within reach.
+    """
     try:
         model = timm.create_model(
             name,
             pretrained=pretrained,
             num_classes=0,
             in_chans=in_chans,
-            **{**timm_kwargs, **fit.kwargs},
+            **{**fit.kwargs, **timm_kwargs},
         )
+        remove_strides(model, fit.removed, keep_weights=pretrained)
+        use_tap_convolutions(model)
+        feature_dim = measure_feature_dim(model, in_chans, image_size)
     except OSError as error:
         raise FileNotFoundError(
             f"The pretrained weights of {name} are not in the local cache and could not be "
             f"downloaded: {error}"
         ) from error
     except TIMM_ERRORS as error:
-        raise ValueError(f"timm cannot build {name}: {reason_of(error)}.") from error
-    remove_strides(model, fit.removed, keep_weights=pretrained)
-    use_tap_convolutions(model)
-    feature_dim = measure_feature_dim(model, in_chans, image_size)
-    return Backbone(model, name, image_size, in_chans, fit.stem, dict(timm_kwargs), feature_dim)
+        raise ValueError(
+            f"{name} cannot be built for images of {image_size} pixels with stem {fit.stem!r}: "
+            f"{reason_of(error)}."
+        ) from error
+    mean, std = None, None
+    if pretrained:
+        cfg: dict[str, Any] = model.pretrained_cfg
+        mean, std = (_per_channel(cfg[key], in_chans) for key in ("mean", "std"))
+    return Backbone(
+        model, name, image_size, in_chans, fit, dict(timm_kwargs), feature_dim, mean, std
+    )
+
+
+def _per_channel(values: Sequence[float], in_chans: int) -> tuple[float, ...]:
+    """Published values of three channels for another number of them, which timm's weights mix."""
+    if len(values) == in_chans:
+        return tuple(values)
+    return (sum(values) / len(values),) * in_chans

@@ -92,18 +92,23 @@ class Fitting:
         self._first_conv = tuple(
             path
             for path in ((first,) if isinstance(first, str) else first)
-            if isinstance(model.get_submodule(path), nn.Conv2d)
+            if isinstance(_layer(model, path), nn.Conv2d)
         )
-        self._pool = next((path for path in ("maxpool", "stem.pool") if _has(model, path)), None)
+        self._pool = next((path for path in ("maxpool", "stem.pool") if _layer(model, path)), None)
         self._models[repr(("meta", self.timm_kwargs, ()))] = model
         accepted = _constructor_arguments(type(model))
         # Whether the image size is an argument, and open.
         self._takes_size = "img_size" in accepted and "img_size" not in self.timm_kwargs
         self._takes_window = "window_size" in accepted
-        self._published_patch: int | None = None
-        if {"img_size", "patch_size"} <= accepted:
-            self._published_patch = _published_patch(model, self._first_conv)
         embedding = getattr(model, "patch_embed", None)
+        self._takes_patch_stride = {"patch_kernel", "patch_stride", "patch_padding"} <= accepted
+        # Of a model that sees the images at several scales, in patches of several sizes (CrossViT).
+        self._scaled_patches: list[int] = []
+        self._published_patch: int | None = None
+        if "img_scale" in accepted and isinstance(embedding, nn.ModuleList):
+            self._scaled_patches = [_one_side(scale.patch_size) for scale in embedding]
+        elif {"img_size", "patch_size"} <= accepted:
+            self._published_patch = _published_patch(model, self._first_conv)
         own_size = getattr(embedding, "img_size", None) or traits.get("img_size")
         self.image_size = _one_side(own_size or cfg["input_size"][1:])
         try:
@@ -174,7 +179,19 @@ class Fitting:
         size = {"img_size": image_size} if self._takes_size else {}
         if stem == "timm" or "patch_size" in self.timm_kwargs:
             yield {**size, **self.timm_kwargs}, ()
+            if self._scaled_patches:
+                scale = _tiled_scales(image_size, self._scaled_patches)
+                yield {**size, "img_scale": scale, **self.timm_kwargs}, ()
             return
+        if self._scaled_patches:
+            factor = _patch_size(image_size, patches=8) / max(self._scaled_patches)
+            patches = [max(1, round(factor * patch)) for patch in self._scaled_patches]
+            options = {"patch_size": patches, "img_scale": _tiled_scales(image_size, patches)}
+            yield {**size, **options, **self.timm_kwargs}, ()
+        if self._takes_patch_stride:  # overlapping patches (Hiera)
+            stride = _patch_size(image_size, patches=16)
+            overlapping = {"patch_kernel": [3, 3], "patch_stride": [stride] * 2}
+            yield {**size, **overlapping, "patch_padding": [1, 1], **self.timm_kwargs}, ()
         if self._published_patch is not None:
             for patch in self._small_patches(image_size):
                 if self._takes_window:
@@ -192,8 +209,8 @@ class Fitting:
         assert self._published_patch is not None
         is_pyramid = self._takes_window or (self.stride or 0) > self._published_patch
         patch = _patch_size(image_size, patches=16 if is_pyramid else 8)
-        if not self._takes_window:
-            patch = min(self._published_patch, patch)
+        if not self._takes_window and patch > self._published_patch:
+            patch = _patch_size(image_size, patches=-(-image_size // self._published_patch))
         larger = range(patch + 1, self._published_patch)
         return [patch, *(side for side in larger if image_size % side == 0)]
 
@@ -416,12 +433,13 @@ def _constructor_arguments(model_class: type) -> set[str]:
     return names
 
 
-def _has(model: nn.Module, name: str) -> bool:
-    """Whether a model has a layer of that name that does something."""
+def _layer(model: nn.Module, name: str) -> nn.Module | None:
+    """A model's layer of that name, if there is one that does something."""
     try:
-        return not isinstance(model.get_submodule(name), nn.Identity)
+        layer = model.get_submodule(name)
     except AttributeError:
-        return False
+        return None
+    return None if isinstance(layer, nn.Identity) else layer
 
 
 def _one_side(size: Any) -> int:
@@ -432,6 +450,12 @@ def _patch_size(image_size: int, patches: int) -> int:
     """The largest patch that tiles the image with at least `patches` patches a side."""
     largest = max(1, image_size // patches)
     return next(patch for patch in range(largest, 0, -1) if image_size % patch == 0)
+
+
+def _tiled_scales(image_size: int, patches: list[int]) -> list[float]:
+    """For each patch the scale to the next smaller image that it tiles."""
+    # Half a pixel more, because CrossViT rounds down.
+    return [(image_size // patch * patch + 0.5) / image_size for patch in patches]
 
 
 def remove_strides(model: nn.Module, names: tuple[str, ...], keep_weights: bool) -> None:
@@ -452,17 +476,15 @@ def remove_strides(model: nn.Module, names: tuple[str, ...], keep_weights: bool)
             model.set_submodule(name, nn.Identity())
             continue
         layer.stride = (1, 1)
-        if max(layer.kernel_size) > 3:
-            height, width = (min(size, 3) for size in layer.kernel_size)
+        height, width = (min(size, 3) for size in layer.kernel_size)
+        if layer.kernel_size != (height, width):
             top, left = (layer.kernel_size[0] - height) // 2, (layer.kernel_size[1] - width) // 2
             centre = layer.weight.detach()[..., top : top + height, left : left + width]
             layer.weight = nn.Parameter(centre.clone())
             if not keep_weights:
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             layer.kernel_size = (height, width)
-            layer.padding = (height // 2, width // 2)
-        elif layer.kernel_size == (2, 2) and layer.padding == (0, 0):
-            layer.padding = "same"  # patches of 2x2 pixels, which overlap now
+        layer.padding = "same" if (height, width) == (2, 2) else (height // 2, width // 2)
 
 
 @torch.no_grad()
