@@ -99,6 +99,8 @@ def test_description_has_all_that_is_needed_to_feed_the_backbone(tmp_path):
         "in_chans": 1,
         "stem": "small",
         "timm_kwargs": {},
+        "chosen_kwargs": {},
+        "removed_strides": ["conv1.0", "maxpool"],
         "feature_dim": 96,
         "mean": [0.1, 0.2, 0.3],
         "std": [0.4, 0.5, 0.6],

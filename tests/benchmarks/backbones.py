@@ -22,9 +22,11 @@ import multiprocessing
 import sys
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -87,10 +89,10 @@ def train_all(name: str) -> Row:
     return row
 
 
-def check_step(name: str, method: str, size: int) -> None:
+def check_step(name: str, method: str, size: int, **timm_kwargs: Any) -> None:
     """One training step with mixtures, then export and load; raises an error if one fails."""
     torch.manual_seed(0)
-    backbone = create_backbone(name, size)
+    backbone = create_backbone(name, size, **timm_kwargs)
     if method == "moco":
         model: MoCo | SimCLR = MoCo(backbone, MixCoLoss(memory_bank_size=(64, 128)))
     else:
@@ -193,6 +195,12 @@ def sweep(patterns: list[str], path: Path, seconds: float) -> None:
         for name in timm.list_models()
         if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
     ]
+    seen: Counter[str] = Counter()
+    place = {}
+    for name in names:
+        place[name] = seen[module_of(name)]
+        seen[module_of(name)] += 1
+    names.sort(key=place.__getitem__)  # a stopped run has seen something of every module
     rows = read(path)
     worker = Worker(seconds)
     for name in track([name for name in names if name not in rows], "Fitting"):

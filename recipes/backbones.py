@@ -1,0 +1,155 @@
+"""List timm's backbones, and what they are at an image size.
+
+    python recipes/backbones.py
+    python recipes/backbones.py --names 'resnet*' 'vit_tiny*' --image_size 64 --sort multiply_adds
+    python recipes/backbones.py --names '*' --csv backbones.csv
+
+Nothing is downloaded and no weight is made: the models are built on the meta device. All names
+take about half an hour on one core; Ctrl-C prints what there is by then.
+"""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+from contextlib import suppress
+from dataclasses import astuple, dataclass, field, fields
+from pathlib import Path
+from typing import Literal
+
+import timm
+import torch
+from command_line import fail_in_one_line, parse_options, print_table
+from jsonargparse.typing import PositiveInt
+from rich.console import Console
+from rich.progress import track
+from torch.utils.flop_counter import FlopCounterMode
+
+from mixco_lightly.models.backbone import build_backbone
+from mixco_lightly.models.image_size import Fitting
+
+Order = Literal["name", "parameters", "feature_dim", "output_stride", "multiply_adds"]
+
+
+@dataclass
+class ListConfig:
+    """Options of the list.
+
+    Args:
+        names: Wildcards of timm names, in quotes. Default: timm's tiny test models and ResNets.
+        image_size: Height and width of the images in pixels.
+        in_chans: Channels of the images.
+        stem: timm as published, small for small images, or auto to choose by image size.
+        sort: The column to sort by, ascending.
+        csv: A file to write the list to as well.
+    """
+
+    names: list[str] = field(default_factory=lambda: ["test_*", "resnet[1-9]*"])
+    image_size: PositiveInt = 32
+    in_chans: PositiveInt = 3
+    stem: Literal["auto", "timm", "small"] = "auto"
+    sort: Order = "name"
+    csv: str | None = None
+
+
+@dataclass
+class Row:
+    """One backbone.
+
+    Args:
+        name: The timm name.
+        parameters: Number of parameters, without a head.
+        feature_dim: Number of features.
+        output_stride: Image height over that of the last feature map; None where there is none.
+        multiply_adds: Of one image's forward.
+        stem: timm or small.
+    """
+
+    name: str
+    parameters: int
+    feature_dim: int
+    output_stride: int | None
+    multiply_adds: int
+    stem: str
+
+
+def describe(name: str, config: ListConfig) -> Row:
+    """Builds a backbone on the meta device and counts.
+
+    Raises:
+        ValueError: If it does not take such images.
+    """
+    fit = Fitting(name, config.in_chans).fit(config.image_size, config.stem)
+    with torch.device("meta"):
+        backbone = build_backbone(name, config.image_size, config.in_chans, fit, {})
+        images = torch.empty(1, config.in_chans, config.image_size, config.image_size)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        backbone.eval()(images)
+    return Row(
+        name,
+        sum(parameter.numel() for parameter in backbone.parameters()),
+        fit.feature_dim,
+        fit.output_stride,
+        counter.get_total_flops() // 2,
+        fit.stem,
+    )
+
+
+def main() -> None:
+    """Prints the list."""
+    config = parse_options(ListConfig, __doc__)
+    with fail_in_one_line():
+        names = [
+            name
+            for name in timm.list_models()
+            if any(fnmatch.fnmatch(name, pattern) for pattern in config.names)
+        ]
+        if not names:
+            raise ValueError(
+                f"timm {timm.__version__} has no name like {' or '.join(config.names)}."
+            )
+        rows: list[Row] = []
+        refused: list[str] = []
+        with suppress(KeyboardInterrupt):
+            progress = Console(stderr=True)
+            for name in track(names, "Building", console=progress, disable=len(names) < 5):
+                try:
+                    rows.append(describe(name, config))
+                except ValueError as error:
+                    refused.append(str(error))
+        # A stride that is not known comes first.
+        rows.sort(
+            key=lambda row: getattr(row, config.sort) or 0 if config.sort != "name" else row.name
+        )
+        columns = [column.name for column in fields(Row)]
+        if config.csv is not None:
+            with Path(config.csv).open("w", newline="") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(columns)
+                writer.writerows(map(astuple, rows))
+        if rows:
+            cells = [
+                [
+                    row.name,
+                    f"{row.parameters / 1e6:,.2f} M",
+                    f"{row.feature_dim:,}",
+                    str(row.output_stride or "-"),
+                    f"{row.multiply_adds / 1e6:,.1f} M",
+                    row.stem,
+                ]
+                for row in rows
+            ]
+            title = f"timm {timm.__version__} at {config.image_size} pixels"
+            print_table(title, [column.replace("_", " ") for column in columns], cells)
+        for reason in refused:
+            print(reason)
+        left = len(names) - len(rows) - len(refused)
+        print(
+            f"{len(rows):,} backbones, {len(refused):,} names that do not take these images"
+            + (f", {left:,} not looked at" if left else "")
+            + "."
+        )
+
+
+if __name__ == "__main__":
+    main()

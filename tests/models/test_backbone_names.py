@@ -1,0 +1,56 @@
+"""Names over as many families of timm: each is built, trains one step, and is exported."""
+
+import pytest
+
+from tests.benchmarks.backbones import check_step
+
+# timm's tiny test models first, then small ones of families whose stem, feature layout, size rule
+# or output width is of its own kind.
+NAMES = [
+    "test_byobnet",
+    "test_coatnet",
+    "test_convnext",
+    "test_efficientnet",
+    "test_mambaout",
+    "test_maxvit",
+    "test_nfnet",
+    "test_resnet",
+    "test_vit",
+    "test_vit_relpos",
+    "crossvit_9_dagger_240",
+    "crossvit_tiny_240",
+    "dla46_c",
+    "edgenext_xx_small",
+    "efficientvit_b0",
+    "efficientvit_m0",
+    "ghostnet_050",
+    "gmlp_ti16_224",
+    "hiera_tiny_224",
+    "lcnet_050",
+    "levit_128s",
+    "mobilenetv3_small_050",
+    "mobilevitv2_050",
+    "mvitv2_tiny",
+    "pit_ti_224",
+    "pvt_v2_b0",
+    "regnetx_002",
+    "repghostnet_050",
+    "repvgg_a0",
+    "resnetv2_18",
+    "rexnet_100",
+    "selecsls42",
+    "starnet_s050",
+    "tf_efficientnet_lite0",
+    "tinynet_e",
+    "xcit_nano_12_p16_224",
+]
+# Larger ones get fewer layers, which leave the stem and the layout as they are.
+OPTIONS = {"hiera_tiny_224": {"stages": (1, 1, 1, 1)}, "mvitv2_tiny": {"depths": (1, 1, 1, 1)}}
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [(name, ["moco", "simclr"][index % 2]) for index, name in enumerate(NAMES)],
+)
+def test_training_reaches_first_and_last_layer_and_the_export_loads_bit_by_bit(name, method):
+    check_step(name, method, 32, **OPTIONS.get(name, {}))
