@@ -32,6 +32,7 @@ import timm
 import torch
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor, nn
 
 from mixco_lightly import MixCoLoss, create_backbone, export_backbone, load_backbone, mix_pairs
 from mixco_lightly.models.backbone import Backbone
@@ -105,12 +106,12 @@ def check_step(name: str, method: str, size: int, **timm_kwargs: Any) -> None:
     if not loss.isfinite():
         raise ValueError(f"the loss is {loss.item()}")
     loss.backward()
-    # In order of use: some models register layers in another one, and keep some that are idle.
-    used = layers_in_order(backbone, views[0])
-    for place, layer in [("first", used[0]), ("last", used[-1])]:
+    for place, layer in zip(
+        ["first", "last"], first_and_last_layer(backbone, views[0]), strict=True
+    ):
         gradients = [parameter.grad for parameter in layer.parameters(recurse=False)]
         if not any(grad is not None and grad.isfinite().all() and grad.any() for grad in gradients):
-            raise ValueError(f"the {place} layer has no gradient")
+            raise ValueError(f"the {place} layer, a {type(layer).__name__}, has no gradient")
     torch.optim.SGD(backbone.parameters(), lr=0.01).step()
     with tempfile.TemporaryDirectory() as directory, torch.no_grad():
         loaded = load_backbone(export_backbone(model, directory))
@@ -119,19 +120,24 @@ def check_step(name: str, method: str, size: int, **timm_kwargs: Any) -> None:
 
 
 @torch.no_grad()
-def layers_in_order(backbone: Backbone, images: torch.Tensor) -> list[torch.nn.Module]:
-    """Layers with trained parameters of their own, in the order in which a forward uses them."""
-    used: list[torch.nn.Module] = []
-    hooks = [
-        layer.register_forward_pre_hook(lambda layer, _: used.append(layer))
-        for layer in backbone.modules()
-        if any(parameter.requires_grad for parameter in layer.parameters(recurse=False))
-        and not any(layer.children())
-    ]
+def first_and_last_layer(backbone: Backbone, images: Tensor) -> tuple[nn.Module, nn.Module]:
+    """The layers with parameters of their own that a forward enters first and leaves last.
+
+    Not in the order of registration, where some models keep layers that are idle.
+    """
+    entered: list[nn.Module] = []
+    left: list[nn.Module] = []
+    hooks = []
+    for layer in backbone.model.modules():
+        # The model's own parameters are tokens and positions, not a layer.
+        if layer is not backbone.model and any(True for _ in layer.parameters(recurse=False)):
+            if not any(layer.children()):
+                hooks.append(layer.register_forward_pre_hook(lambda *args: entered.append(args[0])))
+            hooks.append(layer.register_forward_hook(lambda *args: left.append(args[0])))
     backbone(images)
     for hook in hooks:
         hook.remove()
-    return used
+    return entered[0], left[-1]
 
 
 def work(pipe: Connection) -> None:
@@ -281,8 +287,8 @@ def summary(rows: dict[str, Row]) -> str:
         "",
         "## Modules",
         "",
-        "| module | names | at 32 | at 64 | at 224 | small stem at 32 | smallest model | parameters "
-        "| trains at 32 | trains at 64 |",
+        "| module | names | at 32 | at 64 | at 224 | small stem at 32 | smallest model "
+        "| parameters | trains at 32 | trains at 64 |",
         "|---|---:|---:|---:|---:|---:|---|---:|---|---|",
     ]
     for row in smallest:

@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mixco_lightly import create_backbone
+from mixco_lightly.models.image_size import Fitting, measure_feature_dim
 
 TINY = ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"]
 WIDTHS = {
@@ -284,8 +285,131 @@ def test_pretrained_weights_out_of_reach_are_an_error_that_names_the_model(monke
         create_backbone("test_resnet", image_size=64, pretrained=True)
 
 
-@pytest.mark.parametrize("name", ["xcit_nano_12_p8_224", "mixer_s32_224", "repvgg_a0"])
-def test_a_family_without_a_small_stem_is_one_value_error(name):
-    # These families have no rule of their own yet.
-    with pytest.raises(ValueError, match=f"{name} cannot be built for images of 32 pixels"):
-        create_backbone(name, image_size=32)
+# Families of the convolutional kind, whose first convolution, pool or strides are named and nested
+# in different ways, with the total stride of the small stem.
+SMALL_STRIDES = {
+    "resnet18": (("conv1", "maxpool"), 8),
+    "resnetv2_50": (("stem.conv", "stem.pool"), 8),
+    "densenet121": (("features.conv0", "features.pool0"), 8),
+    "convnext_atto": (("stem.0",), 8),
+    "mobilenetv3_small_100": (("conv_stem",), 16),
+    "repvgg_a0": (("stem.conv_kxk.conv", "stem.conv_1x1.conv"), 16),
+    "vgg11_bn": (("features.0", "features.3"), 16),
+    # Neither has a stride in its first convolution: the next layers that can lose theirs do.
+    "dla34": (("base_layer.0", "level1.0"), 16),
+    "tresnet_m": (
+        ("body.conv1.conv", "body.layer2.0.downsample.0", "body.layer2.0.conv1.aa"),
+        16,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SMALL_STRIDES)
+def test_small_stem_leaves_at_least_2x2_of_32_pixels(name):
+    fit = Fitting(name).fit(32)
+    assert (fit.stem, fit.removed, fit.output_stride) == ("small", *SMALL_STRIDES[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("maxvit_nano_rw_256", {"img_size": 64}),  # the first convolution's stride is gone
+        ("levit_128s", {"img_size": 128}),
+    ],
+)
+def test_size_bound_networks_see_images_larger_by_the_removed_strides(name, kwargs):
+    fit = Fitting(name).fit(32)
+    assert (fit.stem, fit.kwargs, fit.output_stride) == ("small", kwargs, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "patches"),
+    [
+        ("crossvit_9_240", 32, [3, 4]),
+        ("xcit_nano_12_p16_224", 32, 8),
+        ("vit_tiny_patch16_224", 37, 1),
+    ],
+)
+def test_small_patches_are_those_that_the_model_takes(name, size, patches):
+    assert Fitting(name).fit(size, "small").kwargs["patch_size"] == patches
+
+
+def test_distilled_class_hands_its_size_on_to_its_base():
+    fit = Fitting("deit_tiny_distilled_patch16_224").fit(32)
+    assert fit.kwargs == {"img_size": 32, "patch_size": 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "options", "possible"),
+    [
+        ("inception_v3", 32, {"stem": "timm"}, "stem='small' .* smallest size that works is 75"),
+        ("mixer_s32_224", 33, {}, "the next size that works is 64"),
+        ("efficientformer_l1", 64, {}, "the next size that works is 224"),
+        ("mixer_s32_224", 32, {"stem": "small"}, "stem='timm' takes this size"),
+        ("test_vit", 32, {"patch_size": 5}, "the next size that works is 160"),
+    ],
+)
+def test_error_says_what_is_possible(name, size, options, possible):
+    with pytest.raises(ValueError, match=f"{name} .* {size} pixels .*{possible}") as caught:
+        create_backbone(name, size, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_smallest_size_of_the_error_works():
+    assert create_backbone("inception_v3", 75, stem="timm").feature_dim == 2048
+
+
+def test_auto_takes_the_published_stem_where_it_leaves_8x8(caplog):
+    with caplog.at_level(logging.INFO, logger="mixco_lightly"):
+        backbone = backbone_of("test_vit", 64, patch_size=8)
+    assert backbone.stem == "timm"
+    assert len(caplog.records) == 1
+
+
+def test_fitting_leaves_the_random_numbers_and_the_default_device_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    fit = Fitting("test_vit").fit(32)
+    assert torch.equal(torch.rand(3), expected)
+    assert fit.feature_dim == 64
+    assert torch.empty(0).device.type == "cpu"
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_initial_weights_are_those_of_timm_at_the_same_seed(name):
+    backbone = backbone_of(name, 64, stem="timm")
+    torch.manual_seed(0)
+    published = timm.create_model(name, num_classes=0, **backbone.fit.kwargs).state_dict()
+    assert all(torch.equal(backbone.model.state_dict()[key], published[key]) for key in published)
+
+
+def test_measuring_restores_each_module_of_a_partly_frozen_model():
+    model = timm.create_model("test_resnet", num_classes=0)
+    model.bn1.eval()
+    measure_feature_dim(model, 3, 32)
+    assert model.training
+    assert not model.bn1.training
+
+
+def test_a_backbone_on_the_meta_device_has_the_same_width():
+    with torch.device("meta"):
+        backbone = create_backbone("test_vit", 32)
+    assert backbone.feature_dim == 64
+    assert next(backbone.parameters()).is_meta
+
+
+def test_pretrained_backbone_has_its_own_mean_and_std(published_weights):
+    _, options = published_weights
+    published = timm.get_pretrained_cfg("resnet18")
+    backbone = backbone_of("resnet18", 64, **options)
+    assert (backbone.mean, backbone.std) == (published.mean, published.std)
+    grey = backbone_of("resnet18", 64, in_chans=1, **options)
+    assert grey.mean == pytest.approx((sum(published.mean) / 3,))
+    assert backbone_of("resnet18", 64).mean is None
+
+
+def test_pretrained_stem_is_summed_over_the_channels_for_grey_images(published_weights):
+    state, options = published_weights
+    model = backbone_of("resnet18", 64, in_chans=1, **options).model
+    torch.testing.assert_close(model.conv1.weight, state["conv1.weight"].sum(dim=1, keepdim=True))

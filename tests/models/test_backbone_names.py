@@ -25,27 +25,19 @@ NAMES = [
     "efficientvit_m0",
     "ghostnet_050",
     "gmlp_ti16_224",
-    "hiera_tiny_224",
     "lcnet_050",
     "levit_128s",
     "mobilenetv3_small_050",
     "mobilevitv2_050",
-    "mvitv2_tiny",
     "pit_ti_224",
-    "pvt_v2_b0",
     "regnetx_002",
-    "repghostnet_050",
     "repvgg_a0",
     "resnetv2_18",
     "rexnet_100",
-    "selecsls42",
     "starnet_s050",
-    "tf_efficientnet_lite0",
     "tinynet_e",
     "xcit_nano_12_p16_224",
 ]
-# Larger ones get fewer layers, which leave the stem and the layout as they are.
-OPTIONS = {"hiera_tiny_224": {"stages": (1, 1, 1, 1)}, "mvitv2_tiny": {"depths": (1, 1, 1, 1)}}
 
 
 @pytest.mark.parametrize(
@@ -53,4 +45,4 @@ OPTIONS = {"hiera_tiny_224": {"stages": (1, 1, 1, 1)}, "mvitv2_tiny": {"depths":
     [(name, ["moco", "simclr"][index % 2]) for index, name in enumerate(NAMES)],
 )
 def test_training_reaches_first_and_last_layer_and_the_export_loads_bit_by_bit(name, method):
-    check_step(name, method, 32, **OPTIONS.get(name, {}))
+    check_step(name, method, 32)
