@@ -111,10 +111,12 @@ class Fitting:
             self._published_patch = _published_patch(model, self._first_conv)
         own_size = getattr(embedding, "img_size", None) or traits.get("img_size")
         self.image_size = _one_side(own_size or cfg["input_size"][1:])
+        self._published: _Trace | None = None
+        self._defect: str | None = None  # why not even its own size gives features
         try:
-            self._published: _Trace | None = self._trace(self.timm_kwargs, (), self.image_size)
-        except TIMM_ERRORS:
-            self._published = None
+            self._published = self._trace(self.timm_kwargs, (), self.image_size)
+        except TIMM_ERRORS as error:
+            self._defect = reason_of(error)
 
     @property
     def stride(self) -> int | None:
@@ -146,6 +148,7 @@ class Fitting:
         found, reason = self._first_that_works(stems, image_size)
         if found is not None:
             return found
+        reason = self._defect or reason
         options = f" and options {self.timm_kwargs}" if self.timm_kwargs else ""
         possible = self._what_is_possible(stem, image_size)
         if self.timm_kwargs or not possible:
