@@ -30,8 +30,10 @@ _REFUSED_KWARGS = {
     "stem",
 }
 # Arguments that create_backbone chooses by itself.
-_CHOSEN_KWARGS = {"img_scale", "img_size", "patch_kernel", "patch_padding", "patch_size"}
-_CHOSEN_KWARGS |= {"patch_stride", "window_size"}
+_CHOSEN_KWARGS = {
+    *("img_scale", "img_size", "patch_kernel", "patch_padding", "patch_size", "patch_stride"),
+    *("global_pool", "window_size"),
+}
 WEIGHTS_NAME = "backbone.safetensors"
 CONFIG_NAME = "backbone.json"
 

@@ -113,10 +113,17 @@ class Fitting:
         self.image_size = _one_side(own_size or cfg["input_size"][1:])
         self._published: _Trace | None = None
         self._defect: str | None = None  # why not even its own size gives features
-        try:
-            self._published = self._trace(self.timm_kwargs, (), self.image_size)
-        except TIMM_ERRORS as error:
-            self._defect = reason_of(error)
+        # Some encoders give all their tokens, or pool those of some sizes only, unless told to.
+        self._poolings: list[dict[str, Any]] = [{}]
+        if "global_pool" in accepted and "global_pool" not in self.timm_kwargs:
+            self._poolings.append({"global_pool": "avg"})
+        for pooling in self._poolings:
+            self._own_kwargs = {**pooling, **self.timm_kwargs}
+            try:
+                self._published = self._trace(self._own_kwargs, (), self.image_size)
+                break
+            except TIMM_ERRORS as error:
+                self._defect = self._defect or reason_of(error)
 
     @property
     def stride(self) -> int | None:
@@ -148,7 +155,8 @@ class Fitting:
         found, reason = self._first_that_works(stems, image_size)
         if found is not None:
             return found
-        reason = self._defect or reason
+        if self._published is None:
+            reason = self._defect
         options = f" and options {self.timm_kwargs}" if self.timm_kwargs else ""
         possible = self._what_is_possible(stem, image_size)
         if self.timm_kwargs or not possible:
@@ -163,8 +171,9 @@ class Fitting:
     ) -> tuple[Fit | None, str | None]:
         """The first fit that gives features, and why the first choice does not."""
         reason = None
-        for stem in stems:
-            for kwargs, removed in self._choices(stem, image_size):
+        for stem, pooling in [(stem, pooling) for pooling in self._poolings for stem in stems]:
+            for choice, removed in self._choices(stem, image_size):
+                kwargs = {**pooling, **choice}
                 try:
                     trace = self._trace(kwargs, removed, image_size)
                 except TIMM_ERRORS as error:
@@ -251,7 +260,7 @@ class Fitting:
             # Behind the removed strides a model that is bound to its size expects its own maps.
             size = self.image_size // round(larger) if self._takes_size else self.image_size
             try:
-                self._trace(self.timm_kwargs, (*removed, *names), size)
+                self._trace(self._own_kwargs, (*removed, *names), size)
             except TIMM_ERRORS:
                 index += 1
             else:
@@ -335,6 +344,9 @@ class _ShapesOnly(TorchFunctionMode):
             if function == "linear":
                 weight = args[1] if len(args) > 1 else kwargs["weight"]
                 return func(args[0], weight)  # the bias changes no shape
+            if function == "lstm":  # one operation for each position
+                (hidden, cell), dirs = args[1], 2 if args[7] else 1
+                return args[0].new_empty(*args[0].shape[:-1], dirs * hidden.shape[-1]), hidden, cell
             if function == "scaled_dot_product_attention":
                 query, _, value = args[:3]
                 if query.shape[:-2] == value.shape[:-2] and query.shape[-1] == value.shape[-1]:
