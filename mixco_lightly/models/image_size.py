@@ -147,7 +147,7 @@ class Fitting:
         Raises:
             ValueError: If there is none. The message says what is possible.
         """
-        stems = (stem,)
+        stems: tuple[str, ...] = (stem,)
         if stem == "auto":
             few = image_size < _ENOUGH_POSITIONS * (self.stride or image_size)
             is_small = image_size <= SMALL_IMAGE_SIZE and few and not pretrained
