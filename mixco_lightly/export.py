@@ -185,7 +185,10 @@ def load_backbone(directory: str | Path) -> Backbone:
         state = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
-    backbone = _build(config)
+    try:
+        backbone = _build(config)
+    except ValueError as error:
+        raise ValueError(f"{Path(directory) / CONFIG_NAME}: {error}") from error
     try:
         backbone.model.load_state_dict(state, strict=True)
     except RuntimeError as error:
@@ -204,5 +207,6 @@ def _build(config: Mapping[str, Any]) -> Backbone:
     if "removed_strides" not in config or not timm.is_model(name):  # of an earlier version
         return create_backbone(name, image_size, in_chans, stem, **timm_kwargs)
     removed = tuple(config["removed_strides"])
-    fit = Fit(stem, config["chosen_kwargs"], removed, config["feature_dim"], None)
+    chosen, feature_dim = config.get("chosen_kwargs", {}), config.get("feature_dim", 0)
+    fit = Fit(stem, chosen, removed, feature_dim, output_stride=None)
     return build_backbone(name, image_size, in_chans, fit, timm_kwargs)

@@ -217,7 +217,7 @@ def test_foreign_json_is_refused_and_what_it_lacks_is_named(content, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"name": "test_vit"},
+        {"name": "test_vit", "chosen_kwargs": {"img_size": 32}, "removed_strides": []},
         {"name": "test_resnet", "in_chans": 1},
         {"timm_kwargs": {"layers": [1, 1, 1, 2]}},
     ],
@@ -269,3 +269,55 @@ def test_where_weights_came_from_is_not_exported(tmp_path):
     export_backbone(backbone, tmp_path)
     assert read_config(tmp_path)["timm_kwargs"] == {"drop_path_rate": 0.1}
     load_backbone(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_export_without_the_choices_is_fitted_again(name, tmp_path):
+    backbone = trained_backbone(name)
+    export_backbone(backbone, tmp_path)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    for key in ("chosen_kwargs", "removed_strides"):  # versions before these were recorded
+        del config[key]
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    assert torch.equal(features_of(load_backbone(tmp_path)), features_of(backbone))
+
+
+def test_recorded_choices_win_over_those_that_would_be_made_now(tmp_path):
+    backbone = trained_backbone("test_resnet")
+    published = features_of(trained_backbone("test_resnet", stem="timm"))
+    export_backbone(backbone, tmp_path)
+    assert read_config(tmp_path)["removed_strides"] == ["conv1.0", "maxpool"]
+    edit_config(tmp_path, removed_strides=[])
+    loaded = load_backbone(tmp_path)
+    assert loaded.model.conv1[0].stride == (2, 2)
+    assert features_of(loaded).shape == published.shape
+    assert not torch.equal(features_of(loaded), features_of(backbone))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"chosen_kwargs": {"checkpoint_path": "weights.pth"}},
+            "chosen_kwargs may have .*img_size",
+        ),
+        ({"chosen_kwargs": [32]}, "chosen_kwargs may have"),
+        ({"removed_strides": "conv1"}, "removed_strides must be names of layers, got 'conv1'"),
+        ({"removed_strides": ["conv7"]}, "test_resnet cannot be built .*conv7"),
+    ],
+)
+def test_choices_that_cannot_be_are_refused(changes, message, tmp_path):
+    export_backbone(trained_backbone(), tmp_path)
+    edit_config(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_backbone(tmp_path)
+    assert str(tmp_path / CONFIG) in str(caught.value)
+
+
+def test_mean_and_std_of_a_pretrained_backbone_are_exported_and_loaded(tmp_path):
+    backbone = trained_backbone()
+    backbone.mean, backbone.std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    loaded = load_backbone(export_backbone(backbone, tmp_path))
+    assert (loaded.mean, loaded.std) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    export_backbone(backbone, tmp_path, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    assert load_backbone(tmp_path).mean == [0.0, 0.0, 0.0]
