@@ -61,6 +61,10 @@ class Fitting:
     ``pretrained_cfg``, and its strides are measured by a forward pass at its own size. A choice
     counts when a forward pass with it gives features of shape (N, feature_dim).
 
+    Attributes:
+        image_size: Height and width that the model was published for.
+        parameters: Number of parameters of the published model, without a head.
+
     Args:
         name: A timm model name.
         in_chans: Channels of the images.
@@ -68,6 +72,12 @@ class Fitting:
 
     Raises:
         ValueError: If timm cannot build the model with these arguments.
+
+    Examples:
+        >>> from mixco_lightly.models.image_size import Fitting
+        >>> fit = Fitting("resnet18").fit(image_size=32)
+        >>> fit.stem, fit.removed, fit.output_stride
+        ('small', ('conv1', 'maxpool'), 8)
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Every timm backbone by name: which image sizes it takes, and whether it trains.
 
-    python tests/benchmarks/backbones.py                 all names, about an hour on one core
+    python tests/benchmarks/backbones.py                 all names, an hour or more on one core
     python tests/benchmarks/backbones.py --names 'vit_*'
     python tests/benchmarks/backbones.py --summary       only the summary of what is there
 
