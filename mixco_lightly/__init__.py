@@ -14,6 +14,7 @@ from mixco_lightly.loss.key_queue import KeyQueue
 from mixco_lightly.loss.mixco_loss import MixCoLoss, MixCoLossComponents
 from mixco_lightly.loss.selfcon_loss import SelfConLoss
 from mixco_lightly.models.backbone import create_backbone
+from mixco_lightly.models.multi_exit import MultiExitBackbone
 
 __version__ = "0.1.0"
 
@@ -24,6 +25,7 @@ __all__ = [
     "MixCoLoss",
     "MixCoLossComponents",
     "Mixture",
+    "MultiExitBackbone",
     "MutualInformation",
     "ProbeResult",
     "SelfConLoss",

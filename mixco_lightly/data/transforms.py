@@ -15,6 +15,7 @@ from mixco_lightly.data.datasets import check_name
 
 # Up to this size Lightly's benchmarks leave out the blur, whose kernel would cover the image.
 _NO_BLUR_SIZE = 32
+_METHODS = ("moco", "simclr", "selfcon", "cross-entropy")
 
 
 def create_pretrain_transform(
@@ -23,8 +24,9 @@ def create_pretrain_transform(
     image_size: int,
     min_scale: float | None = None,
     augmentations: str = "full",
+    num_views: int = 2,
 ) -> MultiViewTransform:
-    """Two augmented views of an image, for contrastive pretraining.
+    """Augmented views of an image, for contrastive pretraining.
 
     MoCo takes Lightly's ``MoCoV2Transform`` and SimCLR its ``SimCLRTransform``, with their own
     probabilities and colour jitter, except that
@@ -33,11 +35,13 @@ def create_pretrain_transform(
       recommends for CIFAR;
     - the smallest crop has 20% of the area for both, as in the authors' code (Lightly's SimCLR:
       8%);
+    - SelfCon's authors have SimCLR's steps without blur and with half the colour jitter's strength
+      at all sizes, and for cross-entropy crops and flips only;
     - digits are not flipped and not jittered in colour, which would make other digits or do
       nothing, but turned by up to 15 degrees; their smallest crop has half the area.
 
     Args:
-        method: "moco" or "simclr".
+        method: "moco", "simclr", "selfcon" or "cross-entropy".
         dataset: A dataset's name; gives mean and standard deviation.
         image_size: Height and width of the views in pixels.
         min_scale: Smallest area of the random crop, as a part of the image's area. Default: as
@@ -45,13 +49,14 @@ def create_pretrain_transform(
         augmentations: "full", or "crop-flip": random crops and horizontal flips only, for images
             of which no colour or blur is known to be irrelevant (the setting with few domain
             augmentations of i-Mix, https://arxiv.org/abs/2010.08887).
+        num_views: One or two.
 
     Returns:
-        A transform from a PIL image to a list of two tensors (3, image_size, image_size).
+        A transform from a PIL image to a list of tensors (3, image_size, image_size), the views.
 
     Raises:
-        ValueError: If there is no such method, dataset or choice of augmentations, or min_scale
-            is not in (0, 1].
+        ValueError: If there is no such method, dataset or choice of augmentations, min_scale is
+            not in (0, 1], or num_views is neither 1 nor 2.
 
     Examples:
         >>> from PIL import Image
@@ -61,25 +66,31 @@ def create_pretrain_transform(
         [(3, 32, 32), (3, 32, 32)]
     """
     info = check_name(dataset)
-    if method not in ("moco", "simclr"):
-        raise ValueError(f"method must be 'moco' or 'simclr', got {method!r}.")
+    if method not in _METHODS:
+        raise ValueError(f"method must be one of {', '.join(_METHODS)}, got {method!r}.")
     if min_scale is not None and not 0 < min_scale <= 1:
         raise ValueError(f"min_scale must be in (0, 1], got {min_scale}.")
     if augmentations not in ("full", "crop-flip"):
         raise ValueError(f"augmentations must be 'full' or 'crop-flip', got {augmentations!r}.")
+    if num_views not in (1, 2):
+        raise ValueError(f"num_views must be 1 or 2, got {num_views}.")
     options: dict[str, Any] = {
         "input_size": image_size,
         "min_scale": min_scale or (0.5 if dataset == "digits" else 0.2),
         "normalize": {"mean": list(info.mean), "std": list(info.std)},
     }
-    if image_size <= _NO_BLUR_SIZE:
+    if image_size <= _NO_BLUR_SIZE or method in ("selfcon", "cross-entropy"):
         options |= {"gaussian_blur": 0.0, "cj_strength": 0.5}
     if dataset == "digits":
         options |= {"cj_prob": 0.0, "random_gray_scale": 0.0, "hf_prob": 0.0}
         options |= {"rr_prob": 0.5, "rr_degrees": 15}
+    if augmentations == "crop-flip" or method == "cross-entropy":
+        options |= {"cj_prob": 0.0, "random_gray_scale": 0.0, "gaussian_blur": 0.0}
     if augmentations == "crop-flip":
-        options |= {"cj_prob": 0.0, "random_gray_scale": 0.0, "gaussian_blur": 0.0, "rr_prob": 0.0}
-    return MoCoV2Transform(**options) if method == "moco" else SimCLRTransform(**options)
+        options["rr_prob"] = 0.0
+    transform = MoCoV2Transform(**options) if method == "moco" else SimCLRTransform(**options)
+    transform.transforms = transform.transforms[:num_views]
+    return transform
 
 
 def create_probe_transform(

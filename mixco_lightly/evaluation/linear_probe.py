@@ -96,6 +96,44 @@ def linear_probe(
         >>> linear_probe(train, train, learning_rate=[0.3, 0.1], epochs=5).note.split(";")[0]
         'learning_rate=0.1, weight_decay=0.0 chosen from 2 on a tenth of the training features'
     """
+    scores, note = linear_scores(
+        train,
+        test,
+        solver,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        C=C,
+        max_iter=max_iter,
+        seed=seed,
+        device=device,
+    )
+    return rank_scores(scores, test.targets, note)
+
+
+def linear_scores(
+    train: Features,
+    test: Features,
+    solver: str = "torch",
+    *,
+    epochs: int = 100,
+    batch_size: int = 256,
+    learning_rate: float | Sequence[float] = 0.1,
+    weight_decay: float | Sequence[float] = 0.0,
+    C: float | Sequence[float] = 1.0,
+    max_iter: int = 1000,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+) -> tuple[Tensor, str]:
+    """What the classifier of :func:`linear_probe` says about the test features.
+
+    The arguments and errors are those of :func:`linear_probe`.
+
+    Returns:
+        Scores of shape (M, classes) on the CPU, logits (torch) or probabilities (sklearn), and
+        the note of the result.
+    """
     if solver not in ("torch", "sklearn"):
         raise ValueError(f"solver must be 'torch' or 'sklearn', got {solver!r}.")
     rates = _sorted_values("learning_rate", learning_rate)
@@ -136,9 +174,7 @@ def linear_probe(
     ((scores, warning),) = fit([chosen], train_x, train.targets, None, test_x)
     if not scores.isfinite().all():
         raise ValueError(f"The classifier diverged with {_label(chosen)}.")
-    ranked = scores.topk(min(5, num_classes), dim=1).indices
-    note = "; ".join(filter(None, [note, warning]))
-    return count_correct(ranked, test.targets, num_classes, note)
+    return scores, "; ".join(filter(None, [note, warning]))
 
 
 def _sorted_values(name: str, value: float | Sequence[float]) -> list[float]:
@@ -366,6 +402,22 @@ def check_features(train: Features, test: Features) -> int:
     if train.targets.unique().numel() < 2:
         raise ValueError("The training features are all of one class.")
     return int(torch.cat([train.targets, test.targets]).max()) + 1
+
+
+def rank_scores(scores: Tensor, targets: Tensor, note: str = "") -> ProbeResult:
+    """Turns scores into accuracies.
+
+    Args:
+        scores: Of shape (N, classes), the higher the better.
+        targets: True classes, shape (N,).
+        note: Carried over to the result.
+
+    Returns:
+        Accuracies in percent.
+    """
+    num_classes = scores.shape[1]
+    ranked = scores.topk(min(5, num_classes), dim=1).indices
+    return count_correct(ranked, targets.to(ranked.device), num_classes, note)
 
 
 def count_correct(ranked: Tensor, targets: Tensor, num_classes: int, note: str) -> ProbeResult:

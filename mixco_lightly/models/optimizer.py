@@ -1,4 +1,4 @@
-"""The optimiser and schedule that MoCo and SimCLR share."""
+"""The optimiser and schedule that the methods share."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from torch.optim import SGD
 
 
 def create_sgd(
-    module: LightningModule, learning_rate: float, weight_decay: float, warmup_epochs: float
+    module: LightningModule,
+    learning_rate: float,
+    weight_decay: float,
+    warmup_epochs: float,
+    final_factor: float = 0.0,
 ) -> OptimizerLRSchedulerConfig:
-    """SGD with momentum 0.9 and a cosine schedule to zero, for a module with a trainer.
+    """SGD with momentum 0.9 and a cosine schedule, for a module with a trainer.
 
     Args:
         module: Its parameters that require a gradient are trained.
         learning_rate: Highest learning rate.
         weight_decay: L2 penalty, on all parameters as in the authors' code.
         warmup_epochs: Epochs of linear warm-up from zero, before the cosine.
+        final_factor: Part of the highest learning rate that the cosine ends at.
 
     Returns:
         What ``configure_optimizers`` returns. The schedule moves with every step.
@@ -33,7 +38,7 @@ def create_sgd(
         raise ValueError(f"warmup_epochs must be in [0, {epochs}), got {warmup_epochs}.")
     warmup_steps = round(total_steps * warmup_epochs / epochs)
     scheduler = CosineWarmupScheduler(
-        optimizer, warmup_epochs=warmup_steps, max_epochs=total_steps, end_value=0.0
+        optimizer, warmup_epochs=warmup_steps, max_epochs=total_steps, end_value=final_factor
     )
     return {
         "optimizer": optimizer,

@@ -1,4 +1,4 @@
-"""What MoCo and SimCLR log of a training step, computed only in the steps that are logged."""
+"""What is logged of a training step, computed only in the steps that are logged."""
 
 from __future__ import annotations
 

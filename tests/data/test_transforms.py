@@ -3,6 +3,7 @@ import torch
 from lightly.transforms.gaussian_blur import GaussianBlur
 from lightly.transforms.multi_view_transform import MultiViewTransform
 from PIL import Image
+from torchvision.transforms import v2
 from torchvision.transforms.functional import pil_to_tensor
 
 from mixco_lightly.data.datasets import DATASETS
@@ -124,6 +125,39 @@ def test_small_images_get_half_the_colour_jitter(method):
         return (torch.stack(views) * torch.tensor(info.std)).std().item()
 
     assert brightness(32) < 0.75 * brightness(64)
+
+
+@pytest.mark.parametrize("image_size", [32, 64, 224])
+def test_selfcon_has_its_authors_steps_and_cross_entropy_crops_and_flips_only(image_size):
+    selfcon, cross_entropy = (
+        create_pretrain_transform(method, "cifar100", image_size)
+        for method in ("selfcon", "cross-entropy")
+    )
+    for transform, jitters, greys in [(selfcon, 0.8, 0.2), (cross_entropy, 0.0, 0.0)]:
+        (crop,) = find(transform, v2.RandomResizedCrop)
+        assert (tuple(crop.size), tuple(crop.scale)) == ((image_size, image_size), (0.2, 1.0))
+        assert [flip.p for flip in find(transform, v2.RandomHorizontalFlip)] == [0.5]
+        (applied,) = find(transform, v2.RandomApply)
+        assert applied.p == jitters
+        (jitter,) = applied.transforms
+        assert (jitter.brightness, jitter.contrast, jitter.saturation) == ((0.6, 1.4),) * 3
+        assert jitter.hue == (-0.1, 0.1)
+        assert [grey.p for grey in find(transform, v2.RandomGrayscale)] == [greys]
+        assert [blur.prob for blur in find(transform, GaussianBlur)] == [0.0]
+
+
+@pytest.mark.parametrize("method", ["simclr", "selfcon", "cross-entropy"])
+def test_one_view_is_the_first_of_two(method):
+    image = noise_image(40)
+    views = []
+    for num_views in (1, 2):
+        torch.manual_seed(0)
+        transform = create_pretrain_transform(method, "cifar10", 32, num_views=num_views)
+        views.append(transform(image))
+    assert [len(x) for x in views] == [1, 2]
+    assert torch.equal(views[0][0], views[1][0])
+    with pytest.raises(ValueError, match="1 or 2, got 3"):
+        create_pretrain_transform(method, "cifar10", 32, num_views=3)
 
 
 @pytest.mark.parametrize("method", METHODS)

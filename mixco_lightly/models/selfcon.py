@@ -1,0 +1,271 @@
+"""SelfCon, in one stage or two, and what it is compared with, as LightningModules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightly.models.modules import MoCoProjectionHead
+from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from mixco_lightly.data.collate import find_mixtures
+from mixco_lightly.data.mixture import Mixture
+from mixco_lightly.loss.mixco_loss import MixCoLoss
+from mixco_lightly.loss.selfcon_loss import SelfConLoss
+from mixco_lightly.models.backbone import Backbone
+from mixco_lightly.models.multi_exit import MultiExitBackbone
+from mixco_lightly.models.optimizer import create_sgd
+from mixco_lightly.models.step_log import is_logged_step
+
+# The authors' cosine ends at lr * 0.1^3.
+_FINAL_FACTOR = 1e-3
+
+
+class SelfCon(LightningModule):
+    """SelfCon's first stage [0]: the exits of one network are contrasted with each other.
+
+    Each exit has a projection head of its own, an MLP without batch norm. A batch has one view of
+    each image or several; all views go through the network in one forward, as in the authors'
+    code. Without sub-networks the same module trains SupCon (labels) and SimCLR (two views, no
+    labels, a criterion with ``num_views=2``): see :class:`mixco_lightly.SelfConLoss`.
+
+    The learning rate follows a cosine from step to step, after a linear warm-up from zero. That
+    of the authors changes with the epoch, and their warm-up of batches of 1024 starts at 0.01; the
+    end, a thousandth of the highest, is the same.
+
+    MixCo and SelfCon compose without labels: given a ``mix_criterion``, mixtures of the images
+    take part in the forward, and MixCo's term is added for the backbone's projections. A view's
+    mixtures are contrasted with the plain projections of the other view or, where there is only
+    one, of that view. With labels they do not: MixCo's soft targets name the two images of a
+    pair, and all others are negatives, among them those of the same class, which SelfCon pulls
+    together. That would take soft targets over classes, which is another loss.
+
+    - [0]: SelfCon, 2021, https://arxiv.org/abs/2106.15499; settings as in
+      raymin0223/self-contrastive-learning at commit 5e7c2c5
+
+    Args:
+        network: The backbone with its sub-networks.
+        criterion: The loss of all exits' projections.
+        supervised: Whether the loss is given the labels.
+        mix_criterion: Without labels, a loss whose mixtures' term is added with its
+            ``mix_weight``; batches must then have mixtures of each view. It has no queue.
+        projection_dim: Dimension of the projections.
+        learning_rate: Highest learning rate. The default 0.5 is the authors' for batches of 1024.
+        weight_decay: The default 1e-4 is the authors'.
+        warmup_epochs: Epochs of linear warm-up; the authors have 10 for batches of 1024 and
+            more, and none below.
+
+    Raises:
+        ValueError: If mix_criterion has a queue, or is given for supervised training.
+
+    Examples:
+        >>> from mixco_lightly import MultiExitBackbone, SelfConLoss
+        >>> from mixco_lightly.models.selfcon import SelfCon
+        >>> network = MultiExitBackbone("test_resnet", image_size=32, exits=(2,))
+        >>> model = SelfCon(network, SelfConLoss())
+    """
+
+    def __init__(
+        self,
+        network: MultiExitBackbone,
+        criterion: SelfConLoss,
+        supervised: bool = True,
+        mix_criterion: MixCoLoss | None = None,
+        projection_dim: int = 128,
+        learning_rate: float = 0.5,
+        weight_decay: float = 1e-4,
+        warmup_epochs: float = 0,
+    ) -> None:
+        super().__init__()
+        if mix_criterion is not None and supervised:
+            raise ValueError(
+                "MixCo's term takes images of the same class for negatives: mix_criterion needs "
+                "supervised=False."
+            )
+        if mix_criterion is not None and mix_criterion.queue is not None:
+            raise ValueError("mix_criterion must have no queue: give it memory_bank_size=0.")
+        dim = network.feature_dim
+        self.network = network
+        self.projection_heads = nn.ModuleList(
+            MoCoProjectionHead(dim, dim, projection_dim) for _ in range(len(network.exits) + 1)
+        )
+        self.criterion = criterion
+        self.supervised = supervised
+        self.mix_criterion = mix_criterion
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.warmup_epochs = warmup_epochs
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone alone."""
+        return self.network.backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features of images (N, C, H, W) after the last stage: shape (N, feature_dim)."""
+        features: Tensor = self.backbone(images)
+        return features
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
+        """One step: all views and, with a mix_criterion, their mixtures in one forward."""
+        views = batch[0]
+        mixtures: list[Mixture] = []
+        if self.mix_criterion is not None:
+            mixtures = find_mixtures(batch, count=len(views))
+        parts = [*views, *(mixture.images for mixture in mixtures)]
+        projections = self._project(torch.cat(parts)).split([len(part) for part in parts])
+        plain, mixed = projections[: len(views)], projections[len(views) :]
+        labels = batch[1].repeat(len(views)) if self.supervised else None
+        contrast = self.criterion(torch.cat(plain), labels)
+        loss, logged = contrast, {"contrast": contrast}
+        if self.mix_criterion is not None:
+            mix = self._mix_term(self.mix_criterion, plain, mixed, mixtures)
+            loss = contrast + self.mix_criterion.mix_weight * mix
+            logged["mix"] = mix
+        if is_logged_step(self):
+            self.log_dict({"loss": loss, **logged}, sync_dist=True)
+        return loss
+
+    def _project(self, images: Tensor) -> Tensor:
+        """Projections of all exits, (N, E, projection_dim)."""
+        pairs = zip(self.projection_heads, self.network(images), strict=True)
+        return torch.stack([head(features) for head, features in pairs], dim=1)
+
+    @staticmethod
+    def _mix_term(
+        criterion: MixCoLoss,
+        plain: Sequence[Tensor],
+        mixed: Sequence[Tensor],
+        mixtures: Sequence[Mixture],
+    ) -> Tensor:
+        z = [projections[:, -1] for projections in plain]
+        z_mixed = [projections[:, -1] for projections in mixed]
+        if len(z) == 1:  # the views' own contrast is computed too, and not used
+            return criterion.forward_components(z[0], z[0], z_mixed[0], mixtures[0]).mix
+        return criterion.forward_components(
+            z[0], z[1], z_mixed[0], mixtures[0], z_mixed[1], mixtures[1]
+        ).mix
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """SGD with a cosine schedule."""
+        return create_sgd(
+            self, self.learning_rate, self.weight_decay, self.warmup_epochs, _FINAL_FACTOR
+        )
+
+
+class SelfConClassifier(LightningModule):
+    """Classifiers on all exits, with SelfCon's loss beside the cross-entropy: one stage [0].
+
+    The loss is that of the authors' joint training,
+
+        CE(backbone) + exit_weight * sum of CE(sub-networks) + contrast_weight * SelfCon,
+
+    where each exit has a linear projection for the third term. That of the backbone stays as it was
+    initialised, with a gradient for what is below it. With ``criterion=None`` there is no third
+    term: without sub-networks this is the plain cross-entropy baseline, with them deep
+    supervision.
+
+    The temperature of the third term is 0.1 in the authors' first release and 3.0 in their last,
+    which seems an oversight: 3.0 was for distillation before. Nothing here depends on it; the
+    criterion has it.
+
+    - [0]: SelfCon, 2021, https://arxiv.org/abs/2106.15499; raymin0223/self-contrastive-learning at
+      commit 5e7c2c5, main_ce.py
+
+    Args:
+        network: The backbone with its sub-networks.
+        num_classes: Number of classes.
+        criterion: The loss of all exits' projections, or None.
+        exit_weight: Weight of the sub-networks' cross-entropies; 1 in the authors' code.
+        contrast_weight: Weight of the criterion; 0.8 in the authors' code.
+        projection_dim: Dimension of the projections.
+        learning_rate: Highest learning rate. The default 0.8 is the authors' for batches of 1024.
+        weight_decay: The default 1e-4 is the authors'.
+        warmup_epochs: Epochs of linear warm-up; see :class:`SelfCon`.
+
+    Attributes:
+        classifiers: Linear layers in the order of the exits, the backbone's last.
+
+    Raises:
+        ValueError: If there are fewer than two classes, or if there is a criterion but no
+            sub-network.
+
+    Examples:
+        >>> from mixco_lightly import MultiExitBackbone, SelfConLoss
+        >>> from mixco_lightly.models.selfcon import SelfConClassifier
+        >>> network = MultiExitBackbone("test_resnet", image_size=32, exits=(2,))
+        >>> model = SelfConClassifier(network, num_classes=10, criterion=SelfConLoss())
+    """
+
+    def __init__(
+        self,
+        network: MultiExitBackbone,
+        num_classes: int,
+        criterion: SelfConLoss | None = None,
+        exit_weight: float = 1.0,
+        contrast_weight: float = 0.8,
+        projection_dim: int = 128,
+        learning_rate: float = 0.8,
+        weight_decay: float = 1e-4,
+        warmup_epochs: float = 0,
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, got {num_classes}.")
+        if criterion is not None and not network.exits:
+            raise ValueError("SelfCon contrasts exits: give the network at least one sub-network.")
+        num_exits, dim = len(network.exits) + 1, network.feature_dim
+        self.network = network
+        self.classifiers = nn.ModuleList(nn.Linear(dim, num_classes) for _ in range(num_exits))
+        self.projections = nn.ModuleList()
+        if criterion is not None:
+            self.projections.extend(nn.Linear(dim, projection_dim) for _ in range(num_exits))
+            self.projections[-1].requires_grad_(False)
+        self.criterion = criterion
+        self.exit_weight = exit_weight
+        self.contrast_weight = contrast_weight
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.warmup_epochs = warmup_epochs
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone alone."""
+        return self.network.backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features of images (N, C, H, W) after the last stage: shape (N, feature_dim)."""
+        features: Tensor = self.backbone(images)
+        return features
+
+    def classify(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Logits (N, num_classes) of each exit from its features (N, feature_dim)."""
+        return [classifier(x) for classifier, x in zip(self.classifiers, features, strict=True)]
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
+        """One step: cross-entropy of all exits and, with a criterion, their contrast."""
+        views, targets = batch[:2]
+        targets = targets.repeat(len(views))
+        features = self.network(torch.cat(views))
+        *exits, last = (cross_entropy(logits, targets) for logits in self.classify(features))
+        loss = last + self.exit_weight * sum(exits)
+        logged = {"cross_entropy": last}
+        if self.criterion is not None:
+            pairs = zip(self.projections, features, strict=True)
+            z = torch.stack([projection(x) for projection, x in pairs], dim=1)  # n x e x c
+            contrast = self.criterion(z, targets)
+            loss = loss + self.contrast_weight * contrast
+            logged["contrast"] = contrast
+        if is_logged_step(self):
+            self.log_dict({"loss": loss, **logged}, sync_dist=True)
+        return loss
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """SGD with a cosine schedule."""
+        return create_sgd(
+            self, self.learning_rate, self.weight_decay, self.warmup_epochs, _FINAL_FACTOR
+        )
