@@ -30,7 +30,7 @@ import copy
 import hashlib
 import logging
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -77,7 +77,8 @@ from mixco_lightly.data.subset import choose_part
 from mixco_lightly.data.transforms import create_probe_transform, create_test_transform
 from mixco_lightly.evaluation.image_probes import EpochResults, finetune_probe, paper_probe
 from mixco_lightly.export import read_config
-from mixco_lightly.models.backbone import Backbone, measure_feature_dim
+from mixco_lightly.models.backbone import Backbone
+from mixco_lightly.models.image_size import measure_feature_dim
 
 Protocol = Literal["torch", "sklearn", "knn", "paper", "finetune"]
 # The default, and what a pretraining run ends with: these work on features, extracted once.
@@ -431,8 +432,7 @@ def open_subjects(config: EvaluateConfig) -> list[Subject]:
                 raise ValueError(f"{name} has no image size of its own: give --image_size.")
             torch.manual_seed(config.seed)
             backbone = create_backbone(timm_name, size, pretrained=config.pretrained)
-            published: Any = backbone.model.pretrained_cfg
-            normalize = (published["mean"], published["std"]) if config.pretrained else None
+            normalize = (backbone.mean, backbone.std) if backbone.mean and backbone.std else None
             source = "published weights" if config.pretrained else "nothing (random)"
             subjects.append(
                 Subject(timm_name, source, backbone, size, normalize, name, folder, output_dir)
@@ -531,12 +531,14 @@ def complete(record: Record, measurement: Measurement) -> Record:
     return record | {"note": measurement.last.note, "versions": versions}
 
 
-def print_results(title: str, column: str, results: dict[str, dict[Protocol, ProbeResult]]) -> None:
+def print_results(
+    title: str, column: str, results: Mapping[str, Mapping[Any, ProbeResult]]
+) -> None:
     """Prints the accuracies of named results as a table, and their notes below it."""
     rows, notes = [], []
     for name, protocols in results.items():
         for protocol, result in protocols.items():
-            label = PROTOCOL_LABELS[protocol]
+            label = PROTOCOL_LABELS.get(protocol, protocol)
             rows.append((name, label, f"{result.top1:.2f}", f"{result.top5:.2f}"))
             if result.note:
                 notes.append(f"{name}, {label}: {result.note}")

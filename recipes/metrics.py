@@ -20,7 +20,7 @@ from mixco_lightly.models.step_log import is_logged_step
 
 # What curves.png shows: title, unit and names of the metrics; what a run lacks is left out.
 _CURVES = [
-    ("losses", "nats", ("loss", "contrast", "mix")),
+    ("losses", "nats", ("loss", "contrast", "mix", "cross_entropy")),
     ("cosine similarities", "mean", ("positive_similarity", "negative_similarity")),
     ("kNN of held-out labels", "top-1 %", ("knn_top1",)),
     ("learning rate", "", ("learning_rate",)),

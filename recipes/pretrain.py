@@ -49,7 +49,7 @@ from rich.console import Console
 from run_folder import CheckpointFiles, checkpoint_path, prepare_run, read_steps
 from training_knn import TrainingKNN
 
-from mixco_lightly import create_backbone, export_backbone, load_backbone
+from mixco_lightly import ProbeResult, create_backbone, export_backbone, load_backbone
 from mixco_lightly.data.datasets import ImageError, check_name
 from mixco_lightly.data.transforms import create_test_transform
 from mixco_lightly.loss.contrastive import has_fast_bfloat16
@@ -152,6 +152,7 @@ class PretrainConfig:
 
 
 Config = TypeVar("Config", bound=PretrainConfig)
+Evaluate = Callable[..., dict[str, dict[Any, ProbeResult]]]
 
 
 def pretrain(
@@ -159,14 +160,22 @@ def pretrain(
     config: Config,
     create_model: Callable[[Backbone, Config], pl.LightningModule],
     mixed_views: Sequence[int],
+    transform: str | None = None,
+    num_views: int = 2,
+    evaluate: Evaluate | None = None,
 ) -> None:
     """Pretrains a backbone, exports it, and compares its features with random initialisation.
 
     Args:
-        method: "moco" or "simclr"; chooses the augmentations.
+        method: The method's name.
         config: The options.
         create_model: Makes the method's LightningModule from a backbone.
         mixed_views: The views that are mixed, unless mix_weight is 0.
+        transform: The method whose augmentations are taken. Default: this one's.
+        num_views: Number of views of each image.
+        evaluate: Measures the trained module, given it, the exported backbone and what
+            evaluate_backbone is given, and returns the results of its parts by name: first those
+            of the backbone. Default: evaluate_backbone.
     """
     run = Path(config.output_dir)
     is_digits = config.dataset == "digits"
@@ -185,7 +194,7 @@ def pretrain(
             check_compiler(config.accelerator)
         if runs_on_cpu(config.accelerator):
             keep_freed_memory()
-        data = PretrainData(method, config, image_size, mixed_views)
+        data = PretrainData(transform or method, config, image_size, mixed_views, num_views)
         config = replace(config, augment=data.config.augment, num_workers=data.config.num_workers)
         backbone = create_initial_backbone(config, image_size)
         # Convolutions are faster in this layout, on CPUs and, in half precision, on GPUs.
@@ -235,7 +244,7 @@ def pretrain(
         raise
     if trainer.is_global_zero:
         device = trainer.strategy.root_device
-        finish_run(method, config, run, model.backbone, speed, device)  # type: ignore[arg-type]
+        finish_run(method, config, run, model, speed, device, evaluate)
 
 
 def choose_precision(precision: str, accelerator: str) -> Any:
@@ -327,53 +336,55 @@ def finish_run(
     method: str,
     config: PretrainConfig,
     run: Path,
-    backbone: Backbone,
+    model: pl.LightningModule,
     speed: Speed,
     device: torch.device,
+    evaluate: Evaluate | None,
 ) -> None:
     """Exports the backbone, measures it beside its initialisation, and writes the summary."""
     info = check_name(config.dataset)
     settings = {"method": method, **asdict(config)}
-    export_backbone(backbone, run, mean=info.mean, std=info.std, training=settings)
+    export_backbone(model, run, mean=info.mean, std=info.std, training=settings)
     draw_curves(run)
 
     # What was exported is what is measured; it is not compiled.
     backbone = load_backbone(run)
-    trained_name = "plain" if config.mix_weight == 0 else "MixCo"
-    backbones = {
-        f"{method}, {trained_name}": backbone,
+    options: dict[str, Any] = {
+        "image_size": backbone.image_size,
+        "batch_size": max(config.batch_size, 256),
+        "precision": config.precision,
+        "keep_decoded": config.keep_decoded,
+        "num_workers": default_num_workers(config.num_workers),
+        "knn_k": config.knn_k,
+        "seed": config.seed,
+        "device": device,
     }
-    if config.random_init:
-        backbones["random initialisation"] = create_initial_backbone(
-            replace(config, pretrained=False), backbone.image_size
-        )
+    data = (config.dataset, config.data_dir, config.protocol)
+    parts: dict[str, dict[Any, ProbeResult]]
     with fail_in_one_line():
-        results = {
-            name: evaluate_backbone(
-                module,
-                config.dataset,
-                config.data_dir,
-                config.protocol,
-                image_size=backbone.image_size,
-                batch_size=max(config.batch_size, 256),
-                precision=config.precision,
-                keep_decoded=config.keep_decoded,
-                num_workers=default_num_workers(config.num_workers),
-                knn_k=config.knn_k,
-                seed=config.seed,
-                device=device,
+        if evaluate is None:
+            trained_name = "plain" if config.mix_weight == 0 else "MixCo"
+            parts = {trained_name: evaluate_backbone(backbone, *data, **options)}
+        else:
+            parts = evaluate(model, backbone, *data, **options)
+        rows = {f"{method}, {name}".replace("_", " "): part for name, part in parts.items()}
+        # Of what a method measures beside its backbone the keys start with the part's name.
+        prefixes = ["", *(f"{name}_" for name in list(parts)[1:])]
+        if config.random_init:
+            initial = create_initial_backbone(
+                replace(config, pretrained=False), backbone.image_size
             )
-            for name, module in backbones.items()
-        }
-    figures = {}
-    for prefix, measured in zip(("", "random_init_"), results.values(), strict=False):
-        for protocol, result in measured.items():
-            name = "linear" if protocol == "torch" else protocol
-            figures[f"{prefix}{name}_top1"] = result.top1
-            if protocol == "torch" and not prefix:
-                figures["linear_top5"] = result.top5
-    summary = {
-        **figures,
+            rows["random initialisation"] = evaluate_backbone(initial, *data, **options)
+            prefixes.append("random_init_")
+    summary: dict[str, Any] = {
+        f"{prefix}{'linear' if protocol == 'torch' else protocol}_top1": result.top1
+        for prefix, results in zip(prefixes, rows.values(), strict=True)
+        for protocol, result in results.items()
+    }
+    own = next(iter(parts.values()))
+    if "torch" in own:
+        summary["linear_top5"] = own["torch"].top5
+    summary |= {
         "images_per_second": speed.images / speed.seconds,
         "epochs": config.epochs,
         "seconds": speed.seconds,
@@ -390,7 +401,7 @@ def finish_run(
     print_results(
         f"{config.dataset}, test images, after {config.epochs} epochs",
         "backbone",
-        results,
+        rows,
     )
     print(
         f"Trained for {timedelta(seconds=round(speed.seconds))} at "

@@ -32,14 +32,19 @@ def runs_on_cpu(accelerator: str) -> bool:
 
 
 class PretrainData(pl.LightningDataModule):
-    """Batches of two views and their mixtures, in an order that seed and epoch decide."""
+    """Batches of views and their mixtures, in an order that seed and epoch decide."""
 
     def __init__(
-        self, method: str, config: PretrainConfig, image_size: int, mixed_views: Sequence[int]
+        self,
+        method: str,
+        config: PretrainConfig,
+        image_size: int,
+        mixed_views: Sequence[int],
+        num_views: int = 2,
     ) -> None:
         super().__init__()
         transform = create_pretrain_transform(
-            method, config.dataset, image_size, config.min_scale, config.augmentations
+            method, config.dataset, image_size, config.min_scale, config.augmentations, num_views
         )
         # The test images are opened here too, so that a missing one fails before the training.
         with one_at_a_time(Path(config.data_dir), create=config.download):

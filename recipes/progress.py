@@ -11,7 +11,7 @@ import torch
 from metrics import latest_metrics
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 
-SHOWN_METRICS = ("loss", "contrast", "mix", "knn_top1")
+SHOWN_METRICS = ("loss", "contrast", "mix", "cross_entropy", "knn_top1")
 
 
 class Speed(Callback):

@@ -108,7 +108,9 @@ def test_every_preset_is_read_by_the_recipe_in_its_name(preset, run_here):
     assert {name: options[name] for name in written} == written
 
 
-@pytest.mark.parametrize("recipe", ["moco", "simclr", "evaluate", "compare", "draw_mixtures"])
+@pytest.mark.parametrize(
+    "recipe", ["moco", "simclr", "selfcon", "evaluate", "compare", "draw_mixtures"]
+)
 def test_help_has_a_line_for_every_option(recipe, run_here):
     code, output, _ = run_here(recipe, "--help")
     assert code == 0
