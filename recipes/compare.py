@@ -36,15 +36,25 @@ from typing import Any, Literal
 
 import yaml
 from command_line import check_options, fail_in_one_line, parse_options
+from evaluate import EvaluateConfig
+from evaluation_report import read_report
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from moco import MoCoConfig
 from rich.console import Console
 from rich.markdown import Markdown
+from selfcon import SelfConConfig
 from simclr import SimCLRConfig
 
-RECIPES = {"moco": MoCoConfig, "simclr": SimCLRConfig}
+RECIPES = {"moco": MoCoConfig, "simclr": SimCLRConfig, "selfcon": SelfConConfig}
 # What the table compares: names in summary.json, and their headings.
-FIGURES = {"linear_top1": "linear, top-1 %", "knn_top1": "kNN, top-1 %"}
+FIGURES = {
+    "linear_top1": "linear, top-1 %",
+    "knn_top1": "kNN, top-1 %",
+    "classifier_top1": "classifier, top-1 %",
+    "subnetwork_linear_top1": "sub-network linear, top-1 %",
+    "ensemble_linear_top1": "ensemble linear, top-1 %",
+}
+TRANSFER_PROTOCOLS = {"torch": "linear", "knn": "kNN"}
 _FILES = ("results.json", "results.md", "results.png")
 
 
@@ -58,6 +68,8 @@ class CompareConfig:
         changes: For each change, by name, the options that differ from the base.
         groups: For each group, by name, the options that differ from the base, in the group's base
             and changes alike. Default: a single group.
+        transfer: Other datasets to probe each backbone on, by name: options of evaluate.py
+            (dataset, data_dir and so on).
         base_name: Name of the base in tables.
         seeds: Seeds of the runs; the comparison is paired by seed.
         question: What the study is to answer; the title of its table.
@@ -70,10 +82,11 @@ class CompareConfig:
         report: Whether only to write table and plot anew, from output_dir/results.json.
     """
 
-    recipe: Literal["moco", "simclr"] = "moco"
+    recipe: Literal["moco", "simclr", "selfcon"] = "moco"
     base: dict[str, Any] = field(default_factory=dict)
     changes: dict[str, dict[str, Any]] = field(default_factory=dict)
     groups: dict[str, dict[str, Any]] = field(default_factory=dict)
+    transfer: dict[str, dict[str, Any]] = field(default_factory=dict)
     base_name: str = "plain"
     seeds: list[NonNegativeInt] = field(default_factory=lambda: [0, 1, 2])
     question: str = ""
@@ -95,6 +108,7 @@ class Run:
         recipe: Recipe that runs.
         options: All options that the study gives it, with its seed.
         folder: Where it runs.
+        transfer: Options of evaluate.py for each further dataset, by its name.
     """
 
     group: str
@@ -102,11 +116,16 @@ class Run:
     recipe: str
     options: dict[str, Any]
     folder: Path
+    transfer: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
         """Its name for people."""
         return f"{f'{self.group}: ' if self.group else ''}{self.arm}, seed {self.options['seed']}"
+
+    def transfer_folder(self, name: str) -> Path:
+        """Where its evaluation on a further dataset is written."""
+        return self.folder / "transfer" / _slug(name)
 
 
 def plan(config: CompareConfig, output_dir: Path) -> list[Run]:
@@ -122,6 +141,7 @@ def plan(config: CompareConfig, output_dir: Path) -> list[Run]:
         raise ValueError(f"A change is named {config.base_name!r}, as is the base.")
     if len(set(config.seeds)) < len(config.seeds):
         raise ValueError(f"A seed is named twice in {config.seeds}.")
+    transfer = check_transfer(config)
     arms: dict[str, dict[str, Any]] = {config.base_name: {}, **config.changes}
     runs = []
     for seed in config.seeds:
@@ -140,11 +160,28 @@ def plan(config: CompareConfig, output_dir: Path) -> list[Run]:
                         check_options(RECIPES[recipe], options)
                     except ValueError as error:
                         raise ValueError(f"{group} {arm}: ".lstrip() + str(error)) from error
-                runs.append(Run(group, arm, recipe, options, folder))
+                runs.append(Run(group, arm, recipe, options, folder, transfer))
     folders = [run.folder for run in runs]
     if len(set(folders)) < len(folders):
         raise ValueError("Two groups or changes differ only in characters that no folder can have.")
     return runs
+
+
+def check_transfer(config: CompareConfig) -> dict[str, dict[str, Any]]:
+    """Options of evaluate.py for each further dataset; ValueError if it does not know them."""
+    transfer = {}
+    for name, given in config.transfer.items():
+        options = {"protocol": ["torch", "knn"], **given}
+        options["data_dir"] = [str(Path(config.data_root) / options.get("data_dir", "data"))]
+        options["dataset"] = [options.get("dataset", "imagefolder")]
+        try:
+            check_options(EvaluateConfig, options)
+        except ValueError as error:
+            raise ValueError(f"transfer to {name}: {error}") from error
+        transfer[name] = options
+    if len({_slug(name) for name in transfer}) < len(transfer):
+        raise ValueError("Two names of transfer differ only in characters that no folder can have.")
+    return transfer
 
 
 def _slug(name: str) -> str:
@@ -169,23 +206,55 @@ def is_finished(run: Run) -> bool:
                 f"The run in {run.folder} was made with {name} {before.get(name)}, the study says "
                 f"{value}: choose another --output_dir, or delete that folder."
             )
-    return (run.folder / "summary.json").is_file()
+    return (run.folder / "summary.json").is_file() and all(
+        # They are written one after another.
+        {record["protocol"] for record in read_report(run.transfer_folder(name))}
+        >= set(options["protocol"])
+        for name, options in run.transfer.items()
+    )
 
 
 def execute(run: Run, threads: int, log: Path) -> str:
-    """Runs a recipe as a program, or goes on with it; gives the last line of a failed one."""
+    """Makes a run, or goes on with it, and its transfers; gives the last line of a failed one."""
+    failure = ""
+    if not (run.folder / "summary.json").is_file():
+        failure = _train(run, threads, log)
+    for name, options in run.transfer.items():
+        # With --overwrite, because one that was interrupted may have left a part of its results.
+        path = log.with_name(f"{log.stem}-{_slug(name)}.log")
+        where = {"backbone_dir": [str(run.folder)], "output_dir": str(run.transfer_folder(name))}
+        failure = failure or _run_program(
+            "evaluate",
+            {**options, **where, "seed": run.options["seed"]},
+            "--overwrite",
+            threads,
+            path,
+        )
+    return failure
+
+
+def _train(run: Run, threads: int, log: Path) -> str:
     can_resume = (run.folder / "checkpoints" / "last.ckpt").is_file()
-    run.folder.mkdir(parents=True, exist_ok=True)
+    options = {**run.options, "output_dir": str(run.folder)}
+    return _run_program(
+        run.recipe, options, "--resume" if can_resume else "--overwrite", threads, log
+    )
+
+
+def _run_program(name: str, options: dict[str, Any], flag: str, threads: int, log: Path) -> str:
+    """Runs a recipe with its output in a log; gives the last line of it if that fails."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    options = log.with_suffix(".yaml")
-    options.write_text(yaml.safe_dump({**run.options, "output_dir": str(run.folder)}))
-    script = Path(__file__).with_name(f"{run.recipe}.py")
-    command = [sys.executable, str(script), "--config", str(options)]
-    command.append("--resume" if can_resume else "--overwrite")
+    file = log.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(options))
+    script = Path(__file__).with_name(f"{name}.py")
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with log.open("a") as output:
         result = subprocess.run(
-            command, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False
+            [sys.executable, str(script), "--config", str(file), flag],
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            check=False,
         )
     if result.returncode == 0:
         return ""
@@ -197,10 +266,9 @@ def collect(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """What the finished runs have measured."""
     rows = []
     for run in runs:
-        path = run.folder / "summary.json"
-        if not path.is_file():
+        if not is_finished(run):
             continue
-        summary = json.loads(path.read_text())
+        summary = json.loads((run.folder / "summary.json").read_text())
         trained = json.loads((run.folder / "backbone.json").read_text())["training"]
         images = summary["images_per_second"] * summary["seconds"]
         rows.append(
@@ -216,9 +284,20 @@ def collect(runs: Sequence[Run]) -> list[dict[str, Any]]:
                     name: trained[name] for name in ("augment", "precision") if name in trained
                 },
                 **summary,
+                **read_transfer(run),
             }
         )
     return rows
+
+
+def read_transfer(run: Run) -> dict[str, float]:
+    """Accuracies on the further datasets, by the headings of the table."""
+    figures = {}
+    for name in run.transfer:
+        for record in read_report(run.transfer_folder(name)):
+            protocol = TRANSFER_PROTOCOLS.get(record["protocol"], record["protocol"])
+            figures[f"{protocol} on {name}, top-1 %"] = record["top1"]
+    return figures
 
 
 def read_curve(path: Path, epochs: int, images: float) -> list[list[float]]:
@@ -237,7 +316,11 @@ def paired(rows: Sequence[dict[str, Any]], figure: str, group: str, arms: Sequen
     and half-width are NaN where there is one only.
     """
     base, arm = (
-        {row["seed"]: row[figure] for row in rows if (row["group"], row["arm"]) == (group, name)}
+        {
+            row["seed"]: row[figure]
+            for row in rows
+            if (row["group"], row["arm"]) == (group, name) and figure in row
+        }
         for name in arms
     )
     differences = [arm[seed] - base[seed] for seed in sorted(base.keys() & arm.keys())]
@@ -255,17 +338,24 @@ def paired(rows: Sequence[dict[str, Any]], figure: str, group: str, arms: Sequen
 def render(results: dict[str, Any]) -> str:
     """The table of a study in Markdown, from what is in its results.json alone."""
     rows = results["runs"]
-    figures = [name for name in FIGURES if all(name in row for row in rows)]
+    headings = {
+        **FIGURES,
+        **{name: name for name in rows[0] if name.endswith(", top-1 %")},
+    }
+    figures = [name for name in headings if any(name in row for row in rows)]
     many = any(row["group"] for row in rows)
     head = [*(["group"] if many else []), "arm", "seeds"]
     for name in figures:
-        head += [FIGURES[name], f"minus {results['base_name']} [95%]"]
+        head += [headings[name], f"minus {results['base_name']} [95%]"]
     head += ["images seen", "seconds"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for group, arm in dict.fromkeys((row["group"], row["arm"]) for row in rows):
         found = [row for row in rows if (row["group"], row["arm"]) == (group, arm)]
         cells = [*([group] if many else []), arm, str(len(found))]
         for name in figures:
+            if name not in found[0]:  # as the sub-network of a method without one
+                cells += ["", ""]
+                continue
             cells.append(_mean_and_deviation([row[name] for row in found]))
             difference = paired(rows, name, group, (results["base_name"], arm))
             if arm == results["base_name"] or difference is None:
@@ -340,7 +430,7 @@ def write_results(config: CompareConfig, runs: Sequence[Run], output_dir: Path) 
     rows = collect(runs)
     if not rows:
         return
-    names = ("recipe", "seeds", "base_name", "base", "changes", "groups")
+    names = ("recipe", "seeds", "base_name", "base", "changes", "groups", "transfer")
     study = {name: value for name, value in asdict(config).items() if name in names and value}
     results = {
         "question": config.question,

@@ -84,6 +84,7 @@ def test_a_plan_has_every_group_arm_and_seed_once_and_the_change_wins_over_group
         ({"changes": {"plain": {}}}, "'plain'"),
         ({"changes": {"a": {"epoch": 3}}}, "epoch"),
         ({"changes": {"a": {"epochs": "many"}}}, "epochs"),
+        ({"transfer": {"a": {"nothing": 1}}}, "nothing"),
         ({"changes": {"a": {"recipe": "byol"}}}, "'byol'"),
         ({"changes": {"a": {"output_dir": "/tmp"}}}, "output_dir"),
         ({"changes": {"a b": {}, "a-b": {}}}, "no folder"),
@@ -186,6 +187,44 @@ def test_a_run_of_another_study_is_refused_by_the_name_of_the_option(compare, tm
         compare.is_finished(compare.plan(config, folder)[0])
 
 
+def test_a_run_without_all_of_its_transfers_is_not_finished(compare, tmp_path):
+    transfer = {"Other data": {"dataset": "digits", "protocol": ["torch", "knn"]}}
+    config, folder = study(compare, tmp_path, transfer=transfer)
+    run = compare.plan(config, folder)[0]
+    finish(run, 50)
+    assert not compare.is_finished(run)
+    report = run.transfer_folder("Other data")
+    assert report == run.folder / "transfer" / "other-data"
+    facts = dict.fromkeys(["backbone", "dataset", "data_dir", "label_fraction", "seed"], "x")
+    for protocols in (["torch"], ["torch", "knn"]):
+        records = [{**facts, "protocol": name, "top1": 40.0} for name in protocols]
+        report.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"format": compare_format(), "results": records})
+        (report / "evaluation.json").write_text(text)
+        assert compare.is_finished(run) == (len(protocols) == 2)
+    assert compare.collect([run])[0]["kNN on Other data, top-1 %"] == 40
+
+
+def compare_format():
+    from evaluation_report import FORMAT
+
+    return FORMAT
+
+
+@pytest.mark.parametrize(
+    ("transfer", "message"),
+    [
+        ({"a": {"dataset": "digits", "k": 3}}, "transfer to a: .*k"),
+        ({"a": {"protocol": ["svm"]}}, "svm"),
+        ({"a b": {}, "a-b": {}}, "no folder"),
+    ],
+)
+def test_a_transfer_that_cannot_run_is_refused(compare, tmp_path, transfer, message):
+    config, folder = study(compare, tmp_path, transfer=transfer)
+    with pytest.raises(ValueError, match=message):
+        compare.plan(config, folder)
+
+
 def test_a_failed_run_is_named_and_the_others_still_run(compare, tmp_path, monkeypatch):
     config, folder = study(compare, tmp_path, seeds=[0])
 
@@ -210,6 +249,8 @@ def test_a_whole_study_on_digits_by_the_command_of_the_help(compare, tmp_path, m
     path = tmp_path / "digits.yaml"
     base = {**BASE, "backbone": "test_vit", "image_size": 16, "protocol": ["knn"]}
     settings = {"base": base, "changes": {"MixCo": {"mix_weight": 1}}, "seeds": [3]}
+    settings["transfer"] = {"few digits": {"dataset": "digits", "protocol": ["knn"]}}
+    settings["transfer"]["few digits"]["label_fractions"] = [0.5]
     path.write_text(yaml.safe_dump(settings))
     folder = tmp_path / "study"
     call(compare, monkeypatch, "--config", path, "--output_dir", folder)
@@ -220,6 +261,8 @@ def test_a_whole_study_on_digits_by_the_command_of_the_help(compare, tmp_path, m
     assert [row["arm"] for row in rows] == ["plain", "MixCo"]
     assert rows[0]["images"] == 1280  # whole batches of 128 out of 1,348
     assert rows[0]["knn_top1"] > 20  # chance is 10
+    assert 20 < rows[0]["kNN on few digits, top-1 %"] != rows[0]["knn_top1"]
+    assert "kNN on few digits, top-1 %" in (folder / "results.md").read_text()
 
     with pytest.raises(SystemExit, match="add --resume"):
         call(compare, monkeypatch, "--config", path, "--output_dir", folder)
