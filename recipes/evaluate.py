@@ -78,7 +78,7 @@ from mixco_lightly.data.transforms import create_probe_transform, create_test_tr
 from mixco_lightly.evaluation.image_probes import EpochResults, finetune_probe, paper_probe
 from mixco_lightly.export import read_config
 from mixco_lightly.models.backbone import Backbone
-from mixco_lightly.models.image_size import measure_feature_dim
+from mixco_lightly.models.image_size import TIMM_ERRORS, measure_feature_dim
 
 Protocol = Literal["torch", "sklearn", "knn", "paper", "finetune"]
 # The default, and what a pretraining run ends with: these work on features, extracted once.
@@ -93,7 +93,8 @@ LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 # these. With a larger C the fit takes ever longer and follows the training images' noise.
 C_VALUES = (0.0001, 0.001, 0.01, 0.1, 1.0)
 
-Normalisation = tuple[Sequence[float], Sequence[float]]
+# Mean and standard deviation of each channel; None for the dataset's.
+Normalisation = tuple[Sequence[float] | None, Sequence[float] | None]
 
 
 @dataclass
@@ -196,6 +197,7 @@ def evaluate_backbone(
     download: bool = False,
     precision: Any = "32-true",
     keep_decoded: bool = True,
+    normalize: Normalisation = (None, None),
 ) -> dict[Protocol, ProbeResult]:
     """Measures a backbone on a dataset with all labels, as a pretraining run does at its end."""
     config = EvaluateConfig(
@@ -209,7 +211,7 @@ def evaluate_backbone(
         keep_decoded=keep_decoded,
     )
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    measurements = measure(backbone, dataset, data_dir, config, image_size, device)
+    measurements = measure(backbone, dataset, data_dir, config, image_size, device, normalize)
     return {measurement.protocol: measurement.last for measurement in measurements}
 
 
@@ -220,7 +222,7 @@ def measure(
     config: EvaluateConfig,
     image_size: int,
     device: torch.device,
-    normalize: Normalisation | None = None,
+    normalize: Normalisation = (None, None),
     title: str = "",
 ) -> Iterator[Measurement]:
     """Measures a backbone on a dataset with each protocol and each part of the labels.
@@ -230,8 +232,7 @@ def measure(
     """
     # Convolutions are faster in this layout.
     backbone = backbone.to(memory_format=torch.channels_last)
-    statistics = normalize or (None, None)
-    transform = create_test_transform(dataset, image_size, *statistics)
+    transform = create_test_transform(dataset, image_size, *normalize)
     images, test_images = create_train_test(
         dataset, data_dir, transform, transform, config.download, config.keep_decoded
     )
@@ -252,7 +253,7 @@ def measure(
     augmented = images
     if not set(config.protocol) <= set(FEATURE_PROTOCOLS):
         augmented, augment = prepare_augmentation(
-            images, create_probe_transform(dataset, image_size, *statistics)
+            images, create_probe_transform(dataset, image_size, *normalize)
         )
         options = {
             "num_classes": len(images.classes),
@@ -366,7 +367,8 @@ class Subject:
         pretrained_on: The dataset that it was trained on.
         backbone: The backbone.
         image_size: Height and width of the images that it is given.
-        normalize: Mean and standard deviation of its images, if not the dataset's.
+        normalize: Mean and standard deviation of its images: the dataset's, or those of
+            published weights.
         dataset: The dataset's name.
         data_dir: The dataset's folder.
         folder: Where the results are written, if anywhere.
@@ -376,7 +378,7 @@ class Subject:
     pretrained_on: str
     backbone: Backbone
     image_size: int
-    normalize: Normalisation | None
+    normalize: Normalisation
     dataset: str
     data_dir: str
     folder: Path | None
@@ -420,9 +422,13 @@ def open_subjects(config: EvaluateConfig) -> list[Subject]:
             source = training.get("dataset", "not said")
             if source == "imagefolder":
                 source += f" {training.get('data_dir', '')}"
+            # A run exports what it was trained with: here only published weights' is kept.
+            normalize: Normalisation = (None, None)
+            if training.get("pretrained"):
+                normalize = (backbone.mean, backbone.std)
             subjects.append(
                 Subject(
-                    str(Path(run)), source, backbone, image_size, None, name, folder,
+                    str(Path(run)), source, backbone, image_size, normalize, name, folder,
                     output_dir or Path(run),
                 )
             )  # fmt: skip
@@ -432,7 +438,7 @@ def open_subjects(config: EvaluateConfig) -> list[Subject]:
                 raise ValueError(f"{name} has no image size of its own: give --image_size.")
             torch.manual_seed(config.seed)
             backbone = create_backbone(timm_name, size, pretrained=config.pretrained)
-            normalize = (backbone.mean, backbone.std) if backbone.mean and backbone.std else None
+            normalize = (backbone.mean, backbone.std)
             source = "published weights" if config.pretrained else "nothing (random)"
             subjects.append(
                 Subject(timm_name, source, backbone, size, normalize, name, folder, output_dir)
@@ -444,7 +450,7 @@ def check_image_size(backbone: Backbone, image_size: int) -> None:
     """Raises a ValueError if the backbone takes only the size that it was made for."""
     try:
         measure_feature_dim(backbone, backbone.in_chans, image_size)
-    except (RuntimeError, AssertionError) as error:
+    except TIMM_ERRORS as error:
         raise ValueError(
             f"{backbone.name} was made for images of {backbone.image_size} pixels and does not "
             f"take {image_size}: {' '.join(str(error).split())}"

@@ -25,7 +25,13 @@ import pytorch_lightning as pl
 import torch
 from allocator import keep_freed_memory
 from command_line import default_num_workers, fail_in_one_line
-from evaluate import PROTOCOL_NAMES, Protocol, evaluate_backbone, print_results
+from evaluate import (
+    PROTOCOL_NAMES,
+    Normalisation,
+    Protocol,
+    evaluate_backbone,
+    print_results,
+)
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from metrics import LogLearningRate, create_loggers, draw_curves
@@ -194,9 +200,13 @@ def pretrain(
             check_compiler(config.accelerator)
         if runs_on_cpu(config.accelerator):
             keep_freed_memory()
-        data = PretrainData(transform or method, config, image_size, mixed_views, num_views)
-        config = replace(config, augment=data.config.augment, num_workers=data.config.num_workers)
         backbone = create_initial_backbone(config, image_size)
+        data = PretrainData(
+            *(transform or method, config, image_size, mixed_views, num_views),
+            # Published weights go with images that are normalised as theirs were.
+            normalize=(backbone.mean, backbone.std),
+        )
+        config = replace(config, augment=data.config.augment, num_workers=data.config.num_workers)
         # Convolutions are faster in this layout, on CPUs and, in half precision, on GPUs.
         model = create_model(backbone, config).to(memory_format=torch.channels_last)
         if config.compile:
@@ -244,7 +254,7 @@ def pretrain(
         raise
     if trainer.is_global_zero:
         device = trainer.strategy.root_device
-        finish_run(method, config, run, model, speed, device, evaluate)
+        finish_run(method, config, run, model, speed, device, data.normalize, evaluate)
 
 
 def choose_precision(precision: str, accelerator: str) -> Any:
@@ -299,7 +309,7 @@ def create_trainer(
         callbacks.append(
             TrainingKNN(
                 data.images,
-                create_test_transform(config.dataset, image_size),
+                create_test_transform(config.dataset, image_size, *data.normalize),
                 every_n_epochs=config.knn_every_n_epochs,
                 batch_size=max(config.batch_size, 256),
                 num_workers=default_num_workers(config.num_workers),
@@ -339,12 +349,14 @@ def finish_run(
     model: pl.LightningModule,
     speed: Speed,
     device: torch.device,
+    normalize: Normalisation,
     evaluate: Evaluate | None,
 ) -> None:
     """Exports the backbone, measures it beside its initialisation, and writes the summary."""
     info = check_name(config.dataset)
+    mean, std = normalize[0] or info.mean, normalize[1] or info.std
     settings = {"method": method, **asdict(config)}
-    export_backbone(model, run, mean=info.mean, std=info.std, training=settings)
+    export_backbone(model, run, mean=mean, std=std, training=settings)
     draw_curves(run)
 
     # What was exported is what is measured; it is not compiled.
@@ -358,6 +370,7 @@ def finish_run(
         "knn_k": config.knn_k,
         "seed": config.seed,
         "device": device,
+        "normalize": normalize,
     }
     data = (config.dataset, config.data_dir, config.protocol)
     parts: dict[str, dict[Any, ProbeResult]]
@@ -396,7 +409,7 @@ def finish_run(
             },
         },
     }
-    export_backbone(backbone, run, mean=info.mean, std=info.std, training=settings, metrics=summary)
+    export_backbone(backbone, run, mean=mean, std=std, training=settings, metrics=summary)
     (run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print_results(
         f"{config.dataset}, test images, after {config.epochs} epochs",

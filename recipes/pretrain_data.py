@@ -12,6 +12,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from command_line import default_num_workers
+from evaluate import Normalisation
 from processes import one_at_a_time
 from torch.utils.data import DataLoader, DistributedSampler, Subset
 from torchvision.transforms import PILToTensor
@@ -41,10 +42,17 @@ class PretrainData(pl.LightningDataModule):
         image_size: int,
         mixed_views: Sequence[int],
         num_views: int = 2,
+        normalize: Normalisation = (None, None),
     ) -> None:
         super().__init__()
         transform = create_pretrain_transform(
-            method, config.dataset, image_size, config.min_scale, config.augmentations, num_views
+            method,
+            config.dataset,
+            image_size,
+            config.min_scale,
+            config.augmentations,
+            num_views,
+            *normalize,
         )
         # The test images are opened here too, so that a missing one fails before the training.
         with one_at_a_time(Path(config.data_dir), create=config.download):
@@ -79,6 +87,7 @@ class PretrainData(pl.LightningDataModule):
             ),
         )
         config = self.config
+        self.normalize = normalize
         self.mixed_views = mixed_views if config.mix_weight > 0 else ()
         processes = config.devices * config.num_nodes
         self.steps_per_epoch = len(self.part) // processes // config.batch_size

@@ -35,7 +35,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from command_line import fail_in_one_line, parse_options
-from evaluate import C_VALUES, LEARNING_RATES
+from evaluate import C_VALUES, LEARNING_RATES, Normalisation
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from pretrain import PretrainConfig, pretrain
 from rich.console import Console
@@ -235,13 +235,14 @@ def evaluate_exits(
     knn_k: int,
     seed: int,
     device: torch.device,
+    normalize: Normalisation,
 ) -> dict[str, dict[str, ProbeResult]]:
     """Measures backbone, sub-networks and their ensemble with one extraction of all features."""
     trained = model.network
     # Around the backbone as it was exported; it is not compiled.
     network = MultiExitBackbone.from_backbone(backbone, trained.exits, trained.subnetwork)
     network.load_state_dict(trained.state_dict())
-    transform = create_test_transform(dataset, image_size)
+    transform = create_test_transform(dataset, image_size, *normalize)
     datasets = create_train_test(dataset, data_dir, transform, transform, keep_decoded=keep_decoded)
     half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
     with torch.autocast(device.type, dtype=half, enabled=half is not None):

@@ -10,7 +10,7 @@ import timm
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mixco_lightly import load_backbone
 from tests.run_recipe import RECIPES, TINY, Program, run, tiny_run
@@ -355,3 +355,25 @@ def test_random_initialisation_is_random_for_a_run_from_published_weights_too(
         random.append({name: x for name, x in summary.items() if name.startswith("random_init")})
     assert random[0] == random[1]
     assert len(random[0]) == 3
+
+
+def test_published_weights_are_given_images_normalised_as_their_own(tmp_path, run_here):
+    weights = tmp_path / "weights.safetensors"
+    published = timm.create_model("test_resnet")
+    save_file(published.state_dict(), weights)
+    kwargs = json.dumps({"pretrained_cfg_overlay": {"file": str(weights), "mean": [0.1, 0.2, 0.3]}})
+    code, _, _ = run_here(
+        *("moco", *TINY, "--epochs", 1, "--train_fraction", 0.2, "--protocol", "knn"),
+        *("--pretrained", "--backbone_kwargs", kwargs, "--output_dir", tmp_path / "run"),
+        *("--random_init=false", "--knn_every_n_epochs", 0),
+    )
+    assert code == 0
+    described = json.loads((tmp_path / "run" / "backbone.json").read_text())
+    assert described["mean"] == [0.1, 0.2, 0.3]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    quiet = ["--num_workers", 0, "--knn_k", 5, "--protocol", "knn"]
+    code, _, _ = run_here("evaluate", "--backbone_dir", tmp_path / "run", *quiet)
+    assert code == 0
+    (record,) = json.loads((tmp_path / "run" / "evaluation.json").read_text())["results"]
+    # Digits' own normalisation would give another figure.
+    assert record["top1"] == summary["knn_top1"]

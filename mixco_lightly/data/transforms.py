@@ -25,6 +25,8 @@ def create_pretrain_transform(
     min_scale: float | None = None,
     augmentations: str = "full",
     num_views: int = 2,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> MultiViewTransform:
     """Augmented views of an image, for contrastive pretraining.
 
@@ -50,6 +52,8 @@ def create_pretrain_transform(
             of which no colour or blur is known to be irrelevant (the setting with few domain
             augmentations of i-Mix, https://arxiv.org/abs/2010.08887).
         num_views: One or two.
+        mean: Mean of each channel instead of the dataset's, as that of pretrained weights.
+        std: Standard deviation of each channel instead of the dataset's.
 
     Returns:
         A transform from a PIL image to a list of tensors (3, image_size, image_size), the views.
@@ -77,7 +81,7 @@ def create_pretrain_transform(
     options: dict[str, Any] = {
         "input_size": image_size,
         "min_scale": min_scale or (0.5 if dataset == "digits" else 0.2),
-        "normalize": {"mean": list(info.mean), "std": list(info.std)},
+        "normalize": {"mean": list(mean or info.mean), "std": list(std or info.std)},
     }
     if image_size <= _NO_BLUR_SIZE or method in ("selfcon", "cross-entropy"):
         options |= {"gaussian_blur": 0.0, "cj_strength": 0.5}
