@@ -110,7 +110,8 @@ def export_backbone(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     state = {
-        name: tensor.detach().cpu().contiguous()
+        # Copies, because layers may share weights, and a safetensors file may not.
+        name: tensor.detach().to("cpu", copy=True).contiguous()
         for name, tensor in backbone.model.state_dict().items()
     }
     save_file(state, directory / WEIGHTS_NAME)

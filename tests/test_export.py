@@ -321,3 +321,13 @@ def test_mean_and_std_of_a_pretrained_backbone_are_exported_and_loaded(tmp_path)
     assert (loaded.mean, loaded.std) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
     export_backbone(backbone, tmp_path, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     assert load_backbone(tmp_path).mean == [0.0, 0.0, 0.0]
+
+
+def test_a_backbone_whose_layers_share_weights_is_exported(tmp_path):
+    backbone = create_backbone("resnet18", image_size=32, stem="timm").eval()
+    blocks = backbone.model.layer1
+    blocks[1].conv1.weight = blocks[0].conv1.weight
+    loaded = load_backbone(export_backbone(backbone, tmp_path))
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), backbone(images))
