@@ -74,7 +74,7 @@ class PretrainConfig:
             an imagefolder has none and needs this.
         min_scale: Smallest area of the random crops, as a part of the image's. Default: 0.2, as in
             the authors' code; for digits 0.5.
-        augmentations: full, or crop-flip for random crops and flips only.
+        augmentations: Random changes of the views: full, or crop-flip for crops and flips only.
         train_fraction: Part of the training images to train on, the same part of each class,
             drawn by the seed. The evaluation has all of them.
         backbone: A timm model name. Default: resnet18; for digits test_resnet, timm's smallest.

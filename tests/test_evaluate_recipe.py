@@ -348,7 +348,7 @@ def test_a_pretraining_runs_call_gives_the_three_probes_of_features(recipe, imag
         (["--label_fractions", 0], "in (0, 1]"),
         (["--label_fractions", 1.5], "in (0, 1]"),
         (["--label_fractions", "nan"], "label_fractions"),
-        (["--label_fractions", 0.001], "0.001 of 1,348 labels"),
+        (["--label_fractions", 0.001], "0.001 of 1,348 images"),
         (["--label_fractions", "half"], "label_fractions"),
         (["--protocol", "svm"], "svm"),
         (["--protocol", "paper", "--paper_epochs", 0], "paper_epochs"),

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-AFTER, BEFORE = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+CODE = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+(SELFCON,) = (code for code in CODE if "SelfConLoss" in code)
+AFTER, BEFORE = (code for code in CODE if "DataLoader" in code)
 
 
 @pytest.mark.parametrize("code", [BEFORE, AFTER], ids=["before", "after"])
@@ -15,6 +17,11 @@ def test_the_pipeline_runs_and_its_loss_is_finite(code, capsys):
     losses = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
     assert len(losses) == 2
     assert all(0 < loss < 100 for loss in losses)
+
+
+def test_the_selfcon_example_runs_and_all_code_of_the_readme_is_tested():
+    exec(compile(SELFCON, "README.md", "exec"), {})  # noqa: S102
+    assert len(CODE) == 3
 
 
 def test_the_shown_difference_is_that_of_the_two_pipelines_but_for_their_imports():

@@ -23,10 +23,6 @@ def read(path):
     return json.loads(path.read_text())
 
 
-def test_there_is_a_study():
-    assert STUDIES
-
-
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.parent.name)
 def test_the_table_of_a_study_follows_from_its_runs(path, compare):
     assert path.with_name("results.md").read_text() == compare.render(read(path))

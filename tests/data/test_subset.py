@@ -50,5 +50,5 @@ def test_a_fraction_outside_of_0_to_1_is_refused(fraction):
 
 
 def test_a_fraction_of_fewer_images_than_classes_is_refused():
-    with pytest.raises(ValueError, match=r"0\.01 of 134 labels .* 3 classes"):
+    with pytest.raises(ValueError, match=r"0\.01 of 134 images .* 3 classes"):
         choose_part(TARGETS, 0.01)
