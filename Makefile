@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test study-check format clean
+.PHONY: help quickstart test test-slow study-check format clean
 
 help: ## Show the commands.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -16,6 +16,9 @@ test: $(VENV)/.installed-dev ## Install with the dev extra, run ruff, mypy and p
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n auto
+
+test-slow: $(VENV)/.installed-dev ## Run the tests that take minutes each: kills in a loop, torchrun.
+	$(BIN)/python -m pytest -m slow
 
 study-check: $(VENV)/.installed-dev ## Compute the tables in recipes/results/ and the README anew from their runs.
 	$(BIN)/python -m pytest -q tests/test_results.py
