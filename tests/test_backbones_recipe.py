@@ -90,3 +90,13 @@ def test_a_wildcard_without_a_name_is_one_line(list_backbones):
     assert rows == []
     assert code.startswith("error: timm ")
     assert "no name like resnet81*" in code
+
+
+def test_the_page_of_backbones_has_the_summary_of_the_sweeps_rows(monkeypatch):
+    root = Path(__file__).parent.parent
+    monkeypatch.syspath_prepend(str(root / "tests" / "benchmarks"))
+    import backbones
+
+    rows = backbones.read(root / "docs" / "backbones.csv")
+    assert backbones.summary(rows) in (root / "docs" / "backbones.md").read_text()
+    assert all(value >= limit for _, value, limit in backbones.limits(rows))

@@ -104,7 +104,9 @@ class Fitting:
             for path in ((first,) if isinstance(first, str) else first)
             if isinstance(_layer(model, path), nn.Conv2d)
         )
-        self._pool = next((path for path in ("maxpool", "stem.pool") if _layer(model, path)), None)
+        # A pool without a stride (HGNetV2) is not there to make the maps smaller.
+        pools = ((path, _layer(model, path)) for path in ("maxpool", "stem.pool"))
+        self._pool = next((path for path, pool in pools if pool and _has_stride(pool)), None)
         self._models[repr(("meta", self.timm_kwargs, ()))] = model
         accepted = _constructor_arguments(type(model))
         # Whether the image size is an argument, and open.
@@ -465,6 +467,11 @@ def _layer(model: nn.Module, name: str) -> nn.Module | None:
     except AttributeError:
         return None
     return None if isinstance(layer, nn.Identity) else layer
+
+
+def _has_stride(layer: nn.Module) -> bool:
+    strides = (getattr(part, "stride", None) for part in layer.modules())
+    return any(isinstance(stride, int | tuple) and _one_side(stride) > 1 for stride in strides)
 
 
 def _one_side(size: Any) -> int:

@@ -412,3 +412,10 @@ def test_pretrained_stem_is_summed_over_the_channels_for_grey_images(published_w
     state, options = published_weights
     model = backbone_of("resnet18", 64, in_chans=1, **options).model
     torch.testing.assert_close(model.conv1.weight, state["conv1.weight"].sum(dim=1, keepdim=True))
+
+
+def test_a_pool_without_a_stride_stays_in_the_small_stem():
+    backbone = create_backbone("hgnetv2_b0", image_size=32)
+    assert backbone.stem == "small"
+    assert backbone.fit.output_stride == 16
+    assert isinstance(backbone.model.stem.pool, nn.MaxPool2d)
