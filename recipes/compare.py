@@ -266,7 +266,8 @@ def collect(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """What the finished runs have measured."""
     rows = []
     for run in runs:
-        if not is_finished(run):
+        # The next run has started by now, and may be writing its options.
+        if not (run.folder / "summary.json").is_file() or not is_finished(run):
             continue
         summary = json.loads((run.folder / "summary.json").read_text())
         trained = json.loads((run.folder / "backbone.json").read_text())["training"]

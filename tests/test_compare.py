@@ -50,11 +50,11 @@ def finish(run, top1):
     """Leaves behind what a finished run does."""
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / "config.yaml").write_text(yaml.safe_dump(run.options))
-    (run.folder / "summary.json").write_text(json.dumps(summary_of(top1)))
     (run.folder / "backbone.json").write_text(json.dumps({"training": {"augment": "device"}}))
     (run.folder / "metrics.csv").write_text(
         "epoch,step,loss,knn_top1\n0,9,3.5,\n0,10,,20.0\n1,19,3.0,\n1,20,,30.0\n"
     )
+    (run.folder / "summary.json").write_text(json.dumps(summary_of(top1)))
 
 
 def test_a_plan_has_every_group_arm_and_seed_once_and_the_change_wins_over_group_and_base(
@@ -225,6 +225,15 @@ def test_a_transfer_that_cannot_run_is_refused(compare, tmp_path, transfer, mess
     config, folder = study(compare, tmp_path, transfer=transfer)
     with pytest.raises(ValueError, match=message):
         compare.plan(config, folder)
+
+
+def test_a_run_that_is_just_starting_does_not_disturb_the_report(compare, tmp_path):
+    config, folder = study(compare, tmp_path)
+    runs = compare.plan(config, folder)
+    finish(runs[0], 50)
+    runs[1].folder.mkdir(parents=True)
+    (runs[1].folder / "config.yaml").touch()
+    assert [row["arm"] for row in compare.collect(runs)] == ["plain"]
 
 
 def test_a_failed_run_is_named_and_the_others_still_run(compare, tmp_path, monkeypatch):
