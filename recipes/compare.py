@@ -32,7 +32,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import yaml
 from command_line import check_options, fail_in_one_line, parse_options
@@ -42,6 +42,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from moco import MoCoConfig
 from rich.console import Console
 from rich.markdown import Markdown
+from run_folder import replace_file
 from selfcon import SelfConConfig
 from simclr import SimCLRConfig
 
@@ -55,7 +56,6 @@ FIGURES = {
     "ensemble_linear_top1": "ensemble linear, top-1 %",
 }
 TRANSFER_PROTOCOLS = {"torch": "linear", "knn": "kNN"}
-_FILES = ("results.json", "results.md", "results.png")
 
 
 @dataclass
@@ -385,7 +385,7 @@ def _mean_and_deviation(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
 
 
-def draw(results: dict[str, Any], path: Path) -> None:
+def draw(results: dict[str, Any], file: IO[bytes]) -> None:
     """Draws kNN accuracy while training over images and over seconds, with bands over seeds."""
     from matplotlib.figure import Figure
 
@@ -409,7 +409,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
         for axis in axes:
             axis.grid(alpha=0.3)
     figure.suptitle(results["question"])
-    figure.savefig(path, dpi=110)
+    figure.savefig(file, dpi=110, format="png")
 
 
 def _band(members: Sequence[dict[str, Any]], unit: str) -> tuple[list[float], ...]:
@@ -447,14 +447,12 @@ def write_results(config: CompareConfig, runs: Sequence[Run], output_dir: Path) 
 
 def write_report(results: dict[str, Any], output_dir: Path) -> None:
     """Writes the three files of a study from its results."""
-    new = {name: output_dir / f".{name}" for name in _FILES}
-    new["results.json"].write_text(json.dumps(results, indent=1) + "\n")
-    new["results.md"].write_text(render(results))
-    picture = new["results.png"].with_name(".results.new.png")
-    draw(results, picture)
-    new["results.png"] = picture
-    for name, path in new.items():
-        path.replace(output_dir / name)
+    texts = {"results.json": json.dumps(results, indent=1) + "\n", "results.md": render(results)}
+    for name, text in texts.items():
+        with replace_file(output_dir / name) as file:
+            file.write(text.encode())
+    with replace_file(output_dir / "results.png") as file:
+        draw(results, file)
 
 
 def run_all(config: CompareConfig, runs: Sequence[Run], output_dir: Path) -> list[str]:

@@ -7,10 +7,11 @@ Evaluations into the same folder add to it; only the same measurement takes a re
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from run_folder import replace_file
 
 FORMAT = "mixco-lightly evaluation 1"
 JSON_NAME = "evaluation.json"
@@ -100,20 +101,13 @@ def add_record(records: list[Record], new: Record) -> None:
 def write_report(folder: Path, records: Sequence[Record]) -> None:
     """Writes both files into a folder that exists; each is whole at any time."""
     report = {"format": FORMAT, "results": records}
-    _replace(folder / JSON_NAME, json.dumps(report, indent=2) + "\n")
-    _replace(folder / MARKDOWN_NAME, format_markdown(records))
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    texts = {
+        JSON_NAME: json.dumps(report, indent=2) + "\n",
+        MARKDOWN_NAME: format_markdown(records),
+    }
+    for name, text in texts.items():
+        with replace_file(folder / name) as file:
+            file.write(text.encode())
 
 
 def build_table(records: Sequence[Record], metric: str) -> Table:

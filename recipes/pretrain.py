@@ -52,7 +52,13 @@ from progress import (
 )
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from rich.console import Console
-from run_folder import CheckpointFiles, checkpoint_path, prepare_run, read_steps
+from run_folder import (
+    CheckpointFiles,
+    checkpoint_path,
+    prepare_run,
+    read_steps,
+    replace_file,
+)
 from training_knn import TrainingKNN
 
 from mixco_lightly import ProbeResult, create_backbone, export_backbone, load_backbone
@@ -410,7 +416,8 @@ def finish_run(
         },
     }
     export_backbone(backbone, run, mean=mean, std=std, training=settings, metrics=summary)
-    (run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    with replace_file(run / "summary.json") as file:
+        file.write((json.dumps(summary, indent=2) + "\n").encode())
     print_results(
         f"{config.dataset}, test images, after {config.epochs} epochs",
         "backbone",

@@ -79,7 +79,8 @@ def prepare_run(run: Path, options: Mapping[str, Any], resume: bool, overwrite: 
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     sweep(run)
     checkpoint.unlink(missing_ok=True)
-    path.write_text(yaml.safe_dump(options, sort_keys=False))
+    with replace_file(path) as file:
+        file.write(yaml.safe_dump(options, sort_keys=False).encode())
 
 
 def sweep(run: Path) -> None:

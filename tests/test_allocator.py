@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 # Ten times 64 MiB are taken, written to and freed; printed are the faults after the first time.
@@ -39,15 +37,14 @@ def faults(mode, **environment):
     return output[0] == "True", int(output[1])
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about glibc")
-def test_freed_memory_is_used_again_without_a_page_fault():
+def test_freed_memory_is_used_again_without_a_page_fault_where_glibc_allocates():
     done, kept = faults("keep")
-    assert done
-    assert kept < 100
-    assert faults("leave")[1] > 100  # of 4 KiB or of 2 MiB
+    assert done == (platform.libc_ver()[0] == "glibc")
+    if done:
+        # Of 4 KiB or of 2 MiB, in 640 MiB.
+        assert kept < 100 < faults("leave")[1]
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about glibc")
 def test_a_setting_of_the_users_own_is_left_alone():
     done, _ = faults("keep", MALLOC_MMAP_THRESHOLD_="1048576")
     assert not done

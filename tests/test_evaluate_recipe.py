@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -280,7 +281,7 @@ def test_a_write_that_fails_leaves_the_earlier_file_whole(tmp_path, recipe, monk
     def fail(*args):
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(report.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="the disk is full"):
         report.write_report(tmp_path, [])
     assert [path.name for path in tmp_path.iterdir()] == ["evaluation.json"]
