@@ -407,6 +407,7 @@ def finish_run(
         "images_per_second": speed.images / speed.seconds,
         "epochs": config.epochs,
         "seconds": speed.seconds,
+        "peak_megabytes": speed.peak_megabytes,
         "versions": {
             "python": platform.python_version(),
             **{
@@ -425,5 +426,6 @@ def finish_run(
     )
     print(
         f"Trained for {timedelta(seconds=round(speed.seconds))} at "
-        f"{summary['images_per_second']:,.0f} images/s. Everything is in {run}."
+        f"{summary['images_per_second']:,.0f} images/s, with at most "
+        f"{speed.peak_megabytes / 1e3:,.1f} GB of memory. Everything is in {run}."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from datetime import timedelta
 from typing import Any
@@ -15,16 +16,19 @@ SHOWN_METRICS = ("loss", "contrast", "mix", "cross_entropy", "knn_top1")
 
 
 class Speed(Callback):
-    """Counts images and seconds of the training epochs; the sums survive a resume.
+    """Counts images, seconds and memory of the training epochs, and survives a resume.
 
     Attributes:
         images: Images of all finished epochs, of all processes; a pair of views counts once.
         seconds: Seconds of all finished epochs.
+        peak_megabytes: Most memory so far, in 10^6 bytes, summed over all processes: what tensors
+            had on a GPU, the whole process on a CPU.
     """
 
     def __init__(self) -> None:
         self.images = 0
         self.seconds = 0.0
+        self.peak_megabytes = 0.0
         self._epoch_start = 0.0
         self._epoch_images = 0
 
@@ -44,9 +48,13 @@ class Speed(Callback):
         self._epoch_images += len(batch[0][0]) * trainer.world_size
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stops the clock."""
+        """Stops the clock, and asks for the memory."""
         self.seconds += time.monotonic() - self._epoch_start
         self.images += self._epoch_images
+        device = trainer.strategy.root_device
+        peak = torch.tensor(peak_bytes(device) / 1e6, device=device)
+        total = float(trainer.strategy.reduce(peak, reduce_op="sum"))
+        self.peak_megabytes = max(self.peak_megabytes, total)
 
     def epoch_rate(self) -> float:
         """Images per second so far in this epoch."""
@@ -66,12 +74,32 @@ class Speed(Callback):
         return str(timedelta(seconds=round((images * epochs - self._epoch_images) / rate)))
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums."""
-        return {"images": self.images, "seconds": self.seconds}
+        """The sums and the peak."""
+        return {
+            "images": self.images,
+            "seconds": self.seconds,
+            "peak_megabytes": self.peak_megabytes,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the sums."""
+        """Restores the sums and the peak."""
         self.images, self.seconds = state_dict["images"], state_dict["seconds"]
+        self.peak_megabytes = state_dict["peak_megabytes"]
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory that this process had: of tensors on a GPU, of everything on a CPU.
+
+    0 on Windows, where Python's standard library does not know it.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024
 
 
 AFTER_DIVERGENCE = (

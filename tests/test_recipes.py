@@ -37,6 +37,7 @@ def test_a_run_leaves_every_file_and_figure_behind(recipe, options, image_folder
     assert summary["linear_top5"] == 100  # two classes
     assert summary["epochs"] == 2
     assert summary["images_per_second"] > 0
+    assert 100 < summary["peak_megabytes"] < 20_000
     assert summary["versions"]["torch"] == torch.__version__.split("+")[0]
     assert "random initialisation" in output
     assert "epoch 2/2" in output
@@ -375,5 +376,6 @@ def test_published_weights_are_given_images_normalised_as_their_own(tmp_path, ru
     code, _, _ = run_here("evaluate", "--backbone_dir", tmp_path / "run", *quiet)
     assert code == 0
     (record,) = json.loads((tmp_path / "run" / "evaluation.json").read_text())["results"]
-    # Digits' own normalisation would give another figure.
-    assert record["top1"] == summary["knn_top1"]
+    # Within one of the 449 images, which rounding can turn. Digits' own normalisation would give
+    # another figure.
+    assert record["top1"] == pytest.approx(summary["knn_top1"], abs=100 / 449 + 1e-6)

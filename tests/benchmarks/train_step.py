@@ -3,7 +3,7 @@
     python tests/benchmarks/train_step.py --check --data_dir cifar10-images
                                      what has a limit, about 8 minutes
     python tests/benchmarks/train_step.py --more
-                                     other networks and sizes, about 15 minutes
+                                     other networks and sizes, about 40 minutes
 
 Both add to the figures in --output FILE, and --plot draws all that are there.
 
@@ -16,6 +16,7 @@ keys.
     naive    the same with mixtures and the authors' formula: dense logits and labels
     plain    this package's module without mixtures
     mixco    this package's module with mixtures
+    compiled the same after torch.compile (--compile of the recipes; only with --more)
 
 With --keep_memory glibc keeps freed memory, as in the recipes (recipes/allocator.py), for all arms
 alike; without it all of them take large tensors from the system anew.
@@ -154,7 +155,9 @@ def network_only(model: MoCo | SimCLR, view0: Tensor, view1: Tensor) -> None:
     model.zero_grad()
 
 
-def measure_step(method: str, network: str, size: int, batch: int, repeats: int) -> Result:
+def measure_step(
+    method: str, network: str, size: int, batch: int, repeats: int, compiled: bool = False
+) -> Result:
     """Times of all arms of one network at one image size."""
     view0, view1 = torch.randn(2, batch, 3, size, size)
     mixco, plain = ours(method, network, size, 1.0), ours(method, network, size, 0.0)
@@ -164,6 +167,11 @@ def measure_step(method: str, network: str, size: int, batch: int, repeats: int)
         steps["naive"] = lightly_moco(network, size, mixed=True)
     else:
         steps["lightly"] = lightly_simclr(network, size)
+    if compiled:
+        model = ours(method, network, size, 1.0)
+        for part in model.children():
+            part.compile()
+        steps["compiled"] = step_of(model)
     arms: Arms = {name: functools.partial(step, view0, view1) for name, step in steps.items()}
     arms["network"] = functools.partial(network_only, mixco, view0, view1)
     seconds = median_seconds(arms, repeats, warm_up=1)
@@ -230,11 +238,15 @@ def settings(more: bool, data_dir: Path | None) -> list[functools.partial[Result
     step = functools.partial
     if more:
         return [
+            step(measure_step, "moco", "ResNet-18", 224, 64, 2),
+            step(measure_step, "moco", "ViT-tiny", 224, 64, 2),
+            step(measure_step, "moco", "ResNet-18", 32, 256, 7, compiled=True),
             step(measure_step, "simclr", "ResNet-18", 64, 256, 2),
             step(measure_step, "moco", "ViT-tiny", 32, 256, 2),
             step(measure_step, "moco", "ViT-tiny", 64, 256, 2),
-            step(measure_step, "moco", "ResNet-18", 224, 64, 2),
-            step(measure_step, "moco", "ViT-tiny", 224, 64, 2),
+            step(measure_step, "simclr", "ViT-tiny", 64, 256, 1),
+            step(measure_step, "simclr", "ResNet-18", 224, 64, 1),
+            step(measure_step, "simclr", "ViT-tiny", 224, 64, 1),
         ]
     checked = [
         step(measure_step, "moco", "ResNet-18", 32, 256, 7),
@@ -273,7 +285,7 @@ def limits(results: list[Result]) -> list[tuple[str, float, float, bool]]:
 
 def print_results(results: list[Result], console: Console) -> None:
     """Tables of the steps and of the recipe."""
-    arms = ["lightly", "naive", "plain", "mixco", "network"]
+    arms = ["lightly", "naive", "plain", "mixco", "compiled", "network"]
     table = Table(title="One step, ms (peak memory beyond the weights, MB)")
     for name in ["method", "network", "pixels", "batch", *arms, "mixco/lightly", "mixco/plain"]:
         table.add_column(name, justify="right")
@@ -340,7 +352,7 @@ def main() -> None:
     )
     parser.add_argument("--check", action="store_true", help="exit code 1 if a limit is missed")
     parser.add_argument("--more", action="store_true", help="measure what has no limit instead")
-    parser.add_argument("--only", help="of these only one method or network, such as simclr")
+    parser.add_argument("--only", help="of these only one method, network or size, such as 224")
     parser.add_argument("--keep_memory", action="store_true", help="as the recipes' allocator")
     parser.add_argument("--data_dir", type=Path, help="imagefolder of CIFAR-10")
     parser.add_argument("--output", type=Path, help="JSON file of all figures")
@@ -360,7 +372,7 @@ def main() -> None:
         kept = json.loads(args.output.read_text())["results"]
     runs = settings(args.more, args.data_dir)
     if args.only:
-        runs = [run for run in runs if args.only in run.args]
+        runs = [run for run in runs if args.only in map(str, run.args)]
     for run in track(runs, "measuring", console=Console(stderr=True)):
         results.append({**run(), "keep_memory": args.keep_memory})
         kept = [result for result in kept if setting_of(result) != setting_of(results[-1])]
