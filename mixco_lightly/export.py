@@ -101,6 +101,7 @@ def export_backbone(
             if name not in backbone.timm_kwargs
         },
         "removed_strides": list(backbone.fit.removed),
+        "patch_size": backbone.fit.patch_size,
         "feature_dim": backbone.feature_dim,
         "mean": None if mean is None else list(mean),
         "std": None if std is None else list(std),
@@ -162,6 +163,11 @@ def read_config(directory: str | Path) -> dict[str, Any]:
         )
     if not isinstance(removed, list) or not all(isinstance(name, str) for name in removed):
         raise ValueError(f"{path}: removed_strides must be names of layers, got {removed!r}.")
+    patch_size = config.get("patch_size")
+    if patch_size is not None and (not isinstance(patch_size, int) or patch_size < 1):
+        raise ValueError(
+            f"{path}: patch_size must be a side in pixels or null, got {patch_size!r}."
+        )
     return dict(config)
 
 
@@ -209,5 +215,5 @@ def _build(config: Mapping[str, Any]) -> Backbone:
         return create_backbone(name, image_size, in_chans, stem, **timm_kwargs)
     removed = tuple(config["removed_strides"])
     chosen, feature_dim = config.get("chosen_kwargs", {}), config.get("feature_dim", 0)
-    fit = Fit(stem, chosen, removed, feature_dim, output_stride=None)
+    fit = Fit(stem, chosen, removed, config.get("patch_size"), feature_dim, output_stride=None)
     return build_backbone(name, image_size, in_chans, fit, timm_kwargs)

@@ -101,6 +101,7 @@ def test_description_has_all_that_is_needed_to_feed_the_backbone(tmp_path):
         "timm_kwargs": {},
         "chosen_kwargs": {},
         "removed_strides": ["conv1.0", "maxpool"],
+        "patch_size": None,
         "feature_dim": 96,
         "mean": [0.1, 0.2, 0.3],
         "std": [0.4, 0.5, 0.6],
@@ -282,6 +283,14 @@ def test_export_without_the_choices_is_fitted_again(name, tmp_path):
     assert torch.equal(features_of(load_backbone(tmp_path)), features_of(backbone))
 
 
+def test_patches_that_were_set_are_recorded_and_set_again(tmp_path):
+    backbone = create_backbone("gmlp_ti16_224", image_size=32, num_blocks=1).eval()
+    export_backbone(backbone, tmp_path)
+    assert (read_config(tmp_path)["patch_size"], backbone.model.stem.patch_size) == (4, (4, 4))
+    loaded = load_backbone(tmp_path)
+    assert torch.equal(features_of(loaded), features_of(backbone))
+
+
 def test_recorded_choices_win_over_those_that_would_be_made_now(tmp_path):
     backbone = trained_backbone("test_resnet")
     published = features_of(trained_backbone("test_resnet", stem="timm"))
@@ -304,6 +313,8 @@ def test_recorded_choices_win_over_those_that_would_be_made_now(tmp_path):
         ({"chosen_kwargs": [32]}, "chosen_kwargs may have"),
         ({"removed_strides": "conv1"}, "removed_strides must be names of layers, got 'conv1'"),
         ({"removed_strides": ["conv7"]}, "test_resnet cannot be built .*conv7"),
+        ({"patch_size": "4"}, "patch_size must be a side in pixels or null, got '4'"),
+        ({"patch_size": 4}, "test_resnet cannot be built .*no layer whose patches can be set"),
     ],
 )
 def test_choices_that_cannot_be_are_refused(changes, message, tmp_path):

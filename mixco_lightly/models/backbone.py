@@ -17,6 +17,7 @@ from mixco_lightly.models.image_size import (
     measure_feature_dim,
     reason_of,
     remove_strides,
+    set_patch_size,
 )
 from mixco_lightly.models.tap_conv import use_tap_convolutions
 
@@ -98,8 +99,9 @@ def create_backbone(
       single one, the next layers from the image downwards lose their stride too.
     - Networks that are bound to their image size and begin with convolutions (LeViT, MaxViT) are
       made likewise, for images that are larger by the removed strides: their maps are the same.
-    - Transformers on patches: patches of 1/8 of the image side, hence 64 tokens; those with
-      stages (Swin): 1/16, with windows of 4.
+    - Transformers on patches, and MLP-Mixers: patches of 1/8 of the image side, hence 64 tokens;
+      those with stages (Swin, CoaT, Sequencer): 1/16, with windows of 4. Where timm fixes the
+      patches, they are set in the model that it has built, for as many tokens.
 
     What a timm model takes is read from its constructor and from timm's description of its first
     convolution, and tried on the meta device before anything is built.
@@ -113,7 +115,8 @@ def create_backbone(
             ``pretrained`` weights belong to the published stem; the other one where that does not
             take the images. The choice is logged and stands in ``.stem``.
         pretrained: If True, timm's published weights are loaded (from the local cache, else
-            downloaded). The small stem keeps the centre of a larger pretrained kernel.
+            downloaded), and fitted by timm's resampling to other patches and positions. The small
+            stem keeps the centre of a larger pretrained kernel.
         **timm_kwargs: Passed to ``timm.create_model``; they win over the choices made here.
 
     Returns:
@@ -123,7 +126,7 @@ def create_backbone(
     Raises:
         ValueError: If timm has no such name (the message has the nearest ones), if stem is not
             one of the three, or if the model cannot take images of this size (the message has the
-            next size that it takes, or the stem).
+            next size that it takes, or the stem), or its pretrained weights cannot be fitted.
         FileNotFoundError: If pretrained weights are neither in the local cache nor within reach.
 
     Examples:
@@ -185,6 +188,8 @@ def build_backbone(
             **{**fit.kwargs, **timm_kwargs},
         )
         remove_strides(model, fit.removed, keep_weights=pretrained)
+        if fit.patch_size is not None:
+            set_patch_size(model, fit.patch_size, image_size, keep_weights=pretrained)
         use_tap_convolutions(model)
         feature_dim = measure_feature_dim(model, in_chans, image_size)
     except OSError as error:
@@ -193,9 +198,13 @@ def build_backbone(
             f"downloaded: {error}"
         ) from error
     except TIMM_ERRORS as error:
+        hint = ""
+        if pretrained and "loading state_dict" in str(error):
+            size = timm.get_pretrained_cfg(name).input_size[-1]
+            hint = f" Its pretrained weights are for images of {size} pixels and stem 'timm'."
         raise ValueError(
             f"{name} cannot be built for images of {image_size} pixels with stem {fit.stem!r}: "
-            f"{reason_of(error)}."
+            f"{reason_of(error)}.{hint}"
         ) from error
     mean, std = None, None
     if pretrained:

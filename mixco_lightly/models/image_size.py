@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import math
+import textwrap
+import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import timm
 import torch
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -41,6 +45,8 @@ class Fit(NamedTuple):
         stem: "timm" or "small".
         kwargs: Arguments of timm's model.
         removed: Names of the layers that lose their stride, see :func:`remove_strides`.
+        patch_size: Side of the patches that the built model is set to, see :func:`set_patch_size`;
+            None where it stays as built.
         feature_dim: Number of features, measured.
         output_stride: Image height over that of the last feature map, measured; None where the
             model has no such map.
@@ -49,6 +55,7 @@ class Fit(NamedTuple):
     stem: str
     kwargs: dict[str, Any]
     removed: tuple[str, ...]
+    patch_size: int | None
     feature_dim: int
     output_stride: int | None
 
@@ -98,16 +105,13 @@ class Fitting:
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
         traits: dict[str, Any] = getattr(model, "_traits", {})
-        first = traits.get("first_conv", cfg.get("first_conv")) or ()
         self._first_conv = tuple(
-            path
-            for path in ((first,) if isinstance(first, str) else first)
-            if isinstance(_layer(model, path), nn.Conv2d)
+            path for path in _first_layers(model) if isinstance(_layer(model, path), nn.Conv2d)
         )
         # A pool without a stride (HGNetV2) is not there to make the maps smaller.
         pools = ((path, _layer(model, path)) for path in ("maxpool", "stem.pool"))
         self._pool = next((path for path, pool in pools if pool and _has_stride(pool)), None)
-        self._models[repr(("meta", self.timm_kwargs, ()))] = model
+        self._models[repr(("meta", _Choice(self.timm_kwargs)))] = model
         accepted = _constructor_arguments(type(model))
         # Whether the image size is an argument, and open.
         self._takes_size = "img_size" in accepted and "img_size" not in self.timm_kwargs
@@ -119,7 +123,10 @@ class Fitting:
         self._published_patch: int | None = None
         if "img_scale" in accepted and isinstance(embedding, nn.ModuleList):
             self._scaled_patches = [_one_side(scale.patch_size) for scale in embedding]
-        elif {"img_size", "patch_size"} <= accepted:
+        # Whether patches are an argument, and whether they are cut by timm's own layer for that.
+        self._takes_patch = {"img_size", "patch_size"} <= accepted
+        self._has_patch_layer = _patch_layer(model) is not None
+        if not self._scaled_patches and (self._takes_patch or self._has_patch_layer):
             self._published_patch = _published_patch(model, self._first_conv)
         own_size = getattr(embedding, "img_size", None) or traits.get("img_size")
         self.image_size = _one_side(own_size or cfg["input_size"][1:])
@@ -132,7 +139,7 @@ class Fitting:
         for pooling in self._poolings:
             self._own_kwargs = {**pooling, **self.timm_kwargs}
             try:
-                self._published = self._trace(self._own_kwargs, (), self.image_size)
+                self._published = self._trace(_Choice(self._own_kwargs), self.image_size)
                 break
             except TIMM_ERRORS as error:
                 self._defect = self._defect or reason_of(error)
@@ -184,49 +191,54 @@ class Fitting:
         """The first fit that gives features, and why the first choice does not."""
         reason = None
         for stem, pooling in [(stem, pooling) for pooling in self._poolings for stem in stems]:
-            for choice, removed in self._choices(stem, image_size):
-                kwargs = {**pooling, **choice}
+            for choice in self._choices(stem, image_size):
+                choice = choice._replace(kwargs={**pooling, **choice.kwargs})
                 try:
-                    trace = self._trace(kwargs, removed, image_size)
+                    trace = self._trace(choice, image_size)
                 except TIMM_ERRORS as error:
                     reason = reason or reason_of(error)
                     continue
                 stride = round(image_size / trace.height) if trace.height else None
-                return Fit(stem, kwargs, removed, trace.feature_dim, stride), None
+                return Fit(stem, *choice, trace.feature_dim, stride), None
             reason = reason or f"there is no {stem} stem for it"
         return None, reason
 
-    def _choices(
-        self, stem: str, image_size: int
-    ) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
-        """Arguments and removed strides that may fit, the best first."""
+    def _choices(self, stem: str, image_size: int) -> Iterator[_Choice]:
+        """What may fit, the best first."""
         size = {"img_size": image_size} if self._takes_size else {}
         if stem == "timm" or "patch_size" in self.timm_kwargs:
-            yield {**size, **self.timm_kwargs}, ()
+            yield _Choice({**size, **self.timm_kwargs})
             if self._scaled_patches:
                 scale = _tiled_scales(image_size, self._scaled_patches)
-                yield {**size, "img_scale": scale, **self.timm_kwargs}, ()
+                yield _Choice({**size, "img_scale": scale, **self.timm_kwargs})
             return
         if self._scaled_patches:
             factor = _patch_size(image_size, patches=8) / max(self._scaled_patches)
             patches = [max(1, round(factor * patch)) for patch in self._scaled_patches]
             options = {"patch_size": patches, "img_scale": _tiled_scales(image_size, patches)}
-            yield {**size, **options, **self.timm_kwargs}, ()
+            yield _Choice({**size, **options, **self.timm_kwargs})
         if self._takes_patch_stride:  # overlapping patches (Hiera)
             stride = _patch_size(image_size, patches=16)
             overlapping = {"patch_kernel": [3, 3], "patch_stride": [stride] * 2}
-            yield {**size, **overlapping, "patch_padding": [1, 1], **self.timm_kwargs}, ()
+            yield _Choice({**size, **overlapping, "patch_padding": [1, 1], **self.timm_kwargs})
         if self._published_patch is not None:
-            for patch in self._small_patches(image_size):
+            patches = self._small_patches(image_size)
+            for patch in patches if self._takes_patch else []:
+                options = {**size, "patch_size": patch}
                 if self._takes_window:
-                    yield {**size, "patch_size": patch, "window_size": 4, **self.timm_kwargs}, ()
-                yield {**size, "patch_size": patch, **self.timm_kwargs}, ()
+                    yield _Choice({**options, "window_size": 4, **self.timm_kwargs})
+                yield _Choice({**options, **self.timm_kwargs})
+            for patch in patches if self._has_patch_layer else []:
+                # As many published patches tile an image that is larger by the patches' ratio.
+                larger = image_size // patch * self._published_patch
+                size_of_patches = {"img_size": larger} if self._takes_size else {}
+                yield _Choice({**size_of_patches, **self.timm_kwargs}, patch_size=patch)
         removed, factor = self._small_strides
         if removed:
             if self._takes_size and factor > 1:
                 # Behind the removed strides the maps are those of images so much larger.
-                yield {"img_size": image_size * factor, **self.timm_kwargs}, removed
-            yield {**size, **self.timm_kwargs}, removed
+                yield _Choice({"img_size": image_size * factor, **self.timm_kwargs}, removed)
+            yield _Choice({**size, **self.timm_kwargs}, removed)
 
     def _small_patches(self, image_size: int) -> list[int]:
         """Sides of patches for the small stem, the best first."""
@@ -272,7 +284,7 @@ class Fitting:
             # Behind the removed strides a model that is bound to its size expects its own maps.
             size = self.image_size // round(larger) if self._takes_size else self.image_size
             try:
-                self._trace(self._own_kwargs, (*removed, *names), size)
+                self._trace(_Choice(self._own_kwargs, (*removed, *names)), size)
             except TIMM_ERRORS:
                 index += 1
             else:
@@ -304,26 +316,34 @@ class Fitting:
             possible.append(f"the {kind} size that works is {size}")
         return ", and ".join(possible)
 
-    def _trace(self, kwargs: dict[str, Any], removed: tuple[str, ...], image_size: int) -> _Trace:
+    def _trace(self, choice: _Choice, image_size: int) -> _Trace:
         """A forward pass on the meta device, or on the CPU for a model that needs values."""
         try:
-            return self._trace_on("meta", kwargs, removed, image_size)
+            return self._trace_on("meta", choice, image_size)
         except RuntimeError as error:
             if "meta" not in str(error):
                 raise
-            return self._trace_on("cpu", kwargs, removed, image_size)
+            return self._trace_on("cpu", choice, image_size)
 
-    def _trace_on(
-        self, device: str, kwargs: dict[str, Any], removed: tuple[str, ...], image_size: int
-    ) -> _Trace:
-        key = repr((device, kwargs, removed))
+    def _trace_on(self, device: str, choice: _Choice, image_size: int) -> _Trace:
+        key = repr((device, choice))
         if (key, image_size) not in self._traces:
             if key not in self._models:
-                self._models[key] = _build(self.name, self.in_chans, kwargs, device)
-                remove_strides(self._models[key], removed, keep_weights=True)
-            trace = _trace(self._models[key], self.in_chans, image_size)
-            self._traces[key, image_size] = trace
+                model = _build(self.name, self.in_chans, choice.kwargs, device)
+                remove_strides(model, choice.removed, keep_weights=True)
+                if choice.patch_size is not None:
+                    set_patch_size(model, choice.patch_size, image_size, keep_weights=True)
+                self._models[key] = model
+            self._traces[key, image_size] = _trace(self._models[key], self.in_chans, image_size)
         return self._traces[key, image_size]
+
+
+class _Choice(NamedTuple):
+    """What may fit: the first attributes of a :class:`Fit` behind its stem."""
+
+    kwargs: dict[str, Any]
+    removed: tuple[str, ...] = ()
+    patch_size: int | None = None
 
 
 class _Level(NamedTuple):
@@ -435,6 +455,8 @@ def _height_of(features: Any, model: nn.Module) -> int | None:
 def _published_patch(model: nn.Module, first_conv: tuple[str, ...]) -> int | None:
     """Side of the published patches, if the images themselves are cut into patches."""
     embedding = getattr(model, "patch_embed", None)
+    if embedding is None:
+        embedding = next(map(functools.partial(_parent, model), _first_layers(model)), None)
     if hasattr(embedding, "backbone"):
         return None
     for name in first_conv:
@@ -448,13 +470,39 @@ def _published_patch(model: nn.Module, first_conv: tuple[str, ...]) -> int | Non
     return _one_side(patch) if isinstance(patch, int | tuple) else None
 
 
+def _first_layers(model: nn.Module) -> tuple[str, ...]:
+    """Names of the layers that see the images, as timm describes the model."""
+    traits: dict[str, Any] = getattr(model, "_traits", {})
+    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    first = traits.get("first_conv", cfg.get("first_conv")) or ()
+    return (first,) if isinstance(first, str) else tuple(first)
+
+
+def _parent(model: nn.Module, name: str) -> nn.Module | None:
+    """The module that a layer of that name is in."""
+    return _layer(model, name.rpartition(".")[0])
+
+
+def _patch_layer(model: nn.Module) -> PatchEmbed | None:
+    """The layer of timm's that cuts the images themselves into patches, if there is one."""
+    parents = (_parent(model, name) for name in _first_layers(model))
+    return next((layer for layer in parents if isinstance(layer, PatchEmbed)), None)
+
+
 def _constructor_arguments(model_class: type) -> set[str]:
-    """Names of the arguments of a class, with those that it hands on to its base."""
+    """Names of the arguments of a class, with those that it hands on.
+
+    To its base, or to the dataclass of its configuration (NaFlexViT).
+    """
     names: set[str] = set()
     for base in model_class.__mro__:
         if "__init__" in vars(base):
             parameters = inspect.signature(vars(base)["__init__"]).parameters
             names |= parameters.keys()
+            for parameter in parameters.values():
+                for hint in (parameter.annotation, *typing.get_args(parameter.annotation)):
+                    if dataclasses.is_dataclass(hint):
+                        names |= {field.name for field in dataclasses.fields(hint)}
             if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
                 break
     return names
@@ -516,7 +564,39 @@ def remove_strides(model: nn.Module, names: tuple[str, ...], keep_weights: bool)
             if not keep_weights:
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             layer.kernel_size = (height, width)
+        if getattr(layer, "same_pad", False):
+            continue  # it pads by itself
         layer.padding = "same" if (height, width) == (2, 2) else (height // 2, width // 2)
+
+
+@torch.no_grad()
+def set_patch_size(model: nn.Module, patch_size: int, image_size: int, keep_weights: bool) -> None:
+    """Cuts the images into other patches than those that a model was built with, in place.
+
+    For models whose patches are no argument (MLP-Mixer, CoaT, Sequencer). One that is bound to its
+    image size is to be built for as many patches as it will see.
+
+    Args:
+        model: The model, with timm's layer for patches.
+        patch_size: Side of the new patches in pixels.
+        image_size: Height and width of the images in pixels.
+        keep_weights: Whether the new weights are the old ones, as timm resamples them; else they
+            are drawn anew.
+
+    Raises:
+        ValueError: If the model has no such layer.
+    """
+    layer = _patch_layer(model)
+    if layer is None:
+        raise ValueError(f"a {type(model).__name__} has no layer whose patches can be set")
+    side, deviation = _one_side(layer.patch_size), layer.proj.weight.std()
+    layer.set_input_size(
+        img_size=None if layer.img_size is None else (image_size, image_size),
+        patch_size=(patch_size, patch_size),
+    )
+    if not keep_weights:
+        # The variance of initial weights goes by 1 / (pixels of a patch).
+        layer.proj.weight.normal_().mul_(deviation * side / patch_size)
 
 
 @torch.no_grad()
@@ -550,5 +630,5 @@ def measure_feature_dim(model: nn.Module, in_chans: int, image_size: int) -> int
 
 
 def reason_of(error: Exception) -> str:
-    """An error's message in one line."""
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    """An error's message in one line, which for weights that do not fit would be very long."""
+    return textwrap.shorten(str(error), 300, placeholder=" ...").rstrip(".") or type(error).__name__

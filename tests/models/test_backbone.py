@@ -4,10 +4,11 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.layers import StdConv2dSame, resample_abs_pos_embed, resample_patch_embed
 from torch import nn
 
 from mixco_lightly import create_backbone
-from mixco_lightly.models.image_size import Fitting, measure_feature_dim
+from mixco_lightly.models.image_size import Fitting, measure_feature_dim, remove_strides
 
 TINY = ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"]
 WIDTHS = {
@@ -208,13 +209,23 @@ def test_shrunk_kernel_is_initialised_for_its_own_size():
 
 
 @pytest.fixture
-def published_weights(tmp_path):
-    """Made-up weights of resnet18 as a file, and the arguments that have timm read it."""
-    torch.manual_seed(1)
-    state = timm.create_model("resnet18").state_dict()
-    save_file(state, tmp_path / "resnet18.safetensors")
-    overlay = {"file": str(tmp_path / "resnet18.safetensors")}
-    return state, {"pretrained": True, "pretrained_cfg_overlay": overlay}
+def publish(tmp_path):
+    """Makes up weights of a timm model: their state, and the arguments that have timm read them."""
+
+    def make(name, **options):
+        torch.manual_seed(1)
+        state = timm.create_model(name, **options).state_dict()
+        path = tmp_path / f"{name}.safetensors"
+        save_file(state, path)
+        overlay = {"file": str(path)}
+        return state, {"pretrained": True, "pretrained_cfg_overlay": overlay, **options}
+
+    return make
+
+
+@pytest.fixture
+def published_weights(publish):
+    return publish("resnet18")
 
 
 def test_small_stem_keeps_the_centre_of_pretrained_kernels(published_weights):
@@ -229,6 +240,53 @@ def test_auto_keeps_the_stem_that_pretrained_weights_belong_to(published_weights
     backbone = backbone_of("resnet18", 32, **options)
     assert backbone.stem == "timm"
     assert torch.equal(backbone.model.conv1.weight, state["conv1.weight"])
+
+
+# test_vit was published for 160 pixels: 10x10 patches of 16.
+@pytest.mark.parametrize(
+    ("size", "stem", "patch", "grid"),
+    [(160, "timm", 16, 10), (64, "timm", 16, 4), (64, "small", 8, 8), (32, "small", 4, 8)],
+)
+def test_pretrained_positions_and_patches_are_resampled_by_timm(size, stem, patch, grid, publish):
+    state, options = publish("test_vit")
+    model = backbone_of("test_vit", size, stem=stem, **options).model
+    expected = dict(state)
+    expected["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [grid, grid], [10, 10])
+    patches = resample_patch_embed(state["patch_embed.proj.weight"], [patch, patch])
+    expected["patch_embed.proj.weight"] = patches
+    assert model.patch_embed.grid_size == (grid, grid)
+    for key, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, expected[key], rtol=0, atol=0)
+
+
+def test_pretrained_patches_that_are_no_argument_are_resampled_by_timm(publish):
+    state, options = publish("coat_lite_tiny")
+    expected = dict(state)
+    patches = resample_patch_embed(state["patch_embed1.proj.weight"], [2, 2])
+    expected["patch_embed1.proj.weight"] = patches
+    model = backbone_of("coat_lite_tiny", 32, stem="small", **options).model
+    for key, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, expected[key], rtol=0, atol=0)
+
+
+def test_pretrained_naflexvit_keeps_its_patches_and_resamples_positions_itself(publish):
+    tiny = {"depth": 1, "embed_dim": 32, "num_heads": 2}
+    state, options = publish("naflexvit_base_patch16_gap", **tiny)
+    backbone = backbone_of("naflexvit_base_patch16_gap", 32, **options)
+    assert backbone.stem == "timm"
+    assert torch.equal(backbone.model.embeds.proj.weight, state["embeds.proj.weight"])
+    assert torch.equal(backbone.model.embeds.pos_embed, state["embeds.pos_embed"])
+    with pytest.raises(ValueError, match=r"embeds.proj.weight.* are for images of \d+ pixels"):
+        backbone_of("naflexvit_base_patch16_gap", 32, stem="small", **options)
+
+
+def test_pretrained_token_mixing_takes_its_own_number_of_tokens_only(publish):
+    state, options = publish("gmlp_ti16_224", num_blocks=1)
+    with pytest.raises(ValueError, match=r"32 pixels .* are for images of 224 pixels") as caught:
+        backbone_of("gmlp_ti16_224", 32, **options)
+    assert len(str(caught.value)) < 600
+    model = backbone_of("gmlp_ti16_224", 224, **options).model
+    assert torch.equal(model.stem.proj.weight, state["stem.proj.weight"])
 
 
 @pytest.mark.parametrize(
@@ -334,6 +392,53 @@ def test_small_patches_are_those_that_the_model_takes(name, size, patches):
     assert Fitting(name).fit(size, "small").kwargs["patch_size"] == patches
 
 
+# timm fixes the patches of these: they are set in the model, which is built for as many tokens.
+@pytest.mark.parametrize(
+    ("name", "img_size", "patch", "stride"),
+    [
+        ("gmlp_ti16_224", 8 * 16, 4, 4),
+        ("mixer_s32_224", 8 * 32, 4, 4),
+        ("resmlp_big_24_224", 8 * 8, 4, 4),
+        ("coat_lite_tiny", 16 * 4, 2, 16),
+        ("sequencer2d_s", 16 * 7, 2, 4),
+    ],
+)
+def test_patches_that_are_no_argument_are_set(name, img_size, patch, stride):
+    fit = Fitting(name).fit(32)
+    assert (fit.stem, fit.kwargs, fit.patch_size) == ("small", {"img_size": img_size}, patch)
+    assert fit.output_stride == stride
+
+
+def test_set_patches_see_each_pixel_once_and_are_initialised_for_their_size():
+    model = backbone_of("gmlp_ti16_224", 32).model
+    proj = model.stem.proj
+    assert (proj.kernel_size, proj.stride, model.stem.grid_size) == ((4, 4), (4, 4), (8, 8))
+    # timm draws them by LeCun's law: a variance of 1 / (3 channels x 16 pixels).
+    assert proj.weight.std().item() == pytest.approx((3 * 16) ** -0.5, rel=0.05)
+    assert proj.weight.requires_grad
+
+
+def test_patches_of_a_configuration_are_an_argument():
+    fit = Fitting("naflexvit_base_patch16_gap", timm_kwargs={"depth": 1}).fit(32)
+    assert fit.kwargs == {"img_size": 32, "patch_size": 4, "depth": 1}
+    assert (fit.patch_size, fit.output_stride) == (None, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "stride"), [("vit_small_r26_s32_224", 8), ("vit_base_r50_s16_224", 4)]
+)
+def test_hybrid_transformers_lose_the_strides_of_their_convolutional_stem(name, stride):
+    fit = Fitting(name).fit(32)
+    assert fit.removed == ("patch_embed.backbone.stem.conv", "patch_embed.backbone.stem.pool")
+    assert (fit.stem, fit.kwargs, fit.output_stride) == ("small", {"img_size": 128}, stride)
+
+
+def test_a_convolution_that_pads_by_itself_is_not_padded_twice():
+    model = nn.Sequential(StdConv2dSame(3, 8, 7, stride=2))
+    remove_strides(model, ("0",), keep_weights=True)
+    assert model(images(32)).shape == (2, 8, 32, 32)
+
+
 def test_distilled_class_hands_its_size_on_to_its_base():
     fit = Fitting("deit_tiny_distilled_patch16_224").fit(32)
     assert fit.kwargs == {"img_size": 32, "patch_size": 4}
@@ -344,7 +449,7 @@ def test_distilled_class_hands_its_size_on_to_its_base():
     [
         ("inception_v3", 32, {"stem": "timm"}, "stem='small' .* smallest size that works is 75"),
         ("test_vit", 33, {"stem": "timm"}, "the next size that works is 64"),
-        ("mixer_s32_224", 32, {"stem": "small"}, "stem='timm' takes this size"),
+        ("crossvit_9_dagger_240", 32, {"stem": "small"}, "stem='timm' takes this size"),
         ("test_vit", 32, {"patch_size": 5}, "the next size that works is 160"),
     ],
 )

@@ -17,6 +17,7 @@ NAMES = [
     "test_resnet",
     "test_vit",
     "test_vit_relpos",
+    "coat_lite_tiny",
     "crossvit_9_dagger_240",
     "efficientformerv2_s0",
     "dla46_c",
