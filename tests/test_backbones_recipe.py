@@ -50,16 +50,19 @@ def multiply_adds(model, images):
     return total
 
 
-@pytest.mark.parametrize("size", [32, 96])
-def test_row_describes_the_backbone_that_is_built(size, list_backbones):
-    (row,), code, output = list_backbones("--names", "test_resnet", "--image_size", str(size))
+@pytest.mark.parametrize(
+    ("name", "size", "stride"),
+    [("test_resnet", 32, 8), ("test_resnet", 96, 32), ("gmlp_ti16_224", 32, 4)],
+)
+def test_row_describes_the_backbone_that_is_built(name, size, stride, list_backbones):
+    (row,), code, output = list_backbones("--names", name, "--image_size", str(size))
     assert code == 0
-    backbone = create_backbone("test_resnet", size)
+    backbone = create_backbone(name, size)
     assert row == {
-        "name": "test_resnet",
+        "name": name,
         "parameters": str(sum(parameter.numel() for parameter in backbone.parameters())),
         "feature_dim": str(backbone.feature_dim),
-        "output_stride": {32: "8", 96: "32"}[size],
+        "output_stride": str(stride),
         "multiply_adds": str(multiply_adds(backbone, torch.zeros(1, 3, size, size))),
         "stem": backbone.stem,
     }

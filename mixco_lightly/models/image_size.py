@@ -448,7 +448,8 @@ def _height_of(features: Any, model: nn.Module) -> int | None:
         shape = features.shape
         return int(shape[1 if channels_last or shape[1] == shape[2] != shape[3] else 2])
     if isinstance(features, Tensor) and features.dim() == 3:
-        return math.isqrt(features.shape[1] - getattr(model, "num_prefix_tokens", 0))
+        patches = features.shape[1] - getattr(model, "num_prefix_tokens", 0)
+        return math.isqrt(patches) if patches > 2 else None  # PiT gives its class tokens only
     return None
 
 

@@ -433,6 +433,11 @@ def test_hybrid_transformers_lose_the_strides_of_their_convolutional_stem(name, 
     assert (fit.stem, fit.kwargs, fit.output_stride) == ("small", {"img_size": 128}, stride)
 
 
+def test_class_tokens_are_not_taken_for_a_map():
+    fit = Fitting("pit_ti_224").fit(32)
+    assert (fit.stem, fit.output_stride) == ("small", None)
+
+
 def test_a_convolution_that_pads_by_itself_is_not_padded_twice():
     model = nn.Sequential(StdConv2dSame(3, 8, 7, stride=2))
     remove_strides(model, ("0",), keep_weights=True)
