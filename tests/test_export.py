@@ -284,7 +284,7 @@ def test_export_without_the_choices_is_fitted_again(name, tmp_path):
 
 
 def test_patches_that_were_set_are_recorded_and_set_again(tmp_path):
-    backbone = create_backbone("gmlp_ti16_224", image_size=32, num_blocks=1).eval()
+    backbone = create_backbone("gmlp_ti16_224", image_size=32).eval()
     export_backbone(backbone, tmp_path)
     assert (read_config(tmp_path)["patch_size"], backbone.model.stem.patch_size) == (4, (4, 4))
     loaded = load_backbone(tmp_path)
