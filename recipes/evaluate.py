@@ -18,6 +18,13 @@ copy of the backbone is trained too, with Lightly's FinetuneClassifier). These t
 the last epoch and of the best one; the best is chosen on the test images, as in the authors'
 evaluation, and is named so. All other figures are those of the last epoch.
 
+mutual-information is for SelfCon's runs: how much each sub-network's features tell of the
+backbone's, by three estimators, and the accuracy of all exits, at each checkpoint that the run has
+kept. It is written to mutual_information.json, .md and, drawn over the epochs with the loss, .png:
+
+    python recipes/selfcon.py --keep_every_n_epochs 5 --output_dir runs/selfcon
+    python recipes/evaluate.py --backbone_dir runs/selfcon --protocol mutual-information
+
 Images are resized to the backbone's size and normalised by the dataset's statistics. The tables
 are printed and written, as evaluation.json and evaluation.md, to --output_dir (default: the
 backbone's folder), each result as soon as it is there. They are added to what is there already;
@@ -27,12 +34,9 @@ results that were measured with other settings are replaced only with --overwrit
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -46,8 +50,17 @@ from evaluation_report import (
     build_table,
     check_settings,
     format_notes,
+    hash_weights,
+    package_versions,
     read_report,
     write_report,
+)
+from exit_information import (
+    COLUMNS,
+    Checkpoints,
+    iterate_cells,
+    measure_checkpoints,
+    open_checkpoints,
 )
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from lightly.transforms.multi_view_transform import MultiViewTransform
@@ -113,7 +126,8 @@ class EvaluateConfig:
             the first backbone was trained from, else data.
         download: Whether to download CIFAR if it is missing.
         keep_decoded: Whether the images of a folder are decoded once and kept in data_dir/.decoded.
-        protocol: What to measure: torch, sklearn, knn, paper, finetune; one or more.
+        protocol: What to measure: torch, sklearn, knn, paper, finetune, mutual-information; one
+            or more.
         label_fractions: Parts of the training images whose labels are used, in (0, 1]. The part is
             one of each class, decided by the seed alone, and a larger part contains a smaller
             one. All protocols are given the same images, and all test images are tested.
@@ -126,6 +140,7 @@ class EvaluateConfig:
             the labels.
         finetune_learning_rate: Highest learning rate of finetune, for batches of 256.
         step_size: Images in a step of paper and finetune.
+        information_steps: Training steps of each critic of mutual-information.
         batch_size: Images in a batch of the feature extraction and of the tests.
         num_workers: Processes that load images. Default: the number of processors, 8 at most.
         seed: Seed of the probes and of the label fractions, and of the random weights with
@@ -144,7 +159,9 @@ class EvaluateConfig:
     data_dir: list[str] = field(default_factory=list)
     download: bool = False
     keep_decoded: bool = True
-    protocol: list[Protocol] = field(default_factory=lambda: list(FEATURE_PROTOCOLS))
+    protocol: list[Literal[Protocol, "mutual-information"]] = field(
+        default_factory=lambda: [*FEATURE_PROTOCOLS]
+    )
     label_fractions: list[float] = field(default_factory=lambda: [1.0])
     image_size: PositiveInt | None = None
     knn_k: PositiveInt = 200
@@ -153,6 +170,7 @@ class EvaluateConfig:
     finetune_epochs: PositiveInt = 30
     finetune_learning_rate: PositiveFloat = 0.05
     step_size: PositiveInt = 256
+    information_steps: PositiveInt = 1000
     batch_size: PositiveInt = 256
     num_workers: NonNegativeInt | None = None
     seed: NonNegativeInt = 0
@@ -160,6 +178,11 @@ class EvaluateConfig:
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     output_dir: str | None = None
     overwrite: bool = False
+
+
+def accuracy_protocols(config: EvaluateConfig) -> list[Protocol]:
+    """The protocols whose result is an accuracy with a part of the labels: all but one."""
+    return [name for name in config.protocol if name != "mutual-information"]
 
 
 class Measurement(NamedTuple):
@@ -201,7 +224,7 @@ def evaluate_backbone(
 ) -> dict[Protocol, ProbeResult]:
     """Measures a backbone on a dataset with all labels, as a pretraining run does at its end."""
     config = EvaluateConfig(
-        protocol=protocols,
+        protocol=[*protocols],
         batch_size=batch_size,
         num_workers=num_workers,
         knn_k=knn_k,
@@ -251,7 +274,8 @@ def measure(
 
     options: dict[str, Any] = {}
     augmented = images
-    if not set(config.protocol) <= set(FEATURE_PROTOCOLS):
+    protocols = accuracy_protocols(config)
+    if not set(protocols) <= set(FEATURE_PROTOCOLS):
         augmented, augment = prepare_augmentation(
             images, create_probe_transform(dataset, image_size, *normalize)
         )
@@ -270,7 +294,7 @@ def measure(
         chosen = choose_part(train.targets, fraction, config.seed)
         labelled = Features(train.features[chosen], train.targets[chosen])
         labelled_images: Subset[Any] = Subset(augmented, chosen.tolist())  # type: ignore[arg-type]
-        for protocol in config.protocol:
+        for protocol in protocols:
             name = f"{title}{100 * fraction:g}% of the labels, {PROTOCOL_LABELS[protocol]}"
             result: ProbeResult | EpochResults
             if protocol == "knn":
@@ -470,6 +494,66 @@ def check_device(name: str | None, precision: str) -> torch.device:
     return device
 
 
+def open_information(
+    config: EvaluateConfig, subjects: Sequence[Subject]
+) -> list[tuple[Subject, Checkpoints]]:
+    """The runs whose mutual information is asked for, with their checkpoints.
+
+    Raises:
+        ValueError: If options do not go together, if a run has no sub-networks, or if it has kept
+            no checkpoints.
+    """
+    if "mutual-information" not in config.protocol:
+        return []
+    what = "--protocol mutual-information"
+    if config.backbone:
+        raise ValueError(f"{what} is of a run's checkpoints: give --backbone_dir, not --backbone.")
+    if len({(subject.dataset, subject.data_dir) for subject in subjects}) > 1:
+        raise ValueError(f"{what} takes one --dataset at a time, not {', '.join(config.dataset)}.")
+    if len(subjects) > 1 and config.output_dir:
+        raise ValueError(f"{what} of several runs is written beside each: leave out --output_dir.")
+    return [
+        (
+            subject,
+            open_checkpoints(
+                Path(subject.name),
+                read_config(subject.name).get("training", {}),
+                subject.backbone,
+            ),
+        )
+        for subject in subjects
+    ]
+
+
+def measure_information(
+    subject: Subject, checkpoints: Checkpoints, config: EvaluateConfig, device: torch.device
+) -> None:
+    """Measures the exits at each checkpoint of a run, writes and prints the figures."""
+    transform = create_test_transform(subject.dataset, subject.image_size, *subject.normalize)
+    datasets = create_train_test(
+        *(subject.dataset, subject.data_dir, transform, transform),
+        *(config.download, config.keep_decoded),
+    )
+    folder = subject.folder or checkpoints.run
+    settings = {
+        "dataset": subject.dataset,
+        "image_size": subject.image_size,
+        "precision": config.precision,
+        "steps": config.information_steps,
+        "learning_rates": list(LEARNING_RATES),
+        "seed": config.seed,
+    }
+    rows = measure_checkpoints(
+        *(checkpoints, datasets, folder, settings),
+        overwrite=config.overwrite,
+        batch_size=config.batch_size,
+        num_workers=default_num_workers(config.num_workers),
+        device=device,
+    )
+    print_table(f"{subject.name}, {subject.dataset}", COLUMNS, list(iterate_cells(rows)))
+    print(f"Written to {folder / 'mutual_information.md'}, .json and .png.")
+
+
 def describe(subject: Subject, config: EvaluateConfig) -> dict[tuple[float, Protocol], Record]:
     """The records of a backbone on a dataset, without the results."""
     own_settings: dict[Protocol, dict[str, Any]] = {
@@ -488,7 +572,7 @@ def describe(subject: Subject, config: EvaluateConfig) -> dict[tuple[float, Prot
         },
     }
     common = {
-        "weights_sha256": hash_weights(subject.backbone),
+        "weights_sha256": hash_weights(subject.backbone.model.state_dict()),
         "image_size": subject.image_size,
         "precision": config.precision,
     }
@@ -504,17 +588,8 @@ def describe(subject: Subject, config: EvaluateConfig) -> dict[tuple[float, Prot
             "settings": common | own_settings[protocol],
         }
         for fraction in config.label_fractions
-        for protocol in config.protocol
+        for protocol in accuracy_protocols(config)
     }
-
-
-def hash_weights(backbone: Backbone) -> str:
-    """SHA-256 of all weights and statistics, by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(backbone.model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def complete(record: Record, measurement: Measurement) -> Record:
@@ -532,9 +607,7 @@ def complete(record: Record, measurement: Measurement) -> Record:
             "top1": best.top1,
             "top5": best.top5,
         }
-    packages = ("mixco-lightly", "torch", "lightly", "timm", "scikit-learn", "pytorch-lightning")
-    versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
-    return record | {"note": measurement.last.note, "versions": versions}
+    return record | {"note": measurement.last.note, "versions": package_versions()}
 
 
 def print_results(
@@ -583,6 +656,7 @@ def main() -> None:
     with fail_in_one_line():
         device = check_device(config.device, config.precision)
         subjects = open_subjects(config)
+        information = open_information(config, subjects)
         plans = [describe(subject, config) for subject in subjects]
         folders = {subject.folder for subject in subjects if subject.folder is not None}
         reports = {folder: read_report(folder) for folder in folders}
@@ -592,6 +666,10 @@ def main() -> None:
         for folder in folders:
             # Before the work, so that a folder that cannot be written to does not lose it.
             folder.mkdir(parents=True, exist_ok=True)
+        for subject, checkpoints in information:
+            measure_information(subject, checkpoints, config, device)
+        if not accuracy_protocols(config):
+            return
         records: list[Record] = []
         for subject, plan in zip(subjects, plans, strict=True):
             for measurement in measure(

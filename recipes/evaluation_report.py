@@ -6,12 +6,17 @@ Evaluations into the same folder add to it; only the same measurement takes a re
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from run_folder import replace_file
+from torch import Tensor
 
 FORMAT = "mixco-lightly evaluation 1"
 JSON_NAME = "evaluation.json"
@@ -108,6 +113,21 @@ def write_report(folder: Path, records: Sequence[Record]) -> None:
     for name, text in texts.items():
         with replace_file(folder / name) as file:
             file.write(text.encode())
+
+
+def hash_weights(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of all weights and statistics, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the figures."""
+    packages = ("mixco-lightly", "torch", "lightly", "timm", "scikit-learn", "pytorch-lightning")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def build_table(records: Sequence[Record], metric: str) -> Table:

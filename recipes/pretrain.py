@@ -33,6 +33,7 @@ from evaluate import (
     print_results,
 )
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from kept_checkpoints import KeepCheckpoints
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from metrics import LogLearningRate, create_loggers, draw_curves
 from pretrain_data import PretrainData, runs_on_cpu
@@ -108,6 +109,8 @@ class PretrainConfig:
         knn_k: Number of neighbours of the kNN evaluation.
         knn_every_n_epochs: After how many epochs nearest neighbours are tried on a few training
             images, whose labels training never sees; 0 for never. It takes 1 to 2% of the time.
+        keep_every_n_epochs: After how many epochs a checkpoint is kept for good, as
+            checkpoints/epoch-0010.ckpt beside last.ckpt; 0 keeps the last only.
         num_workers: Processes that load images, on each device. Default: the number of
             processors, 8 at most; 0 where augmentation and network share them.
         accelerator: Lightning's accelerator: auto, cpu, gpu and so on.
@@ -152,6 +155,7 @@ class PretrainConfig:
     random_init: bool = True
     knn_k: PositiveInt = 200
     knn_every_n_epochs: NonNegativeInt = 5
+    keep_every_n_epochs: NonNegativeInt = 0
     num_workers: NonNegativeInt | None = None
     accelerator: str = "auto"
     devices: PositiveInt = 1
@@ -322,6 +326,9 @@ def create_trainer(
                 seed=config.seed,
             )
         )
+    if config.keep_every_n_epochs:
+        # Before last.ckpt: a run killed between the two takes the epoch again and writes both.
+        callbacks.append(KeepCheckpoints(checkpoint_path(run).parent, config.keep_every_n_epochs))
     checkpoints = ModelCheckpoint(
         dirpath=checkpoint_path(run).parent,
         filename=checkpoint_path(run).stem,

@@ -19,7 +19,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 # (num_workers is not one: every worker draws augmentations of its own.)
 _FREE_OPTIONS = {
     *("data_dir", "download", "keep_decoded", "output_dir"),
-    *("protocol", "random_init", "knn_k", "knn_every_n_epochs"),
+    *("protocol", "random_init", "knn_k", "knn_every_n_epochs", "keep_every_n_epochs"),
 }
 # Options of the command, not of the run.
 _RUN_OPTIONS = {"resume", "overwrite"}
@@ -31,12 +31,15 @@ _RUN_FILES = (
     "summary.json",
     "evaluation.json",
     "evaluation.md",
+    "mutual_information.json",
+    "mutual_information.md",
+    "mutual_information.png",
 )
 _TEMPORARY = ".partial-"
 
 
 def checkpoint_path(run: Path) -> Path:
-    """Where a run keeps its only checkpoint."""
+    """Where a run keeps the checkpoint that it goes on from."""
     return run / "checkpoints" / "last.ckpt"
 
 
@@ -78,7 +81,8 @@ def prepare_run(run: Path, options: Mapping[str, Any], resume: bool, overwrite: 
         shutil.rmtree(run / "tensorboard", ignore_errors=True)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     sweep(run)
-    checkpoint.unlink(missing_ok=True)
+    for old in checkpoint.parent.glob("*.ckpt"):
+        old.unlink()
     with replace_file(path) as file:
         file.write(yaml.safe_dump(options, sort_keys=False).encode())
 

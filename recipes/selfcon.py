@@ -36,11 +36,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from command_line import fail_in_one_line, parse_options
 from evaluate import C_VALUES, LEARNING_RATES, Normalisation
+from exit_information import extract_exits
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from pretrain import PretrainConfig, pretrain
 from rich.console import Console
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from mixco_lightly import (
     Features,
@@ -48,7 +47,6 @@ from mixco_lightly import (
     MultiExitBackbone,
     ProbeResult,
     SelfConLoss,
-    extract_features,
     knn_probe,
     linear_probe,
 )
@@ -208,18 +206,6 @@ def create_model(backbone: Backbone, config: SelfConConfig) -> SelfCon | SelfCon
     )
 
 
-class StackedExits(nn.Module):
-    """The features of all exits as one tensor (N, E, D), for one extraction."""
-
-    def __init__(self, network: MultiExitBackbone) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Features of images (N, C, H, W)."""
-        return torch.stack(self.network(images), dim=1)
-
-
 def evaluate_exits(
     model: SelfCon | SelfConClassifier,
     backbone: Backbone,
@@ -244,18 +230,15 @@ def evaluate_exits(
     network.load_state_dict(trained.state_dict())
     transform = create_test_transform(dataset, image_size, *normalize)
     datasets = create_train_test(dataset, data_dir, transform, transform, keep_decoded=keep_decoded)
-    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
-    with torch.autocast(device.type, dtype=half, enabled=half is not None):
-        train, test = (
-            extract_features(
-                StackedExits(network),
-                DataLoader(images, batch_size=batch_size, num_workers=num_workers),  # type: ignore[arg-type]
-                device=device,
-                progress=Console().is_terminal,
-            )
-            for images in datasets
-        )
-
+    train, test = extract_exits(
+        network,
+        datasets,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        device=device,
+        precision=precision,
+        progress=Console().is_terminal,
+    )
     options: dict[str, Any] = {"learning_rate": LEARNING_RATES, "seed": seed, "device": device}
     *subnetworks, last, ensemble = exit_probe(train, test, **options)
     results = {"backbone": {"torch": last}}

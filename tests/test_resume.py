@@ -18,7 +18,7 @@ EPOCHS = 12
 # What a run is compared by; summary.json has times in it.
 OPTIONS = {
     "moco": ["--memory_bank_size", 32],
-    "simclr": ["--num_workers", 1, "--augment", "workers"],
+    "simclr": ["--num_workers", 1, "--augment", "workers", "--keep_every_n_epochs", 5],
 }
 # The evaluation after the training, which is most of the time, is not what is tested here.
 WITHOUT_EVALUATION = """
@@ -49,13 +49,18 @@ def assert_same_run(part, whole):
     weights = [load_file(folder / "backbone.safetensors") for folder in (part, whole)]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    states = [
-        torch.load(folder / LAST, map_location="cpu", weights_only=True)["state_dict"]
-        for folder in (part, whole)
-    ]
-    assert states[0].keys() == states[1].keys()
-    # The momentum encoder, heads and the queue with its position too.
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    names = [sorted(path.name for path in (run / LAST).parent.iterdir()) for run in (part, whole)]
+    assert names[0] == names[1]
+    for name in names[0]:
+        states = [
+            torch.load(folder / LAST.parent / name, map_location="cpu", weights_only=True)
+            for folder in (part, whole)
+        ]
+        assert states[0]["global_step"] == states[1]["global_step"]
+        states = [state["state_dict"] for state in states]
+        assert states[0].keys() == states[1].keys()
+        # The momentum encoder, heads and the queue with its position too.
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
 def kill_twice(recipe, options, seed, cwd):
@@ -87,6 +92,8 @@ def check_killed_runs(recipe, trials, image_folder, tmp_path):
     whole = rows(tmp_path / "whole")
     assert len([row for row in whole if row["loss"]]) == EPOCHS
     assert len([row for row in whole if row["knn_top1"]]) == EPOCHS // 2
+    kept = sorted(path.name for path in (tmp_path / "whole" / LAST).parent.glob("epoch-*"))
+    assert kept == (["epoch-0005.ckpt", "epoch-0010.ckpt"] if recipe == "simclr" else [])
     for trial in range(trials):
         kill_twice(recipe, options, trial, tmp_path)
         assert_same_run(tmp_path / "part", tmp_path / "whole")

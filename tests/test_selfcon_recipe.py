@@ -126,7 +126,7 @@ def test_the_backbones_figures_are_those_of_evaluate_and_all_exits_are_extracted
         return extract(module, *args, **kwargs)
 
     monkeypatch.setattr(mixco_lightly, "extract_features", spy)
-    for name in ("pretrain", "evaluate"):  # they keep the function
+    for name in ("pretrain", "evaluate", "exit_information"):  # they keep the function
         monkeypatch.delitem(sys.modules, name, raising=False)
     options = ["--exits", 1, 2, "--subnetwork", "small", "--output_dir", tmp_path / "run"]
     code, _, error = run(*tiny_run(image_folder, *options))

@@ -3,8 +3,9 @@
     python tests/benchmarks/mutual_information.py --check --output mutual_information.json
     python tests/benchmarks/mutual_information.py --critics separable --nats 8 --seeds 5
 
-An estimate takes about half a minute of one core with a separable critic and a minute with a
-concatenated one: an hour for the defaults.
+TIMELINE
+A line of the table is written to --output as soon as it is there, and the same command goes on
+after the last of them.
 
 Each of the 20 dimensions of y has the same correlation rho with its own dimension of x, and
 -10 ln(1 - rho^2) nats are the truth. Each seed draws its pairs anew. The table has the mean and
@@ -19,6 +20,8 @@ arm with a separable critic is "missed".
 from __future__ import annotations
 
 import argparse
+import functools
+import inspect
 import itertools
 import json
 import math
@@ -54,17 +57,22 @@ def draw_gaussians(nats: float, pairs: int, seed: int) -> tuple[Tensor, Tensor, 
     return x, rho * x + math.sqrt(1 - rho**2) * noise, rho
 
 
-def true_bound(estimator: str, x: Tensor, y: Tensor, rho: float) -> float:
-    """The bound that ln p(x, y) / (p(x) p(y)), the density ratio, has on these pairs."""
+@functools.lru_cache
+def true_sums(nats: float, pairs: int, seed: int, test_pairs: int) -> ScoreSums:
+    """The true critic's scores of as many pairs: ln p(x, y) / (p(x) p(y)) + 1, as NWJ's optimum.
+
+    The other two bounds do not depend on a constant.
+    """
+    x, y, rho = draw_gaussians(nats, pairs, seed)
+    x, y = x[:test_pairs], y[:test_pairs]
     variance = 1 - rho**2
     norms = -(rho**2) / (2 * variance) * torch.stack([x, y]).square().sum(dim=2)
     parts = []
     for start in range(0, len(x), 512):
         rows = slice(start, start + 512)
         scores = rho / variance * x[rows] @ y.T + norms[0, rows].unsqueeze(1) + norms[1]
-        scores += -DIM / 2 * math.log(variance) + (estimator == "nwj")
-        parts.append(sum_scores(scores, start))
-    return _BOUNDS[estimator](ScoreSums(*map(torch.cat, zip(*parts, strict=True)))).item()
+        parts.append(sum_scores(scores - DIM / 2 * math.log(variance) + 1, start))
+    return ScoreSums(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def measure(
@@ -74,22 +82,24 @@ def measure(
     estimates, limits, start = [], [], time.perf_counter()
     test_pairs = options.get("test_pairs") or (16384 if critic == "separable" else 2048)
     for seed in range(seeds):
-        x, y, rho = draw_gaussians(nats, pairs, seed)
-        limits.append(true_bound(estimator, x[:test_pairs], y[:test_pairs], rho))
+        x, y, _ = draw_gaussians(nats, pairs, seed)
+        limits.append(_BOUNDS[estimator](true_sums(nats, pairs, seed, test_pairs)).item())
         options = {**options, "test_pairs": test_pairs}
         estimates.append(estimate_mutual_information(x, y, estimator, critic, seed=seed, **options))
     mean = statistics.mean(estimate.nats for estimate in estimates)
     reachable = statistics.mean(limits)
     verdict = "missed" if abs(reachable - nats) <= LIMIT * nats else "out of reach"
+    upper_limit = estimates[0].upper_limit
     return {
         "truth": nats,
         "estimator": estimator,
         "critic": critic,
+        "seeds": seeds,
         "test_pairs": test_pairs,
-        "upper_limit": estimates[0].upper_limit,
+        "upper_limit": upper_limit if math.isfinite(upper_limit) else None,
         "true_density_ratio": reachable,
         "mean": mean,
-        "std": statistics.stdev(e.nats for e in estimates) if seeds > 1 else math.nan,
+        "std": statistics.stdev(e.nats for e in estimates) if seeds > 1 else None,
         "train_mean": statistics.mean(estimate.train_nats for estimate in estimates),
         "error": mean / nats - 1,
         "seconds": (time.perf_counter() - start) / seeds,
@@ -97,10 +107,34 @@ def measure(
     }
 
 
+def identify(result: Result) -> tuple[Any, ...]:
+    """What a line of the table is of."""
+    return result["truth"], result["critic"], result["estimator"], result["seeds"]
+
+
+def read_results(path: Path | None, facts: dict[str, Any]) -> list[Result]:
+    """The lines that an earlier run with the same settings has written."""
+    if path is None or not path.is_file():
+        return []
+    before = json.loads(path.read_text())
+    results: list[Result] = before.pop("results")
+    if before != facts:
+        sys.exit(f"error: {path} has figures of other settings ({before}): move it away.")
+    return results
+
+
+def write_results(path: Path, facts: dict[str, Any], results: list[Result]) -> None:
+    """Replaces the file in one move, so that a kill leaves a whole one."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps({**facts, "results": results}, indent=1, allow_nan=False) + "\n")
+    partial.replace(path)
+
+
 def print_results(results: list[Result], title: str, console: Console) -> None:
     """The table of the bounds."""
     table = Table(title=title)
-    for name in ["truth", "estimator", "critic", "test pairs", "upper limit", "true ratio"]:
+    names = ["truth", "estimator", "critic", "seeds", "test pairs", "upper limit", "true ratio"]
+    for name in names:
         table.add_column(name, justify="right")
     for name in ["mean", "std", "on training", "error", "seconds", "verdict"]:
         table.add_column(name, justify="right")
@@ -109,11 +143,12 @@ def print_results(results: list[Result], title: str, console: Console) -> None:
             f"{r['truth']:g}",
             r["estimator"],
             r["critic"],
+            str(r["seeds"]),
             f"{r['test_pairs']:,}",
-            f"{r['upper_limit']:.2f}",
+            "none" if r["upper_limit"] is None else f"{r['upper_limit']:.2f}",
             f"{r['true_density_ratio']:.2f}",
             f"{r['mean']:.2f}",
-            f"{r['std']:.2f}",
+            "" if r["std"] is None else f"{r['std']:.2f}",
             f"{r['train_mean']:.2f}",
             f"{r['error']:+.0%}",
             f"{r['seconds']:.0f}",
@@ -130,7 +165,7 @@ def main() -> None:
     parser.add_argument("--estimators", nargs="+", choices=list(_BOUNDS), default=list(_BOUNDS))
     parser.add_argument("--critics", nargs="+", choices=list(_CRITICS), default=list(_CRITICS))
     parser.add_argument("--pairs", type=int, default=200000, help="for training and tests")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, help="default: 3 separable, 1 concatenated")
     for name in ["steps", "batch_size", "hidden_dim", "test_pairs"]:
         parser.add_argument(f"--{name}", type=int, help="default: the function's")
     parser.add_argument("--learning_rate", type=float, help="default: the function's")
@@ -141,25 +176,32 @@ def main() -> None:
     console = Console(width=140)
     names = ["steps", "batch_size", "hidden_dim", "test_pairs", "learning_rate"]
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    parameters = inspect.signature(estimate_mutual_information).parameters
     facts = {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "pairs": args.pairs,
-        "seeds": args.seeds,
-        "options": options,
+        "options": {name: options.get(name, parameters[name].default) for name in names},
     }
-    results: list[Result] = []
+    # Lines of the table by what they are of.
+    done = {identify(result): result for result in read_results(args.output, facts)}
+    wanted = []
     for nats, critic, estimator in itertools.product(args.nats, args.critics, args.estimators):
-        result = measure(nats, estimator, critic, args.pairs, args.seeds, options)
-        results.append(result)
+        seeds = args.seeds or (3 if critic == "separable" else 1)
+        key = (nats, critic, estimator, seeds)
+        wanted.append(key)
+        if key in done:
+            continue
+        done[key] = measure(nats, estimator, critic, args.pairs, seeds, options)
+        if args.output:
+            write_results(args.output, facts, list(done.values()))
         console.print(
-            f"{nats:g} nats, {estimator}, {critic}: {result['mean']:.2f} +- {result['std']:.2f}, "
-            f"{result['seconds']:.0f} s each",
+            f"{nats:g} nats, {estimator}, {critic}: {done[key]['mean']:.2f}, "
+            f"{done[key]['seconds']:.0f} s each",
             highlight=False,
         )
-        if args.output:  # after each: the whole takes long
-            args.output.write_text(json.dumps({**facts, "results": results}, indent=1))
-    title = f"{args.pairs:,} pairs of {DIM}-dimensional Gaussians, {args.seeds} seeds: nats"
+    results = [done[key] for key in wanted]
+    title = f"{args.pairs:,} pairs of {DIM}-dimensional Gaussians: nats"
     print_results(results, title, console)
     if args.check and any(r["verdict"] == "missed" and r["critic"] == "separable" for r in results):
         sys.exit(1)
