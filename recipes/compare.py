@@ -178,6 +178,8 @@ def check_transfer(config: CompareConfig) -> dict[str, dict[str, Any]]:
             check_options(EvaluateConfig, options)
         except ValueError as error:
             raise ValueError(f"transfer to {name}: {error}") from error
+        if "mutual-information" in options["protocol"]:
+            raise ValueError(f"transfer to {name}: mutual-information is no accuracy to compare.")
         transfer[name] = options
     if len({_slug(name) for name in transfer}) < len(transfer):
         raise ValueError("Two names of transfer differ only in characters that no folder can have.")

@@ -544,7 +544,10 @@ def measure_information(
         "seed": config.seed,
     }
     rows = measure_checkpoints(
-        *(checkpoints, datasets, folder, settings),
+        checkpoints,
+        datasets,
+        folder,
+        settings,
         overwrite=config.overwrite,
         batch_size=config.batch_size,
         num_workers=default_num_workers(config.num_workers),

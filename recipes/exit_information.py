@@ -225,7 +225,9 @@ def measure_checkpoints(
                 for estimator in ESTIMATORS:
                     advance(epochs, f"{ESTIMATORS[estimator]} of stage {stage}")
                     estimate = estimate_mutual_information(
-                        *(x, last, estimator),
+                        x,
+                        last,
+                        estimator,
                         steps=settings["steps"],
                         seed=settings["seed"],
                         device=device,
@@ -237,7 +239,8 @@ def measure_checkpoints(
                     information.append({"stage": stage, "estimator": estimator, **figures})
             advance(epochs, "linear probes")
             results = exit_probe(
-                *(train, test),
+                train,
+                test,
                 learning_rate=settings["learning_rates"],
                 seed=settings["seed"],
                 device=device,
@@ -254,7 +257,7 @@ def measure_checkpoints(
             }
             rows = dict(sorted(rows.items()))
             write_rows(folder, checkpoints.run, list(rows.values()), settings, losses)
-            progress.console.print(format_line(rows[epochs]), highlight=False)
+            progress.console.print(format_line(rows[epochs]), highlight=False, soft_wrap=True)
     # Anew even if nothing was measured: the run may have gone on since.
     write_rows(folder, checkpoints.run, list(rows.values()), settings, losses)
     return list(rows.values())

@@ -217,6 +217,7 @@ def compare_format():
     ("transfer", "message"),
     [
         ({"a": {"dataset": "digits", "k": 3}}, "transfer to a: .*k"),
+        ({"a": {"protocol": ["mutual-information"]}}, "transfer to a: mutual-information is no"),
         ({"a": {"protocol": ["svm"]}}, "svm"),
         ({"a b": {}, "a-b": {}}, "no folder"),
     ],

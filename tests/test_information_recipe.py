@@ -18,6 +18,7 @@ from mixco_lightly.data.transforms import create_test_transform
 from tests.run_recipe import RECIPES, TINY, run, tiny_run
 
 STEPS = 20
+QUICK = ["--protocol", "torch", "--random_init=false", "--knn_every_n_epochs", 0]
 ASKED = ["--protocol", "mutual-information", "--information_steps", STEPS, "--num_workers", 0]
 
 
@@ -26,7 +27,7 @@ def trained(tmp_path_factory):
     """A SelfCon run on digits with two sub-networks and three checkpoints: 2, 4 and the last, 5."""
     folder = tmp_path_factory.mktemp("selfcon")
     options = ["--exits", 1, 2, "--epochs", 5, "--batch_size", 256, "--keep_every_n_epochs", 2]
-    run("selfcon", *TINY, *options, "--random_init=false", "--output_dir", "run", cwd=folder)
+    run("selfcon", *TINY, *options, *QUICK, "--output_dir", "run", cwd=folder)
     return folder / "run"
 
 
@@ -89,8 +90,8 @@ def test_a_checkpoint_is_kept_after_every_so_many_epochs_beside_the_last(trained
     for name, epochs in [("epoch-0002", 2), ("epoch-0004", 4), ("last", 5)]:
         content = torch.load(folder / f"{name}.ckpt", weights_only=True)
         assert content["epoch"] + 1 == epochs
-        assert content["global_step"] == epochs * (1438 // 256)
-        states[epochs] = content["state_dict"]["network.backbone.model.conv1.0.weight"]
+        assert content["global_step"] == epochs * (1348 // 256)
+        states[epochs] = content["state_dict"]["network.subnetworks.0.2.weight"]
     assert not torch.equal(states[2], states[4])
     assert not torch.equal(states[4], states[5])
 
@@ -108,7 +109,7 @@ def test_every_checkpoint_and_exit_has_all_estimates_and_accuracies(measured):
         for figures in row["information"]:
             if figures["estimator"] == "infonce":
                 assert 0 < figures["nats"] < figures["upper_limit"]
-                assert figures["upper_limit"] == pytest.approx(math.log(1438 // 5), abs=0.01)
+                assert figures["upper_limit"] == pytest.approx(math.log(1348 // 5), abs=0.01)
             else:
                 assert figures["upper_limit"] is None
         assert set(row["top1"]) == {"stage 1", "stage 2", "backbone", "ensemble"}
@@ -205,7 +206,7 @@ def forget_checkpoints(folder):
 def take_others_checkpoint(folder):
     path = folder / "checkpoints" / "epoch-0004.ckpt"
     content = torch.load(path, weights_only=True)
-    content["state_dict"].pop("network.backbone.model.conv1.0.weight")
+    content["state_dict"].pop("network.subnetworks.0.2.weight")
     torch.save(content, path)
 
 
@@ -248,8 +249,7 @@ def test_a_backbone_without_a_run_has_no_checkpoints_to_measure(evaluate):
 def test_overwriting_a_run_removes_the_checkpoints_it_had_kept(image_folder, tmp_path, run_here):
     folder = tmp_path / "run"
     options = [*tiny_run(image_folder, "--epochs", 1), "--output_dir", folder]
-    options += ["--protocol", "knn", "--random_init=false"]
-    assert run_here("simclr", *options, "--keep_every_n_epochs", 1)[0] == 0
+    assert run_here("simclr", *options, *QUICK, "--keep_every_n_epochs", 1)[0] == 0
     assert (folder / "checkpoints" / "epoch-0001.ckpt").is_file()
-    assert run_here("simclr", *options, "--overwrite")[0] == 0
+    assert run_here("simclr", *options, *QUICK, "--overwrite")[0] == 0
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
