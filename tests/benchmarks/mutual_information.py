@@ -3,9 +3,10 @@
     python tests/benchmarks/mutual_information.py --check --output mutual_information.json
     python tests/benchmarks/mutual_information.py --critics separable --nats 8 --seeds 5
 
-TIMELINE
-A line of the table is written to --output as soon as it is there, and the same command goes on
-after the last of them.
+An estimate takes about half a minute of one core with a separable critic and a minute with a
+concatenated one: 25 minutes for the defaults, two seeds with the first and one with the second. A
+line of the table is written to --output as soon as it is there, and the same command goes on after
+the last of them.
 
 Each of the 20 dimensions of y has the same correlation rho with its own dimension of x, and
 -10 ln(1 - rho^2) nats are the truth. Each seed draws its pairs anew. The table has the mean and
@@ -165,7 +166,7 @@ def main() -> None:
     parser.add_argument("--estimators", nargs="+", choices=list(_BOUNDS), default=list(_BOUNDS))
     parser.add_argument("--critics", nargs="+", choices=list(_CRITICS), default=list(_CRITICS))
     parser.add_argument("--pairs", type=int, default=200000, help="for training and tests")
-    parser.add_argument("--seeds", type=int, help="default: 3 separable, 1 concatenated")
+    parser.add_argument("--seeds", type=int, help="default: 2 separable, 1 concatenated")
     for name in ["steps", "batch_size", "hidden_dim", "test_pairs"]:
         parser.add_argument(f"--{name}", type=int, help="default: the function's")
     parser.add_argument("--learning_rate", type=float, help="default: the function's")
@@ -187,7 +188,7 @@ def main() -> None:
     done = {identify(result): result for result in read_results(args.output, facts)}
     wanted = []
     for nats, critic, estimator in itertools.product(args.nats, args.critics, args.estimators):
-        seeds = args.seeds or (3 if critic == "separable" else 1)
+        seeds = args.seeds or (2 if critic == "separable" else 1)
         key = (nats, critic, estimator, seeds)
         wanted.append(key)
         if key in done:
