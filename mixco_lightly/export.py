@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
+from mixco_lightly.files import TEMPORARY_PREFIX, hash_file, replace_file
 from mixco_lightly.models.backbone import Backbone, build_backbone, create_backbone
 from mixco_lightly.models.image_size import Fit
 
@@ -36,6 +39,8 @@ _CHOSEN_KWARGS = {
 }
 WEIGHTS_NAME = "backbone.safetensors"
 CONFIG_NAME = "backbone.json"
+_FORMAT = "mixco-lightly backbone 2"
+_FORMAT_WITHOUT_DIGEST = "mixco-lightly backbone 1"
 
 
 def export_backbone(
@@ -84,7 +89,7 @@ def export_backbone(
     mean = backbone.mean if mean is None else mean
     std = backbone.std if std is None else std
     config = {
-        "format": "mixco-lightly backbone 1",
+        "format": _FORMAT,
         "name": backbone.name,
         "image_size": backbone.image_size,
         "in_chans": backbone.in_chans,
@@ -115,13 +120,32 @@ def export_backbone(
         name: tensor.detach().to("cpu", copy=True).contiguous()
         for name, tensor in backbone.model.state_dict().items()
     }
-    save_file(state, directory / WEIGHTS_NAME)
-    (directory / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+    weights = save(state, metadata={"format": "pt"})
+    config = json.loads(json.dumps(config))  # as it is read again
+    config["sha256"] = _digest(config, hashlib.sha256(weights).hexdigest())
+    # Two files cannot be replaced at once: a kill between them leaves the new description under
+    # this name, and read_config finds it there.
+    with replace_file(_successor(directory)) as file:
+        file.write((json.dumps(config, indent=2) + "\n").encode())
+    with replace_file(directory / WEIGHTS_NAME) as file:
+        file.write(weights)
+    os.replace(_successor(directory), directory / CONFIG_NAME)
     return directory
 
 
+def _successor(directory: Path) -> Path:
+    return directory / f"{TEMPORARY_PREFIX}{CONFIG_NAME}"
+
+
+def _digest(config: Mapping[str, Any], weights_digest: str) -> str:
+    """SHA-256 of a description, whose own is left out, and of its weights'."""
+    described = {name: value for name, value in config.items() if name != "sha256"}
+    text = json.dumps(described, sort_keys=True) + weights_digest
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def read_config(directory: str | Path) -> dict[str, Any]:
-    """Reads the description of an exported backbone.
+    """Reads the description of an exported backbone, and checks that both files are as written.
 
     Args:
         directory: Where :func:`export_backbone` wrote it.
@@ -130,29 +154,60 @@ def read_config(directory: str | Path) -> dict[str, Any]:
         The content of ``backbone.json``.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not a description of a backbone.
+        FileNotFoundError: If ``backbone.json`` or ``backbone.safetensors`` is missing.
+        ValueError: If it is not a description of a backbone, or if the SHA-256 of the two files is
+            not the one that was written with them.
     """
-    path = Path(directory) / CONFIG_NAME
-    if not path.is_file():
+    path, weights = Path(directory) / CONFIG_NAME, Path(directory) / WEIGHTS_NAME
+    successor = _successor(Path(directory))
+    if not path.is_file() and not successor.is_file():
         raise FileNotFoundError(
             f"There is no {CONFIG_NAME} in {directory}: expected a run's output_dir or a folder "
             "written by export_backbone."
         )
+    if not weights.is_file():
+        raise FileNotFoundError(f"There is no {WEIGHTS_NAME} in {directory}.")
+    weights_digest = hash_file(weights)
+    if successor.is_file():
+        config = _parse(successor)
+        if config.get("sha256") == _digest(config, weights_digest):
+            return config
+    config = _parse(path)
+    if config["format"] == _FORMAT and config.get("sha256") != _digest(config, weights_digest):
+        raise ValueError(
+            f"{path} and {weights} are not as they were exported, or not of one export: their "
+            "SHA-256 is not the recorded one. Put a copy of both back, or export again."
+        )
+    return config
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    """A description; ValueError if it is none."""
     try:
         config = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
-    required = {"name", "image_size", "in_chans", "stem", "timm_kwargs"}
+    required = {"format", "name", "image_size", "in_chans", "stem", "timm_kwargs"}
     missing = sorted(required - config.keys()) if isinstance(config, dict) else sorted(required)
     if missing:
         raise ValueError(f"{path} does not describe a backbone: it lacks {', '.join(missing)}.")
+    if config["format"] not in (_FORMAT, _FORMAT_WITHOUT_DIGEST):
+        raise ValueError(
+            f"{path}: the format must be {_FORMAT!r}, got {config['format']!r}: it is damaged, or "
+            "of a later version of mixco-lightly."
+        )
     types = {"name": str, "image_size": int, "in_chans": int, "stem": str, "timm_kwargs": dict}
     for name, expected in types.items():
         if not isinstance(config[name], expected):
             raise ValueError(
                 f"{path}: {name} must be of type {expected.__name__}, got {config[name]!r}."
             )
+    if not isinstance(config.get("training", {}), dict):
+        raise ValueError(f"{path}: training must be of type dict, got {config['training']!r}.")
+    for name in ("mean", "std"):
+        values = config.get(name) or []
+        if not isinstance(values, list) or not all(isinstance(x, (int, float)) for x in values):
+            raise ValueError(f"{path}: {name} must be a list of numbers, got {values!r}.")
     refused = sorted(_REFUSED_KWARGS & config["timm_kwargs"].keys())
     if refused:
         raise ValueError(f"{path}: timm_kwargs must not have {', '.join(refused)}.")
@@ -186,8 +241,6 @@ def load_backbone(directory: str | Path) -> Backbone:
     """
     config = read_config(directory)
     path = Path(directory) / WEIGHTS_NAME
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no {WEIGHTS_NAME} in {directory}.")
     try:
         state = load_file(path)
     except SafetensorError as error:

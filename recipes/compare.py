@@ -42,9 +42,10 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from moco import MoCoConfig
 from rich.console import Console
 from rich.markdown import Markdown
-from run_folder import replace_file
 from selfcon import SelfConConfig
 from simclr import SimCLRConfig
+
+from mixco_lightly.files import replace_file
 
 RECIPES = {"moco": MoCoConfig, "simclr": SimCLRConfig, "selfcon": SelfConConfig}
 # What the table compares: names in summary.json, and their headings.

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from run_folder import replace_file
 from torch import Tensor
+
+from mixco_lightly.files import replace_file
 
 FORMAT = "mixco-lightly evaluation 1"
 JSON_NAME = "evaluation.json"

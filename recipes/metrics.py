@@ -14,8 +14,8 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
-from run_folder import replace_file
 
+from mixco_lightly.files import name_write_errors, replace_file
 from mixco_lightly.models.step_log import is_logged_step
 
 # What curves.png shows: title, unit and names of the metrics; what a run lacks is left out.
@@ -71,7 +71,7 @@ class MetricsFile(Logger):
             self._columns += [name for name in new if name not in self._columns]
             self._replace([*rows, row])
         else:
-            with self.path.open("a", newline="") as file:
+            with name_write_errors(self.path), self.path.open("a", newline="") as file:
                 file.write(self._lines([row]))
 
     @rank_zero_only
@@ -163,4 +163,5 @@ def draw_curves(run: Path) -> None:
         axes.grid(alpha=0.3)
         if len(names) > 1:
             axes.legend()
-    figure.savefig(run / "curves.png", dpi=120)
+    with replace_file(run / "curves.png") as file:
+        figure.savefig(file, dpi=120, format="png")

@@ -1,4 +1,7 @@
+import errno
 import json
+import os
+import re
 
 import pytest
 import timm
@@ -33,8 +36,10 @@ def features_of(backbone):
 
 
 def edit_config(directory, **changes):
+    """Changes a description and leaves its checksum out, as in the first format."""
     path = directory / CONFIG
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    first = {"format": "mixco-lightly backbone 1"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | first | changes))
 
 
 @pytest.mark.parametrize("stem", ["small", "timm"])
@@ -92,8 +97,9 @@ def test_description_has_all_that_is_needed_to_feed_the_backbone(tmp_path):
     )
     config = json.loads((tmp_path / CONFIG).read_text())
     assert config == read_config(tmp_path)
+    assert len(config.pop("sha256")) == 64
     assert config == {
-        "format": "mixco-lightly backbone 1",
+        "format": "mixco-lightly backbone 2",
         "name": "test_resnet",
         "image_size": 32,
         "in_chans": 1,
@@ -162,6 +168,80 @@ def test_weights_of_a_published_stem_load_into_timm(name, tmp_path):
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(model.eval()(images), backbone.eval()(images))
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_every_flipped_bit_is_found(name, tmp_path):
+    export_backbone(trained_backbone(), tmp_path, training={"seed": 1}, metrics={"top1": 71.5})
+    load_backbone(tmp_path)
+    whole = (tmp_path / name).read_bytes()
+    # Of the weights some bytes of the header, then of all layers; of the description every byte.
+    step = 1 if name == CONFIG else len(whole) // 200
+    for index in range(0, len(whole), step):
+        flipped = bytearray(whole)
+        flipped[index] ^= 1 << index % 7
+        (tmp_path / name).write_bytes(flipped)
+        with pytest.raises(ValueError, match=re.escape(str(tmp_path / name))):
+            read_config(tmp_path)
+
+
+def test_files_of_two_exports_are_refused(tmp_path):
+    export_backbone(trained_backbone(), tmp_path / "a")
+    torch.manual_seed(7)
+    export_backbone(create_backbone("test_resnet", 32), tmp_path / "b")
+    (tmp_path / "b" / CONFIG).replace(tmp_path / "a" / CONFIG)
+    with pytest.raises(ValueError, match="not of one export"):
+        load_backbone(tmp_path / "a")
+
+
+@pytest.mark.parametrize("done", range(4))
+def test_a_kill_between_the_writes_leaves_one_export_or_the_other(done, tmp_path, monkeypatch):
+    before, after = trained_backbone("test_vit"), trained_backbone("test_resnet")
+    export_backbone(before, tmp_path)
+    replace, count = os.replace, 0
+
+    def die(*paths):
+        nonlocal count
+        count += 1
+        if count > done:
+            raise KeyboardInterrupt
+        replace(*paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", die)
+        if done < 3:
+            with pytest.raises(KeyboardInterrupt):
+                export_backbone(after, tmp_path)
+        else:
+            export_backbone(after, tmp_path)
+    # The description is replaced last, and the weights as the second.
+    expected = before if done < 2 else after
+    assert torch.equal(features_of(load_backbone(tmp_path)), features_of(expected))
+    export_backbone(before, tmp_path)
+    assert torch.equal(features_of(load_backbone(tmp_path)), features_of(before))
+    assert {path.name for path in tmp_path.iterdir()} == {CONFIG, WEIGHTS}
+
+
+def test_a_write_that_fails_names_the_file_and_keeps_the_export(tmp_path, monkeypatch):
+    backbone = trained_backbone()
+    export_backbone(backbone, tmp_path)
+
+    def fail(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="cannot be written: No space left on device"):
+            export_backbone(trained_backbone("test_vit"), tmp_path)
+    assert torch.equal(features_of(load_backbone(tmp_path)), features_of(backbone))
+
+
+@pytest.mark.parametrize("form", ["mixco-lightly backbone 3", "", None, 2])
+def test_another_format_is_refused(form, tmp_path):
+    export_backbone(trained_backbone(), tmp_path)
+    edit_config(tmp_path, format=form)
+    with pytest.raises(ValueError, match="the format must be 'mixco-lightly backbone 2'"):
+        load_backbone(tmp_path)
 
 
 def test_second_export_replaces_the_first(tmp_path):
@@ -234,6 +314,7 @@ def test_weights_of_another_model_are_refused(changes, tmp_path):
 
 def test_foreign_weights_are_refused(tmp_path):
     export_backbone(trained_backbone(), tmp_path)
+    edit_config(tmp_path)
     save_file({"weight": torch.ones(2)}, tmp_path / WEIGHTS)
     with pytest.raises(ValueError, match=f"does not fit {CONFIG}"):
         load_backbone(tmp_path)
@@ -276,8 +357,10 @@ def test_where_weights_came_from_is_not_exported(tmp_path):
 def test_export_without_the_choices_is_fitted_again(name, tmp_path):
     backbone = trained_backbone(name)
     export_backbone(backbone, tmp_path)
+    edit_config(tmp_path)
     config = json.loads((tmp_path / CONFIG).read_text())
-    for key in ("chosen_kwargs", "removed_strides"):  # versions before these were recorded
+    # Versions before these were recorded.
+    for key in ("chosen_kwargs", "removed_strides", "sha256"):
         del config[key]
     (tmp_path / CONFIG).write_text(json.dumps(config))
     assert torch.equal(features_of(load_backbone(tmp_path)), features_of(backbone))
