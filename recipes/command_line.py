@@ -15,6 +15,8 @@ from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser, DefaultH
 from rich.console import Console
 from rich.table import Table
 
+from mixco_lightly.data.broken import ImageError
+
 Config = TypeVar("Config")
 
 
@@ -95,7 +97,8 @@ def fail_in_one_line(
         # Out of a worker process an error's text is its traceback, which ends with the message.
         lines = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
         message = lines[-1] if lines[0].startswith("Caught") else " ".join(lines)
-        sys.exit(f"error: {message.removeprefix('mixco_lightly.data.datasets.ImageError: ')}")
+        prefix = f"{ImageError.__module__}.{ImageError.__qualname__}: "
+        sys.exit(f"error: {message.removeprefix(prefix)}")
 
 
 def default_num_workers(num_workers: int | None) -> int:

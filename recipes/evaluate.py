@@ -81,6 +81,7 @@ from mixco_lightly import (
 )
 from mixco_lightly.data.datasets import (
     LabelledImages,
+    broken_images,
     check_name,
     create_train_test,
     have_one_size,
@@ -126,6 +127,9 @@ class EvaluateConfig:
             the first backbone was trained from, else data.
         download: Whether to download CIFAR if it is missing.
         keep_decoded: Whether the images of a folder are decoded once and kept in data_dir/.decoded.
+        max_broken_images: How many images of a folder may be left out because they cannot be
+            opened, of the training and of the test images each; the tables say how many were.
+            With 0 the first broken image is an error.
         protocol: What to measure: torch, sklearn, knn, paper, finetune, mutual-information; one
             or more.
         label_fractions: Parts of the training images whose labels are used, in (0, 1]. The part is
@@ -159,6 +163,7 @@ class EvaluateConfig:
     data_dir: list[str] = field(default_factory=list)
     download: bool = False
     keep_decoded: bool = True
+    max_broken_images: NonNegativeInt = 0
     protocol: list[Literal[Protocol, "mutual-information"]] = field(
         default_factory=lambda: [*FEATURE_PROTOCOLS]
     )
@@ -220,6 +225,7 @@ def evaluate_backbone(
     download: bool = False,
     precision: Any = "32-true",
     keep_decoded: bool = True,
+    max_broken_images: int = 0,
     normalize: Normalisation = (None, None),
 ) -> dict[Protocol, ProbeResult]:
     """Measures a backbone on a dataset with all labels, as a pretraining run does at its end."""
@@ -232,6 +238,7 @@ def evaluate_backbone(
         download=download,
         precision=precision,
         keep_decoded=keep_decoded,
+        max_broken_images=max_broken_images,
     )
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     measurements = measure(backbone, dataset, data_dir, config, image_size, device, normalize)
@@ -257,8 +264,15 @@ def measure(
     backbone = backbone.to(memory_format=torch.channels_last)
     transform = create_test_transform(dataset, image_size, *normalize)
     images, test_images = create_train_test(
-        dataset, data_dir, transform, transform, config.download, config.keep_decoded
+        dataset,
+        data_dir,
+        transform,
+        transform,
+        config.download,
+        config.keep_decoded,
+        config.max_broken_images,
     )
+    broken = broken_images(images, test_images)
     num_workers = default_num_workers(config.num_workers)
     half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(config.precision)
     with torch.autocast(device.type, dtype=half, enabled=half is not None):
@@ -323,6 +337,9 @@ def measure(
                 result = probe_linearly(labelled, test, protocol, config.seed, device)
             epochs = result if isinstance(result, EpochResults) else None
             last = result.last if isinstance(result, EpochResults) else result
+            if broken:
+                notes = [f"{len(broken):,} broken images are left out", last.note]
+                last = last._replace(note="; ".join(filter(None, notes)))
             yield Measurement(fraction, len(chosen), len(test_images), protocol, last, epochs)
 
 
@@ -419,8 +436,8 @@ def open_subjects(config: EvaluateConfig) -> list[Subject]:
         raise ValueError("Give either --backbone_dir (a run or an export) or --backbone (timm).")
     trainings = [read_config(folder).get("training", {}) for folder in config.backbone_dir]
     first = trainings[0] if trainings else {}
-    names = config.dataset or [first.get("dataset", "digits")]
-    folders = config.data_dir or [first.get("data_dir", "data")]
+    names = config.dataset or [str(first.get("dataset", "digits"))]
+    folders = config.data_dir or [str(first.get("data_dir", "data"))]
     if len(folders) not in (1, len(names)):
         raise ValueError(
             f"--data_dir names {len(folders)} folders for {len(names)} datasets: give one for "
@@ -429,7 +446,9 @@ def open_subjects(config: EvaluateConfig) -> list[Subject]:
     folders = folders if len(folders) == len(names) else folders * len(names)
     for name, folder in zip(names, folders, strict=True):
         check_name(name)
-        images, _ = create_train_test(name, folder, download=config.download)
+        images, _ = create_train_test(
+            name, folder, download=config.download, max_broken_images=config.max_broken_images
+        )
         for fraction in config.label_fractions:
             try:
                 choose_part(torch.tensor(images.targets), fraction)
@@ -532,7 +551,7 @@ def measure_information(
     transform = create_test_transform(subject.dataset, subject.image_size, *subject.normalize)
     datasets = create_train_test(
         *(subject.dataset, subject.data_dir, transform, transform),
-        *(config.download, config.keep_decoded),
+        *(config.download, config.keep_decoded, config.max_broken_images),
     )
     folder = subject.folder or checkpoints.run
     settings = {

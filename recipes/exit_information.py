@@ -22,12 +22,13 @@ from kept_checkpoints import find_kept
 from metrics import read_metrics
 from rich.console import Console
 from rich.progress import Progress
-from run_folder import checkpoint_path, read_steps, replace_file
+from run_folder import checkpoint_path, read_steps
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mixco_lightly import Features, MultiExitBackbone, estimate_mutual_information, extract_features
 from mixco_lightly.evaluation.exit_probe import exit_probe, select_exit
+from mixco_lightly.files import replace_file
 from mixco_lightly.models.backbone import Backbone
 
 FORMAT = "mixco-lightly mutual information 1"

@@ -39,6 +39,7 @@ from metrics import LogLearningRate, create_loggers, draw_curves
 from pretrain_data import PretrainData, runs_on_cpu
 from processes import (
     check_processes,
+    is_rank_zero,
     prepare_on_rank_zero,
     print_on_rank_zero,
     trainer_plugins,
@@ -57,14 +58,15 @@ from run_folder import (
     CheckpointFiles,
     checkpoint_path,
     prepare_run,
+    probe_output,
     read_steps,
-    replace_file,
 )
 from training_knn import TrainingKNN
 
 from mixco_lightly import ProbeResult, create_backbone, export_backbone, load_backbone
 from mixco_lightly.data.datasets import ImageError, check_name
 from mixco_lightly.data.transforms import create_test_transform
+from mixco_lightly.files import WriteError, replace_file
 from mixco_lightly.loss.contrastive import has_fast_bfloat16
 from mixco_lightly.models.backbone import Backbone
 
@@ -104,6 +106,10 @@ class PretrainConfig:
             one by one in the loader's processes with Lightly's own transform; auto takes device
             unless the images have different sizes.
         keep_decoded: Whether the images of a folder are decoded once and kept in data_dir/.decoded.
+        max_broken_images: How many images of a folder may be left out because they cannot be
+            opened, of the training and of the test images each. If it is not 0 every image is
+            opened once before the run, and those left out are listed in
+            output_dir/broken_images.txt. With 0 the first broken image stops the run.
         protocol: What is measured at the end: torch and sklearn are linear probes.
         random_init: Whether the same is measured with the backbone at initialisation.
         knn_k: Number of neighbours of the kNN evaluation.
@@ -151,6 +157,7 @@ class PretrainConfig:
     seed: NonNegativeInt = 0
     augment: Literal["auto", "device", "workers"] = "auto"
     keep_decoded: bool = True
+    max_broken_images: NonNegativeInt = 0
     protocol: list[Protocol] = field(default_factory=lambda: list(PROTOCOL_NAMES))
     random_init: bool = True
     knn_k: PositiveInt = 200
@@ -206,6 +213,8 @@ def pretrain(
         if image_size is None:
             raise ValueError(f"{config.dataset} has no image size of its own: give --image_size.")
         check_processes(config.devices, config.num_nodes)
+        if is_rank_zero():
+            probe_output(run)
         if config.compile:
             check_compiler(config.accelerator)
         if runs_on_cpu(config.accelerator):
@@ -229,7 +238,10 @@ def pretrain(
         def prepare() -> None:
             prepare_run(run, asdict(config), config.resume, config.overwrite)
             if config.resume:
-                read_steps(checkpoint)
+                read_steps(checkpoint, asdict(config))
+            if data.broken:
+                with replace_file(run / "broken_images.txt") as file:
+                    file.write("".join(f"{line}\n" for line in data.broken.values()).encode())
 
         prepare_on_rank_zero(trainer, prepare)
         finished_steps = read_steps(checkpoint) if config.resume else 0
@@ -241,8 +253,13 @@ def pretrain(
         f"augmented by {config.augment} -> {run}"
     )
 
+    if data.broken:
+        print_on_rank_zero(
+            f"{len(data.broken):,} broken images are left out: {run / 'broken_images.txt'}"
+        )
+
     try:
-        with fail_in_one_line((ImageError, NonFiniteLossError)):
+        with fail_in_one_line((ImageError, NonFiniteLossError, WriteError)):
             try:
                 trainer.fit(
                     model,
@@ -252,7 +269,8 @@ def pretrain(
                 )
             except FloatingPointError as error:  # of the queue, which knows nothing of the run
                 raise NonFiniteLossError(
-                    f"{error} It was step {trainer.global_step + 1} of the run. {AFTER_DIVERGENCE}"
+                    f"{error} It was step {trainer.global_step + 1} of the run (process "
+                    f"{trainer.global_rank}). {AFTER_DIVERGENCE}"
                 ) from error
     except SystemExit:
         if trainer.interrupted and checkpoint.is_file():
@@ -264,7 +282,8 @@ def pretrain(
         raise
     if trainer.is_global_zero:
         device = trainer.strategy.root_device
-        finish_run(method, config, run, model, speed, device, data.normalize, evaluate)
+        with fail_in_one_line((WriteError,)):
+            finish_run(method, config, run, model, speed, device, data.normalize, evaluate)
 
 
 def choose_precision(precision: str, accelerator: str) -> Any:
@@ -344,7 +363,7 @@ def create_trainer(
         devices=config.devices,
         num_nodes=config.num_nodes,
         precision=config.precision,  # type: ignore[arg-type]
-        plugins=[CheckpointFiles(), *trainer_plugins()],
+        plugins=[CheckpointFiles(asdict(config)), *trainer_plugins()],
         logger=False,
         log_every_n_steps=log_every_n_steps,
         callbacks=[*callbacks, checkpoints, bar],
@@ -379,6 +398,7 @@ def finish_run(
         "batch_size": max(config.batch_size, 256),
         "precision": config.precision,
         "keep_decoded": config.keep_decoded,
+        "max_broken_images": config.max_broken_images,
         "num_workers": default_num_workers(config.num_workers),
         "knn_k": config.knn_k,
         "seed": config.seed,

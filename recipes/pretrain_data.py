@@ -18,7 +18,12 @@ from torch.utils.data import DataLoader, DistributedSampler, Subset
 from torchvision.transforms import PILToTensor
 
 from mixco_lightly import mix_pairs
-from mixco_lightly.data.datasets import LabelledImages, create_train_test, have_one_size
+from mixco_lightly.data.datasets import (
+    LabelledImages,
+    broken_images,
+    create_train_test,
+    have_one_size,
+)
 from mixco_lightly.data.device_transforms import DeviceTransform
 from mixco_lightly.data.subset import choose_part
 from mixco_lightly.data.transforms import create_pretrain_transform
@@ -56,12 +61,15 @@ class PretrainData(pl.LightningDataModule):
         )
         # The test images are opened here too, so that a missing one fails before the training.
         with one_at_a_time(Path(config.data_dir), create=config.download):
-            self.images: LabelledImages = create_train_test(
+            self.images: LabelledImages
+            self.images, test_images = create_train_test(
                 config.dataset,
                 config.data_dir,
                 download=config.download,
                 keep_decoded=config.keep_decoded,
-            )[0]
+                max_broken_images=config.max_broken_images,
+            )
+        self.broken = broken_images(self.images, test_images)
         one_size = have_one_size(self.images)
         if config.augment == "device" and not one_size:
             raise ValueError(

@@ -97,9 +97,10 @@ def one_at_a_time(folder: Path, create: bool) -> Iterator[None]:
     that may not write to the folder, do not wait.
 
     Args:
-        folder: Where the data is.
+        folder: Where the data is, or its archive, which is unpacked beside itself.
         create: Whether to make the folder if it is missing.
     """
+    folder = folder.parent if folder.is_file() else folder
     several = "LOCAL_RANK" in os.environ or find_launcher() is not None
     if several and create:
         folder.mkdir(parents=True, exist_ok=True)

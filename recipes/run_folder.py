@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import IO, Any
@@ -14,6 +13,8 @@ from typing import IO, Any
 import torch
 import yaml
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from mixco_lightly.files import TEMPORARY_PREFIX, name_write_errors, replace_file
 
 # Options that may differ when a run is resumed: they change where it runs, not what it trains.
 # (num_workers is not one: every worker draws augmentations of its own.)
@@ -25,6 +26,7 @@ _FREE_OPTIONS = {
 _RUN_OPTIONS = {"resume", "overwrite"}
 _RUN_FILES = (
     "metrics.csv",
+    "broken_images.txt",
     "backbone.safetensors",
     "backbone.json",
     "curves.png",
@@ -35,7 +37,10 @@ _RUN_FILES = (
     "mutual_information.md",
     "mutual_information.png",
 )
-_TEMPORARY = ".partial-"
+# The last bytes of a checkpoint are this and the SHA-256 of all bytes before, in hexadecimal: in
+# the file itself, because two files cannot be replaced at once.
+_TRAILER = b"mixco-lightly checkpoint, sha256 "
+_TRAILER_BYTES = len(_TRAILER) + 64
 
 
 def checkpoint_path(run: Path) -> Path:
@@ -57,12 +62,7 @@ def prepare_run(run: Path, options: Mapping[str, Any], resume: bool, overwrite: 
         if not checkpoint.is_file() or not path.is_file():
             missing = path if checkpoint.is_file() else checkpoint
             raise FileNotFoundError(f"There is no run to resume in {run}: {missing} is missing.")
-        before = yaml.safe_load(path.read_text())
-        changed = [
-            f"{name} {before.get(name)}, not {value}"
-            for name, value in options.items()
-            if name not in _FREE_OPTIONS and value != before.get(name)
-        ]
+        changed = find_changes(read_options(path), options)
         if changed:
             raise ValueError(
                 f"The run in {run} was started with {'; '.join(changed)}: resume it with "
@@ -87,32 +87,44 @@ def prepare_run(run: Path, options: Mapping[str, Any], resume: bool, overwrite: 
         file.write(yaml.safe_dump(options, sort_keys=False).encode())
 
 
+def read_options(path: Path) -> dict[str, Any]:
+    """The options in a run's config.yaml; ValueError if it does not have any."""
+    try:
+        options = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(options, dict):
+        raise ValueError(f"{path} has no options of a run.")
+    return options
+
+
+def find_changes(before: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
+    """The options that a run cannot go on with, because they decide its result."""
+    return [
+        f"{name} {before.get(name)}, not {value}"
+        for name, value in options.items()
+        if name not in _FREE_OPTIONS | _RUN_OPTIONS and value != before.get(name)
+    ]
+
+
+def probe_output(run: Path) -> None:
+    """Tries to write where a run's folder is or will be, and leaves nothing there.
+
+    Raises:
+        WriteError: If that is not possible; the message names the folder and the reason.
+    """
+    folder = checkpoint_path(run).parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    with name_write_errors(run), tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"probe")
+
+
 def sweep(run: Path) -> None:
     """Removes what writes that were killed have left behind."""
     for folder in (run, checkpoint_path(run).parent):
-        for temporary in folder.glob(f"{_TEMPORARY}*"):
+        for temporary in folder.glob(f"{TEMPORARY_PREFIX}*"):
             temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def replace_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the path's place when it is written whole and is on the disk.
-
-    A kill at any moment leaves the old file or the new one, and perhaps a temporary file beside it
-    for :func:`sweep`.
-    """
-    descriptor, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp's file is its owner's alone; others may read the folder too.
-        os.chmod(temporary, path.parent.stat().st_mode & 0o666)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -120,20 +132,87 @@ class CheckpointFiles(TorchCheckpointIO):
 
     Lightning's own writes to the system's temporary folder first. Where that is another file
     system, the last step copies over the only good checkpoint.
+
+    A checkpoint ends with its SHA-256, which :func:`read_steps` checks, and has the run's options.
+
+    Args:
+        options: The options of the run.
     """
+
+    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        self._options = dict(options or {})
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
         """Replaces the file."""
         with replace_file(Path(path)) as file:
-            torch.save(checkpoint, file)
+            hashed = _HashedFile(file)
+            try:
+                torch.save({**checkpoint, "options": self._options}, hashed)
+            except RuntimeError as error:
+                # Of a write that failed torch says only that it failed.
+                raise (hashed.error or error) from error
+            file.write(_TRAILER + hashed.digest.hexdigest().encode())
 
 
-def read_steps(checkpoint: Path) -> int:
-    """The number of steps that a checkpoint was saved after; ValueError if it is damaged."""
+class _HashedFile:
+    """A file that is hashed as it is written, and remembers the error of a write."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.digest = hashlib.sha256()
+        self.error: OSError | None = None
+        self._file = file
+
+    def write(self, block: bytes) -> int:
+        self.digest.update(block)
+        try:
+            return self._file.write(block)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def check_digest(checkpoint: Path) -> None:
+    """Raises a ValueError if a checkpoint is not as it was written."""
+    digest = hashlib.sha256()
+    with checkpoint.open("rb") as file:
+        left = checkpoint.stat().st_size - _TRAILER_BYTES
+        while left > 0 and (block := file.read(min(left, 2**20))):
+            digest.update(block)
+            left -= len(block)
+        trailer = file.read()
+    if trailer[: len(_TRAILER)] != _TRAILER:
+        raise ValueError("it does not end with a checksum")
+    if trailer[len(_TRAILER) :] != digest.hexdigest().encode():
+        raise ValueError("its SHA-256 is not the one that was written with it")
+
+
+def read_steps(checkpoint: Path, options: Mapping[str, Any] | None = None) -> int:
+    """The number of steps that a checkpoint was saved after.
+
+    Args:
+        checkpoint: The checkpoint.
+        options: Options of the run that is to go on from it. Default: they are not looked at.
+
+    Raises:
+        ValueError: If it is damaged, or is of a run with other options.
+    """
     try:
-        return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
-    except (RuntimeError, EOFError, KeyError, UnpicklingError) as error:
+        check_digest(checkpoint)
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        steps, before = int(state["global_step"]), dict(state["options"])
+    except (RuntimeError, EOFError, KeyError, TypeError, ValueError, UnpicklingError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{checkpoint} is damaged or not a checkpoint: {reason}") from error
+        raise ValueError(
+            f"{checkpoint} is damaged or not a checkpoint of these recipes: {reason}. Put a copy "
+            "of it back, or begin anew with --overwrite."
+        ) from error
+    changed = find_changes(before, options or {})
+    if changed:
+        raise ValueError(f"{checkpoint} is of another run: it has {'; '.join(changed)}.")
+    return steps

@@ -183,6 +183,7 @@ def create_model(backbone: Backbone, config: SelfConConfig) -> SelfCon | SelfCon
             config.data_dir,
             download=config.download,
             keep_decoded=config.keep_decoded,
+            max_broken_images=config.max_broken_images,
         )
         return SelfConClassifier(
             network,
@@ -217,6 +218,7 @@ def evaluate_exits(
     batch_size: int,
     precision: str,
     keep_decoded: bool,
+    max_broken_images: int,
     num_workers: int,
     knn_k: int,
     seed: int,
@@ -229,7 +231,14 @@ def evaluate_exits(
     network = MultiExitBackbone.from_backbone(backbone, trained.exits, trained.subnetwork)
     network.load_state_dict(trained.state_dict())
     transform = create_test_transform(dataset, image_size, *normalize)
-    datasets = create_train_test(dataset, data_dir, transform, transform, keep_decoded=keep_decoded)
+    datasets = create_train_test(
+        dataset,
+        data_dir,
+        transform,
+        transform,
+        keep_decoded=keep_decoded,
+        max_broken_images=max_broken_images,
+    )
     train, test = extract_exits(
         network,
         datasets,

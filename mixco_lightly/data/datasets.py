@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -11,8 +11,10 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision import datasets
 
+from mixco_lightly.data.archive import unpack_once
+from mixco_lightly.data.broken import ImageError, find_broken
 from mixco_lightly.data.decoded import DecodedImages, decode_once
-from mixco_lightly.data.tiny_imagenet import TinyImageNet
+from mixco_lightly.data.tiny_imagenet import TINY_IMAGENET, TinyImageNet
 
 Transform = Callable[[Image.Image], Any]
 
@@ -58,12 +60,10 @@ class LabelledImages(Protocol):
     def __getitem__(self, index: int) -> tuple[Any, int]: ...
 
 
-class ImageError(OSError):
-    """An image that cannot be opened; the message names its path."""
-
-
 def open_image(path: str | Path) -> Image.Image:
     """Opens an image as RGB.
+
+    Of an animation it is the first frame; transparency is left out.
 
     Args:
         path: The image's file.
@@ -72,14 +72,22 @@ def open_image(path: str | Path) -> Image.Image:
         The decoded image in RGB.
 
     Raises:
-        ImageError: If the file is not an image that Pillow can decode whole.
+        ImageError: If the file is not an image that Pillow can decode whole, or if it has more
+            than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels, of which Pillow itself only warns.
     """
+    limit = Image.MAX_IMAGE_PIXELS
+    too_large = f"it has more than {limit or 0:,} pixels, the limit PIL.Image.MAX_IMAGE_PIXELS"
     try:
         with Image.open(path) as image:
+            if limit is not None and image.width * image.height > limit:
+                raise Image.DecompressionBombError
             return image.convert("RGB")
-    # Pillow raises SyntaxError and ValueError too for broken files.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(f"The image {path} cannot be opened: {error}") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"The image {path} cannot be opened: {too_large}.") from error
+    # Pillow raises errors of nearly any type for broken files.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"The image {path} cannot be opened: {reason}") from error
 
 
 class Digits(Dataset[tuple[Any, int]]):
@@ -121,19 +129,24 @@ def create_dataset(
     transform: Transform | None = None,
     download: bool = False,
     keep_decoded: bool = False,
+    max_broken_images: int = 0,
 ) -> LabelledImages:
     """Opens a dataset by name.
 
     Args:
         name: "digits" (embedded in scikit-learn), "cifar10" or "cifar100" (torchvision's
-            layout), "tiny-imagenet" (the official folder, or the folder it lies in), or
-            "imagefolder" (``data_dir/train/CLASS/*`` and ``data_dir/test`` or ``data_dir/val``).
+            layout), "tiny-imagenet" (the official folder, the folder it lies in, or the official
+            archive, which is unpacked beside itself), or "imagefolder"
+            (``data_dir/train/CLASS/*`` and ``data_dir/test`` or ``data_dir/val``).
         data_dir: Folder of the data; not used for digits.
         train: Whether to open the training images or the test images.
         transform: Called with each PIL image.
         download: Whether to download CIFAR if it is missing.
         keep_decoded: Whether to decode the images of a folder once and keep them beside it; see
             :func:`mixco_lightly.data.decoded.decode_once`. (Digits and CIFAR are in memory.)
+        max_broken_images: How many images of a folder may be left out because they cannot be
+            opened. If it is not 0 every image is opened once now, to find them; see
+            :func:`broken_images`. With the default 0 a broken image is an error when it is read.
 
     Returns:
         A dataset of (image, target) with ``.classes``.
@@ -141,6 +154,8 @@ def create_dataset(
     Raises:
         ValueError: If there is no such dataset name.
         FileNotFoundError: If the data is not there; the message says what is expected.
+        ImageError: If more images are broken than may be left out.
+        ArchiveError: If the archive is damaged, or is not the one that is expected.
 
     Examples:
         >>> from mixco_lightly.data.datasets import create_dataset
@@ -154,11 +169,14 @@ def create_dataset(
         return Digits(train, transform)
     if name == "tiny-imagenet":
         split = "train" if train else "val"
+        if root.suffix == ".zip":
+            root = unpack_once(root, TINY_IMAGENET, _progress)
         images = TinyImageNet(root, split, transform, loader=open_image)
-        return _decoded(images, Path(images.root), split) if keep_decoded else images
+        return _prepare(images, Path(images.root), split, keep_decoded, max_broken_images)
     if name == "imagefolder":
         folder = _image_folder(root, train, transform)
-        return _decoded(folder, root, Path(folder.root).name) if keep_decoded else folder
+        split = Path(folder.root).name
+        return _prepare(folder, root, split, keep_decoded, max_broken_images)
     return _cifar(name, root, train, transform, download)
 
 
@@ -169,6 +187,7 @@ def create_train_test(
     test_transform: Transform | None = None,
     download: bool = False,
     keep_decoded: bool = False,
+    max_broken_images: int = 0,
 ) -> tuple[LabelledImages, LabelledImages]:
     """Opens the training and the test images of a dataset, which must have the same classes.
 
@@ -179,6 +198,7 @@ def create_train_test(
         test_transform: Called with each test image.
         download: As for :func:`create_dataset`.
         keep_decoded: As for :func:`create_dataset`.
+        max_broken_images: As for :func:`create_dataset`, of each of the two.
 
     Returns:
         The training and the test dataset.
@@ -187,8 +207,9 @@ def create_train_test(
         ValueError: If the two have different classes, or as for :func:`create_dataset`.
         FileNotFoundError: As for :func:`create_dataset`.
     """
-    train = create_dataset(name, data_dir, True, train_transform, download, keep_decoded)
-    test = create_dataset(name, data_dir, False, test_transform, download, keep_decoded)
+    options = (download, keep_decoded, max_broken_images)
+    train = create_dataset(name, data_dir, True, train_transform, *options)
+    test = create_dataset(name, data_dir, False, test_transform, *options)
     if train.classes != test.classes:
         differing = sorted(set(train.classes) ^ set(test.classes))
         raise ValueError(
@@ -220,20 +241,46 @@ def have_one_size(images: LabelledImages) -> bool:
     return isinstance(images, (Digits, DecodedImages, datasets.CIFAR10))
 
 
-def _decoded(
-    images: TinyImageNet | datasets.ImageFolder, folder: Path, split: str
+def broken_images(*parts: LabelledImages) -> dict[str, str]:
+    """The reason for each image that was left out of datasets because it is broken, by its path."""
+    return {path: reason for part in parts for path, reason in getattr(part, "broken", {}).items()}
+
+
+def _prepare(
+    images: TinyImageNet | datasets.ImageFolder,
+    folder: Path,
+    split: str,
+    keep_decoded: bool,
+    max_broken_images: int,
 ) -> LabelledImages:
+    """The images of a folder without those that are broken, and decoded if that is wanted."""
+    broken: dict[str, str] = {}
+    if max_broken_images > 0:
+        paths = [path for path, _ in images.samples]
+        broken = find_broken(paths, folder, split, max_broken_images, open_image, _progress)
+        images.samples = [sample for sample in images.samples if sample[0] not in broken]
+        images.targets = [target for _, target in images.samples]
+        if empty := set(range(len(images.classes))) - set(images.targets):
+            raise ImageError(
+                f"Every image of {images.classes[min(empty)]} in {split} is broken. "
+                f"{next(iter(broken.values()))}"
+            )
+    decoded = None
+    if keep_decoded:
+        decoded = decode_once(
+            images.samples, images.classes, folder, split, images.transform, open_image, _progress
+        )
+    result: Any = decoded or images
+    result.broken = broken
+    return result  # type: ignore[no-any-return]
+
+
+def _progress(items: Sequence[Any], title: str) -> Iterable[Any]:
     from rich.console import Console
     from rich.progress import track
 
-    def progress(samples: Any, title: str) -> Any:
-        console = Console(stderr=True)
-        return track(samples, title, console=console, disable=not console.is_terminal)
-
-    decoded = decode_once(
-        images.samples, images.classes, folder, split, images.transform, open_image, progress
-    )
-    return decoded or images
+    console = Console(stderr=True)
+    return track(items, title, console=console, disable=not console.is_terminal)
 
 
 def _image_folder(root: Path, train: bool, transform: Transform | None) -> datasets.ImageFolder:

@@ -8,7 +8,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
+from mixco_lightly.files import hash_file
+
 # Larger datasets are not small; their images have different sizes anyway.
 _MAX_BYTES = 8 * 2**30
-_FOLDER = ".decoded"
+FOLDER = ".decoded"
 
 
 class DecodedImages(Dataset[tuple[Any, int]]):
@@ -112,9 +114,9 @@ def decode_once(
         ((1, 4, 4, 3), 0)
     """
     targets = [target for _, target in samples]
-    array = Path(folder) / _FOLDER / f"{name}.npy"
+    array = Path(folder) / FOLDER / f"{name}.npy"
     facts = array.with_suffix(".json")
-    fingerprint = _fingerprint([path for path, _ in samples], Path(folder))
+    fingerprint = fingerprint_images([path for path, _ in samples], Path(folder))
     if not _is_current(array, facts, fingerprint, len(samples)):
         first = np.asarray(loader(samples[0][0]))
         shape = (len(samples), *first.shape)
@@ -135,7 +137,7 @@ def decode_once(
                         if image.shape != first.shape:
                             raise _DifferentSizes
                         file.write(image.tobytes())
-                checksum = _sha256(Path(temporary))
+                checksum = hash_file(Path(temporary))
             with _replacing(facts) as temporary:
                 values = {"fingerprint": fingerprint, "sha256": checksum}
                 Path(temporary).write_text(json.dumps(values) + "\n")
@@ -164,11 +166,14 @@ class _ImageFault(Exception):
         self.error = error
 
 
-def _fingerprint(paths: Sequence[str], folder: Path) -> str:
+def fingerprint_images(paths: Sequence[str], folder: Path) -> str:
+    """A hash of images' paths, sizes and times of change; of one that is missing, the path."""
     digest = hashlib.sha256()
     for path in paths:
-        facts = os.stat(path)
-        entry = (os.path.relpath(path, folder), facts.st_size, facts.st_mtime_ns)
+        entry: tuple[str | int, ...] = (os.path.relpath(path, folder),)
+        with suppress(OSError):
+            facts = os.stat(path)
+            entry = (*entry, facts.st_size, facts.st_mtime_ns)
         digest.update(repr(entry).encode())
     return digest.hexdigest()
 
@@ -185,16 +190,8 @@ def _is_current(array: Path, facts: Path, fingerprint: str, count: int) -> bool:
         and images.dtype == np.uint8
         and images.ndim == 4
         and len(images) == count
-        and values.get("sha256") == _sha256(array)
+        and values.get("sha256") == hash_file(array)
     )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 @contextmanager

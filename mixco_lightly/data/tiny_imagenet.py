@@ -10,6 +10,11 @@ from PIL import Image
 from torchvision.datasets import VisionDataset
 from torchvision.datasets.folder import default_loader
 
+from mixco_lightly.data.archive import Contents
+
+# The official archive has 120,000 images of a few kilobytes and some 200 texts.
+TINY_IMAGENET = Contents("tiny-imagenet-200", "wnids.txt", max_files=200_000, max_bytes=2 * 2**30)
+
 
 class TinyImageNet(VisionDataset):
     """TinyImageNet: 200 classes of 64x64 images, read from the folder of the official archive.
@@ -50,8 +55,8 @@ class TinyImageNet(VisionDataset):
         super().__init__(str(root), transform=transform)
         if not (root / "wnids.txt").is_file():
             raise FileNotFoundError(
-                f"TinyImageNet is not in {root}: there is no wnids.txt. Unpack the official "
-                "archive tiny-imagenet-200.zip and set --data_dir to the folder it makes."
+                f"TinyImageNet is not in {root}: there is no wnids.txt. Set --data_dir to "
+                "the official archive tiny-imagenet-200.zip, or to the folder it makes."
             )
         self.loader = loader
         self.classes = sorted((root / "wnids.txt").read_text().split())
@@ -94,4 +99,6 @@ def _val_samples(root: Path) -> list[tuple[Path, str]]:
     for row in rows:
         if len(row) < 2:
             raise ValueError(f"{annotations} has a line without a class: {row[0]!r}.")
+        if "/" in row[0] or "\\" in row[0]:
+            raise ValueError(f"{annotations} names an image of another folder: {row[0]!r}.")
     return [(root / "val" / "images" / row[0], row[1]) for row in rows]
