@@ -1,9 +1,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+FLOORS := .venv-floors
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow study-check format clean
+.PHONY: help quickstart test test-slow test-floors study-check format clean
 
 help: ## Show the commands.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -20,6 +21,12 @@ test: $(VENV)/.installed-dev ## Install with the dev extra, run ruff, mypy and p
 test-slow: $(VENV)/.installed-dev ## Run the tests that take minutes each: kills in a loop, torchrun.
 	$(BIN)/python -m pytest -m slow
 
+test-floors: ## Run the tests with the lowest versions that pyproject.toml allows, in an environment of their own.
+	$(PYTHON) -m venv $(FLOORS)
+	sed -nE 's/^ *"([a-z-]+)(\[[a-z]+\])?>=([0-9.]+)".*/\1==\3/p' pyproject.toml > $(FLOORS)/floors.txt
+	$(FLOORS)/bin/python -m pip install --quiet --editable '.[dev]' --constraint $(FLOORS)/floors.txt
+	$(FLOORS)/bin/python -m pytest -n auto
+
 study-check: $(VENV)/.installed-dev ## Compute the tables in recipes/results/ and the README anew from their runs.
 	$(BIN)/python -m pytest -q tests/test_results.py
 
@@ -28,7 +35,7 @@ format: $(VENV)/.installed-dev ## Format the code.
 	$(BIN)/ruff format .
 
 clean: ## Remove the environment and all caches; runs/ stays.
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf $(VENV) $(FLOORS) .mypy_cache .ruff_cache .pytest_cache *.egg-info
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
