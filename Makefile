@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 FLOORS := .venv-floors
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-floors study-check format clean
+.PHONY: help quickstart test test-slow test-floors mutants soak study-check format clean
 
 help: ## Show the commands.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -18,7 +18,7 @@ test: $(VENV)/.installed-dev ## Install with the dev extra, run ruff, mypy and p
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n auto
 
-test-slow: $(VENV)/.installed-dev ## Run the tests that take minutes each: kills in a loop, torchrun.
+test-slow: $(VENV)/.installed-dev ## Run the tests that take minutes each: kills, fuzzing, mutants, torchrun.
 	$(BIN)/python -m pytest -m slow
 
 test-floors: ## Run the tests with the lowest versions that pyproject.toml allows, in an environment of their own.
@@ -26,6 +26,12 @@ test-floors: ## Run the tests with the lowest versions that pyproject.toml allow
 	sed -nE 's/^ *"([a-z-]+)(\[[a-z]+\])?>=([0-9.]+)".*/\1==\3/p' pyproject.toml > $(FLOORS)/floors.txt
 	$(FLOORS)/bin/python -m pip install --quiet --editable '.[dev]' --constraint $(FLOORS)/floors.txt
 	$(FLOORS)/bin/python -m pytest -n auto
+
+mutants: $(VENV)/.installed-dev ## Make small mistakes in the code, one by one: the tests must fail on each.
+	$(BIN)/python tests/mutants.py
+
+soak: $(VENV)/.installed-dev ## Train for two hours; fail if memory, file handles or threads grow.
+	$(BIN)/python tests/soak.py --minutes 120 --output runs/soak-$$(date +%Y%m%d-%H%M%S).csv
 
 study-check: $(VENV)/.installed-dev ## Compute the tables in recipes/results/ and the README anew from their runs.
 	$(BIN)/python -m pytest -q tests/test_results.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from argparse import RawDescriptionHelpFormatter
@@ -64,7 +65,17 @@ def _options(config_class: type[Config], parser: ArgumentParser, parsed: Any) ->
     # By way of JSON jsonargparse's restricted numbers become plain ones, which YAML can write.
     options = json.loads(parser.dump(parsed, format="json", skip_unset=False))
     options.pop("config", None)
+    for name, value in options.items():
+        if not _is_finite(value):
+            parser.error(f"--{name} must be finite, got {value}")
     return config_class(**options)
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether no number in an option is NaN or infinite; jsonargparse's positive ones may be."""
+    if isinstance(value, (dict, list)):
+        return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 class _Parser(ArgumentParser):

@@ -14,7 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from command_line import parse_options
-from jsonargparse.typing import ClosedUnitInterval, PositiveInt
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+)
 from pretrain import PretrainConfig, pretrain
 
 from mixco_lightly import MixCoLoss
@@ -32,10 +37,10 @@ class MoCoConfig(PretrainConfig):
             take 0.999, short ones less.
     """
 
-    learning_rate: float = 0.06
-    weight_decay: float = 5e-4
-    temperature: float = 0.2
-    mix_temperature: float = 0.2
+    learning_rate: PositiveFloat = 0.06
+    weight_decay: NonNegativeFloat = 5e-4
+    temperature: PositiveFloat = 0.2
+    mix_temperature: PositiveFloat = 0.2
     memory_bank_size: PositiveInt = 1024
     momentum: ClosedUnitInterval = 0.99
     output_dir: str = "runs/moco"

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from command_line import parse_options
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from pretrain import PretrainConfig, pretrain
 
 from mixco_lightly import MixCoLoss
@@ -25,10 +26,10 @@ from mixco_lightly.models.simclr import SimCLR
 class SimCLRConfig(PretrainConfig):
     """Options of SimCLR."""
 
-    learning_rate: float = 0.1
-    weight_decay: float = 5e-4
-    temperature: float = 0.5
-    mix_temperature: float = 0.5
+    learning_rate: PositiveFloat = 0.1
+    weight_decay: NonNegativeFloat = 5e-4
+    temperature: PositiveFloat = 0.5
+    mix_temperature: PositiveFloat = 0.5
     output_dir: str = "runs/simclr"
 
 

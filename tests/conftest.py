@@ -7,6 +7,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import runpy
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -14,7 +15,33 @@ from PIL import Image
 
 from tests.run_recipe import RECIPES, command
 
-collect_ignore = ["benchmarks"]  # scripts
+collect_ignore = ["benchmarks", "mutants.py", "soak.py"]  # scripts
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session):
+    """A run with a skipped test fails: a test that CI does not run proves nothing."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and reporter.stats.get("skipped") and session.exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Names the skipped tests, and counts those that ran by the folder or file they are in."""
+    stats = terminalreporter.stats
+    ran = Counter(
+        "/".join(report.nodeid.partition("::")[0].split("/")[:2])
+        for outcome in ("passed", "failed")
+        for report in stats.get(outcome, [])
+        if report.when == "call"
+    )
+    skipped = [report.nodeid for report in stats.get("skipped", [])]
+    counts = [f"{name} {count:,}" for name, count in sorted(ran.items())]
+    terminalreporter.write_line(
+        f"{sum(ran.values()):,} tests ran, {len(skipped)} skipped: {', '.join(counts)}"
+    )
+    for name in skipped:
+        terminalreporter.write_line(f"SKIPPED, so this run fails: {name}", red=True)
 
 
 @pytest.fixture

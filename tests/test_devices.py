@@ -261,6 +261,32 @@ def test_srun_with_another_number_of_tasks_is_refused_and_its_requeueing_is_off(
         check_processes(devices=1, num_nodes=1)
 
 
+FAILING = f"""
+import sys
+sys.path.insert(0, {str(RECIPES)!r})
+import progress
+def start(self, trainer, module, batch, batch_idx):
+    if trainer.global_rank == 1 and trainer.global_step == 1:
+        raise RuntimeError("the second process fails")
+progress.Speed.on_train_batch_start = start
+import moco
+moco.main()
+"""
+
+
+def test_where_one_process_fails_the_other_one_ends_too_and_does_not_wait(image_folder, tmp_path):
+    (tmp_path / "failing.py").write_text(FAILING)
+    options = tiny_run(image_folder, "--devices", RANKS, "--accelerator", "cpu")
+    options += ["--batch_size", BATCH, "--memory_bank_size", QUEUE, "--output_dir", "run"]
+    programs = start_ranks("failing.py", *options, cwd=tmp_path)
+    # After the time limit wait kills a process, whose code is then -9.
+    first, second = (program.wait(timeout=60) for program in programs)
+    assert second.returncode == 1
+    assert "the second process fails" in second.stderr
+    assert first.returncode == 1
+    assert "Trained for" not in first.stdout
+
+
 @pytest.mark.slow
 def test_two_processes_that_were_killed_go_on_with_equal_weights_and_metrics(
     image_folder, tmp_path

@@ -20,7 +20,7 @@ from torch import Tensor, distributed, multiprocessing
 
 from mixco_lightly import MixCoLoss, Mixture, SelfConLoss
 
-N, IN_DIM, DIM, STEPS = 5, 6, 4, 4  # N images per process: odd, the last one stays out
+N, IN_DIM, DIM, STEPS = 5, 6, 4, 10  # N images per process: odd, the last one stays out
 M = N // 2
 TIME_LIMIT = 60.0  # seconds, for importing torch in each process and for all runs
 # 7 keys are fewer than two processes enqueue at once, 33 are no multiple of any batch.
@@ -164,6 +164,34 @@ def ragged(form: str, rank: int) -> str:
     return "no error"
 
 
+def nan_on_one_rank(form: str, rank: int) -> dict[str, Any]:
+    """A step with a NaN in the last process alone, and a clean step after it."""
+    world_size = distributed.get_world_size()
+    length = QUEUES[form]
+    torch.manual_seed(0)  # equal queues
+    criterion = MixCoLoss(memory_bank_size=(length, DIM) if length else 0, gather_distributed=True)
+    before = {name: x.clone() for name, x in criterion.state_dict().items()}
+    generator = torch.Generator().manual_seed(rank)
+    out0, out1 = (torch.randn(N, DIM, generator=generator) for _ in range(2))
+    bad = out1.clone()
+    bad[0, 0] = torch.nan if rank == world_size - 1 else bad[0, 0]
+    loss, error = None, ""
+    try:
+        loss = criterion(out0.requires_grad_(), bad).detach()
+    except FloatingPointError as raised:
+        error = str(raised)
+    after = {name: x.clone() for name, x in criterion.state_dict().items()}
+    torch.manual_seed(0)
+    clean = MixCoLoss(memory_bank_size=(length, DIM) if length else 0, gather_distributed=True)
+    return {
+        "loss": loss,
+        "error": error,
+        "queue is untouched": all(torch.equal(before[name], after[name]) for name in before),
+        "next": criterion(out0, out1).detach(),
+        "next without it": clean(out0, out1).detach(),
+    }
+
+
 def process(rank: int, world_size: int, folder: str) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
@@ -176,6 +204,7 @@ def process(rank: int, world_size: int, folder: str) -> None:
     )
     result: dict[Any, Any] = {run: train(*run, rank, world_size) for run in RUNS}
     result |= {form: ragged(form, rank) for form in QUEUES}
+    result |= {(form, "NaN"): nan_on_one_rank(form, rank) for form in QUEUES}
     result |= {
         (form, gather): contrast_exits(form, gather, rank, world_size)
         for form in SELFCON
@@ -293,6 +322,22 @@ def test_batches_of_unequal_sizes_are_an_error_in_every_process(
     sizes = [N] * (len(results) - 1) + [N - 1]
     for result in results:
         assert f"need batches of one size, got {sizes}" in result[form]
+
+
+@pytest.mark.parametrize("form", QUEUES)
+def test_a_nan_in_one_process_is_seen_in_every_process_in_the_same_step(
+    results: list[dict], form: str
+) -> None:
+    for rank, result in enumerate(results):
+        outcome = result[form, "NaN"]
+        if QUEUES[form]:
+            assert f"in step 1 of this process (rank {rank})" in outcome["error"]
+            assert outcome["queue is untouched"]
+        else:
+            assert outcome["loss"].isnan()
+        # No process waits for another one, and nothing of the bad step is left.
+        assert outcome["next"].isfinite()
+        assert torch.equal(outcome["next"], outcome["next without it"])
 
 
 @pytest.mark.parametrize("form", SELFCON)

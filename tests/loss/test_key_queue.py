@@ -1,4 +1,5 @@
 import copy
+import io
 from collections import deque
 
 import pytest
@@ -7,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mixco_lightly import KeyQueue
+from mixco_lightly import KeyQueue, MixCoLoss
+from mixco_lightly.loss.contrastive import unit_rows
+from tests import reference
 
 SIZES = st.tuples(st.integers(1, 12), st.integers(1, 3))
 BATCHES = st.lists(st.integers(0, 30), max_size=12)
@@ -58,6 +61,56 @@ def test_queue_restored_from_its_state_dict_continues_identically(
             one.enqueue(numbered_keys(-100 * i, batch, size[1]))
     assert torch.equal(restored.keys, queue.keys)
     assert torch.equal(restored.position, queue.position)
+
+
+# What happens to a loss with a queue in a run, and how many images the step has.
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["train", "train", "train", "eval", "no grad", "frozen", "NaN", "inf", "save", "half"]
+        ),
+        st.integers(1, 15),
+    ),
+    min_size=4,
+    max_size=12,
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.integers(1, 10), EVENTS, st.integers(0, 2**32))
+def test_queue_of_a_loss_equals_a_deque_through_training_evaluation_bad_steps_and_resumes(
+    n: int, events: list[tuple[str, int]], seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    criterion = MixCoLoss(temperature=0.5, memory_bank_size=(n, 3))
+    model = deque(criterion.queue.keys.tolist(), maxlen=n)
+    for event, batch in events:
+        if event == "save":  # and go on in a new process, by way of a file
+            file = io.BytesIO()
+            torch.save(criterion.state_dict(), file)
+            criterion = MixCoLoss(temperature=0.5, memory_bank_size=(n, 3))
+            file.seek(0)
+            criterion.load_state_dict(torch.load(file, weights_only=True))
+        elif event == "half":
+            criterion.half()
+        else:
+            queries, keys = (torch.randn(batch, 3, generator=generator) for _ in range(2))
+            queries.requires_grad_(event != "frozen")
+            criterion.train(event != "eval")
+            if event in ("NaN", "inf"):
+                keys[batch // 2, 1] = float(event)
+                with pytest.raises(FloatingPointError, match="did not enter the queue"):
+                    criterion(queries, keys)
+            else:
+                with torch.set_grad_enabled(event != "no grad"):
+                    loss = criterion(queries, keys)
+                # That of the keys that were there before this step.
+                before = torch.tensor(list(model))
+                expected = reference.info_nce(queries, keys, before, 0.5)
+                assert loss.item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
+            if event in ("train", "no grad"):  # a leaf requires its gradient in no_grad too
+                model.extend(unit_rows(keys).tolist())
+        assert oldest_first(criterion.queue) == list(model)
 
 
 def test_state_dict_holds_the_keys_and_the_position() -> None:

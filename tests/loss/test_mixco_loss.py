@@ -188,6 +188,33 @@ def test_gradcheck_without_mixtures(form: str) -> None:
     assert gradcheck(criterion_of(p).eval(), (p.out0, p.out1))
 
 
+# 0.01 is below what the pass over the queue takes without a running maximum.
+@pytest.mark.parametrize(
+    ("form", "changes"),
+    [
+        ("moco", {"temperature": 0.01, "mix_temperature": 0.2}),
+        ("moco", {"temperature": 0.2, "mix_temperature": 0.01}),
+        ("moco", {"mix_weight": 0.0}),
+        ("simclr", {"temperature": 0.05, "mix_temperature": 0.01}),
+        ("simclr", {"mix_weight": 0.0}),
+        ("simclr", {"mixed0": None, "mixture0": None}),
+        ("simclr", {"mixed1": None, "mixture1": None}),
+    ],
+)
+def test_gradcheck_at_low_temperatures_and_with_parts_left_out(
+    form: str, changes: dict[str, object]
+) -> None:
+    p = leaves(problem(form)._replace(**changes))
+    names = [n for n in ("out0", "out1", "mixed0", "mixed1") if getattr(p, n) is not None]
+    criterion = criterion_of(p).eval()  # the queue must stay as it is
+
+    def loss(*outs: Tensor) -> Tensor:
+        return criterion(*p._replace(**dict(zip(names, outs, strict=True))).args)
+
+    # Relative, because at 0.01 the gradient is up to 100.
+    assert gradcheck(loss, [getattr(p, n) for n in names], eps=1e-7, rtol=1e-4)
+
+
 def test_second_derivative_through_the_queue_raises() -> None:
     p = leaves(problem("moco"))
     loss = criterion_of(p)(*p.args)
@@ -510,6 +537,33 @@ def test_loss_of_rounded_projections_is_exact_to_float32(
         size = expected.abs().max().item()
         tolerance = torch.finfo(dtype).eps / 2 * size + 2 * eps / temperature
         torch.testing.assert_close(grad.double(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("rows_are", ROWS_ARE)
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_loss_and_terms_in_float64_are_exact_at_every_temperature(
+    temperature: float, rows_are: str, form: str
+) -> None:
+    p = rounded_problem(form, temperature, rows_are, torch.float64)
+    expected = reference.mixco(p)
+    for actual, value in zip(criterion_of(p).forward_components(*p.args), expected, strict=True):
+        assert actual.dtype == torch.float64
+        assert actual.item() == pytest.approx(value, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_autocast_to_float16_changes_nothing(
+    dtype: torch.dtype, temperature: float, form: str
+) -> None:
+    p = leaves(rounded_problem(form, temperature, "anti-aligned", dtype))
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert (p.out0 @ p.out1.T).dtype == torch.float16  # the premise
+        loss = criterion_in_float32(p)(*p.args)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, criterion_in_float32(p)(*p.args))
 
 
 @pytest.mark.parametrize("form", FORMS)

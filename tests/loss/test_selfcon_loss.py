@@ -386,12 +386,32 @@ def test_loss_of_rounded_features_is_exact_to_float32(
 
 
 @pytest.mark.parametrize("method", SELFCON_METHODS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_autocast_to_bfloat16_changes_nothing(dtype: torch.dtype, method: str) -> None:
-    p = leaf(rounded_problem(method, 0.05, "aligned", dtype))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        # The premise: here a product of float32 rows is one in bfloat16.
-        assert (p.features[:, 0] @ p.features[:, 0].T).dtype == torch.bfloat16
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_loss_in_float64_is_exact_at_every_temperature(temperature: float, method: str) -> None:
+    for rows_are in ROWS_ARE:
+        p = rounded_problem(method, temperature, rows_are, torch.float64)
+        loss = loss_of(p)
+        assert loss.dtype == torch.float64
+        assert loss.item() == pytest.approx(reference.selfcon(p), rel=1e-9, abs=1e-9), rows_are
+
+
+@pytest.mark.parametrize("method", SELFCON_METHODS)
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize(
+    ("autocast", "dtype"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float16, torch.float32),
+    ],
+)
+def test_autocast_changes_nothing(
+    autocast: torch.dtype, dtype: torch.dtype, temperature: float, method: str
+) -> None:
+    p = leaf(rounded_problem(method, temperature, "aligned", dtype))
+    with torch.autocast("cpu", dtype=autocast):
+        # The premise: here a product of float32 rows is one in half precision.
+        assert (p.features[:, 0] @ p.features[:, 0].T).dtype == autocast
         loss = loss_of(p)
     assert loss.dtype == torch.float32
     assert torch.equal(loss, loss_of(p))

@@ -1,0 +1,483 @@
+"""Mutants of the code, each of which a named test must fail on: python tests/mutants.py [NAME ...]
+
+A mutant is the code with one small mistake of a kind that is really made. A mutant that lives says
+that a test does not test what it is named for. The tests must also pass without a mutant, and the
+text that a mutant changes must be there exactly once: else the gate fails too.
+
+Everything runs in a copy of the repository. Each run of tests is forked from this process, which
+has imported the libraries but not the package, so that it takes seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+PARTS = ["mixco_lightly", "recipes", "tests", "pyproject.toml", "README.md"]
+# What the package and its tests are built on.
+LIBRARIES = ["hypothesis", "kornia", "lightly.loss", "lightly.models.modules"]
+LIBRARIES += ["lightly.transforms", "matplotlib.figure", "pytest", "pytorch_lightning"]
+LIBRARIES += ["safetensors.torch", "sklearn.linear_model", "timm", "torch.utils.checkpoint"]
+TIME_LIMIT = 200  # seconds for a run of tests
+
+CONTRASTIVE = ("tests/loss/test_contrastive.py",)
+MIXCO = ("tests/loss/test_mixco_loss.py",)
+HAND_SET = ("tests/loss/test_mixco_loss.py", "-k", "hand_set")
+QUEUE = ("tests/loss/test_key_queue.py",)
+SELFCON = ("tests/loss/test_selfcon_loss.py",)
+RANKS = ("tests/loss/test_distributed.py", "-k", "2 and processes")
+MIXTURE = ("tests/data/test_mixture.py",)
+COLLATE = ("tests/data/test_collate.py",)
+MODULES = ("tests/models/test_lightning_modules.py",)
+FILES = ("tests/test_resume.py", "-k", "sweep or failed or metrics")
+OPTIONS = ("tests/test_resume.py", "-k", "options")
+KILLS_MOCO = ("tests/test_resume.py", "-k", "two_kills and moco")
+KILLS_WORKERS = ("tests/test_resume.py", "-k", "two_kills and simclr")
+DEVICES = ("tests/test_devices.py", "-k", "simclr_on_two_processes")
+EXPORT = ("tests/test_export.py",)
+
+_CONTRASTIVE = "mixco_lightly/loss/contrastive.py"
+_MIXCO = "mixco_lightly/loss/mixco_loss.py"
+_QUEUE = "mixco_lightly/loss/key_queue.py"
+_GATHER = "mixco_lightly/loss/gather.py"
+_SELFCON = "mixco_lightly/loss/selfcon_loss.py"
+_MIXTURE = "mixco_lightly/data/mixture.py"
+_COLLATE = "mixco_lightly/data/collate.py"
+_MOCO = "mixco_lightly/models/moco.py"
+_SIMCLR = "mixco_lightly/models/simclr.py"
+_DATA = "recipes/pretrain_data.py"
+_RUN = "recipes/run_folder.py"
+_METRICS = "recipes/metrics.py"
+
+
+class Mutant(NamedTuple):
+    """A mistake, and pytest's arguments for the tests that are there to notice it."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+MUTANTS = [
+    # The first three are those of the default run: their tests are the fastest.
+    Mutant(
+        "the mean over the two mixtures is a sum", _MIXCO,
+        ") / len(mixed)", ")", HAND_SET,
+    ),
+    Mutant(
+        "a wrapped batch piles up in the last row", _QUEUE,
+        "device=self.keys.device)) % size", "device=self.keys.device)).clamp(max=size - 1)", QUEUE,
+    ),
+    Mutant(
+        "the weights of first and second are exchanged in the image", _MIXTURE,
+        "images[num_pairs : 2 * num_pairs], images[:num_pairs], weight",
+        "images[:num_pairs], images[num_pairs : 2 * num_pairs], weight", MIXTURE,
+    ),
+    # Cross-entropies
+    Mutant(
+        "a row without direction is scaled up", _CONTRASTIVE,
+        "(norm * scale > _MIN_NORM)", "(norm > _MIN_NORM)", CONTRASTIVE,
+    ),
+    Mutant(
+        "rows are scaled in their own precision", _CONTRASTIVE,
+        "x = x if x.dtype == torch.float64 else x.float()", "x = x * 1", CONTRASTIVE,
+    ),
+    Mutant(
+        "the mean key is not rescaled with the maximum", _CONTRASTIVE,
+        "mean_key *= rescale.unsqueeze(1)", "mean_key *= 1.0", CONTRASTIVE,
+    ),
+    Mutant(
+        "the sum is not rescaled with the maximum", _CONTRASTIVE,
+        "total *= rescale\n", "total *= 1.0\n", CONTRASTIVE,
+    ),
+    Mutant(
+        "the pass over the queue never takes a maximum", _CONTRASTIVE,
+        "needs_maximum = max_logit > _MAX_PLAIN_LOGIT", "needs_maximum = False", CONTRASTIVE,
+    ),
+    Mutant(
+        "an epsilon in the logarithm", _CONTRASTIVE,
+        "(maximum - target + total.log2())", "(maximum - target + (total + 1e-6).log2())",
+        CONTRASTIVE,
+    ),
+    Mutant(
+        "an anchor is a candidate of itself", _CONTRASTIVE,
+        "weights.scatter_(1, itself[rows].unsqueeze(1), -math.inf)", "pass", CONTRASTIVE,
+    ),
+    Mutant(
+        "only the first view's anchors leave themselves out", _CONTRASTIVE,
+        "torch.cat([row, row + len(all_z0)])", "torch.cat([row, row])", CONTRASTIVE,
+    ),
+    Mutant(
+        "the keys get no gradient as negatives", _CONTRASTIVE,
+        "grad_keys.addmm_(weights.T, queries[rows] / total)", "pass", CONTRASTIVE,
+    ),
+    Mutant(
+        "the queue's gradient is a sum, not a mean", _CONTRASTIVE,
+        "(queue / total).squeeze(1) / n", "(queue / total).squeeze(1)", CONTRASTIVE,
+    ),
+    Mutant(
+        "the target is pushed away", _CONTRASTIVE,
+        "(-grad / n).expand(n)", "(grad / n).expand(n)", CONTRASTIVE,
+    ),
+    Mutant(
+        "the positive is not in the denominator", _CONTRASTIVE,
+        "(torch.logaddexp(queue_lse, positive) - positive)", "(queue_lse - positive)", CONTRASTIVE,
+    ),
+    Mutant(
+        "lam weights the second key", _CONTRASTIVE,
+        "torch.lerp(keys[second], keys[first],", "torch.lerp(keys[first], keys[second],",
+        CONTRASTIVE,
+    ),
+    Mutant(
+        "the keys get no gradient as targets", _CONTRASTIVE,
+        "torch.lerp(keys[second], keys[first],",
+        "torch.lerp(keys[second].detach(), keys[first].detach(),", CONTRASTIVE,
+    ),
+    Mutant(
+        "the rows of a process start at row 0 of all", _CONTRASTIVE,
+        "torch.arange(len(z0), device=z0.device) + offset",
+        "torch.arange(len(z0), device=z0.device)", CONTRASTIVE,
+    ),
+    # MixCo's loss
+    Mutant(
+        "the bound on the logits is that of the higher temperature", _MIXCO,
+        "1.001 / min(self.temperature", "1.001 / max(self.temperature", MIXCO,
+    ),
+    Mutant(
+        "mix_weight is left out", _MIXCO,
+        "total = contrast + self.mix_weight * mix", "total = contrast + mix", MIXCO,
+    ),
+    Mutant(
+        "mixtures are contrasted with their own view", _MIXCO,
+        "(unit_rows(mixed0), mixture0, all_z1)", "(unit_rows(mixed0), mixture0, all_z0)", MIXCO,
+    ),
+    Mutant(
+        "mixtures have the temperature of plain images", _MIXCO,
+        "                    self.mix_temperature,\n                    mixed_queue_lse",
+        "                    self.temperature,\n                    mixed_queue_lse", MIXCO,
+    ),
+    Mutant(
+        "evaluation extends the queue", _MIXCO,
+        "self.queue is not None and self.training and out0.requires_grad",
+        "self.queue is not None and out0.requires_grad", MIXCO,
+    ),
+    Mutant(
+        "a frozen query extends the queue", _MIXCO,
+        "self.training and out0.requires_grad", "self.training", MIXCO,
+    ),
+    Mutant(
+        "a repeated forward finds the queue of the next step", _MIXCO,
+        "self.queue.keys_before(all_z1) if is_repeated else self.queue.keys", "self.queue.keys",
+        MIXCO,
+    ),
+    Mutant(
+        "autocast reaches the positives", _MIXCO,
+        "with torch.autocast(device_type=device_type, enabled=False):",
+        "with torch.autocast(device_type, enabled=torch.is_autocast_enabled(device_type)):", MIXCO,
+    ),
+    # Queue
+    Mutant(
+        "of a large batch the oldest keys stay", _QUEUE,
+        "newest = keys[-size:]", "newest = keys[:size]", QUEUE,
+    ),
+    Mutant(
+        "the position moves by the batch and not by what was written", _QUEUE,
+        "(self.position + len(newest)) % size", "(self.position + len(keys)) % size", QUEUE,
+    ),
+    Mutant(
+        "the keys are not saved", _QUEUE,
+        'self.register_buffer("keys", keys)',
+        'self.register_buffer("keys", keys, persistent=False)', QUEUE,
+    ),
+    Mutant(
+        "the position is not saved", _QUEUE,
+        'self.register_buffer("position", torch.zeros((), dtype=torch.int64))',
+        'self.register_buffer("position", torch.zeros((), dtype=torch.int64), persistent=False)',
+        QUEUE,
+    ),
+    Mutant(
+        "bad keys enter where the look comes later", _QUEUE,
+        "torch.where(finite[-size:], newest, overwritten)", "newest", QUEUE,
+    ),
+    Mutant(
+        "module.half() rounds the keys", _QUEUE,
+        "if self.keys.dtype in (torch.float16, torch.bfloat16):", "if False:", QUEUE,
+    ),
+    # Ranks
+    Mutant(
+        "gathered rows have no gradient", _GATHER,
+        "torch.cat(dist.gather(x))", "torch.cat(dist.gather(x)).detach()", RANKS,
+    ),
+    Mutant(
+        "gathered rows are in another order than the ranks", _GATHER,
+        "torch.cat(dist.gather(x))", "torch.cat(dist.gather(x)[::-1])", RANKS,
+    ),
+    Mutant(
+        "pairs are those of the first process", _MIXCO,
+        "mixture.first + offset", "mixture.first", RANKS,
+    ),
+    Mutant(
+        "a process enqueues its own keys alone", _MIXCO,
+        "self.queue.enqueue(all_z1)", "self.queue.enqueue(z1)", RANKS,
+    ),
+    Mutant(
+        "the first view is not gathered", _MIXCO,
+        "gather_rows(z0) if self.queue is None else z0", "z0", RANKS,
+    ),
+    Mutant(
+        "without labels the images of all processes have the same", _SELFCON,
+        "labels = labels + images * dist.rank()", "pass", RANKS,
+    ),
+    Mutant(
+        "processes with few anchors weigh as much as others", _SELFCON,
+        "scale = len(kept) * dist.world_size() / max(1, int(total))", "scale = 1.0", RANKS,
+    ),
+    Mutant(
+        "the epochs have one order", _DATA,
+        "sampler.set_epoch(epoch)", "sampler.set_epoch(0)", DEVICES,
+    ),
+    Mutant(
+        "the processes draw the same", _DATA,
+        "SeedSequence((self.config.seed, epoch, rank))", "SeedSequence((self.config.seed, epoch))",
+        DEVICES,
+    ),
+    # SelfCon's loss
+    Mutant(
+        "an output is a positive of itself", _SELFCON,
+        "is_positive.scatter(1, row, False)", "is_positive", SELFCON,
+    ),
+    Mutant(
+        "the anchor is counted among its positives", _SELFCON,
+        "in_other_rows.sum(dim=1) + e - 1", "in_other_rows.sum(dim=1) + e", SELFCON,
+    ),
+    Mutant(
+        "the ratio of the temperatures is left out", _SELFCON,
+        "return self.temperature / self.base_temperature * loss", "return loss", SELFCON,
+    ),
+    Mutant(
+        "another exit than the anchor's is left out", _SELFCON,
+        "itself = row * e + torch.arange(num_anchor_exits, device=device)",
+        "itself = row * e + torch.arange(num_anchor_exits, device=device).flip(0)", SELFCON,
+    ),
+    Mutant(
+        "the sub-networks' weight is left out", _SELFCON,
+        "backbone + self.subnetwork_weight * subnetworks", "backbone + subnetworks", SELFCON,
+    ),
+    # Mixing
+    Mutant(
+        "one weight for the whole batch", _MIXTURE,
+        "lam = torch.rand(num_pairs, dtype=lam_dtype, device=images.device, generator=generator)",
+        "lam = torch.rand(1, device=images.device, generator=generator).expand(num_pairs)",
+        MIXTURE,
+    ),
+    Mutant(
+        "the generator is not used", _MIXTURE,
+        "device=images.device, generator=generator)", "device=images.device)", MIXTURE,
+    ),
+    Mutant(
+        "alpha is doubled", _MIXTURE,
+        "(num_pairs, 2), alpha,", "(num_pairs, 2), 2 * alpha,", MIXTURE,
+    ),
+    Mutant(
+        "an image is mixed with its neighbour", _MIXTURE,
+        "second = first + num_pairs", "second = first + 1", MIXTURE,
+    ),
+    Mutant(
+        "both mixtures are of the first view", _COLLATE,
+        "mix_pairs(views[view], alpha=self.alpha)", "mix_pairs(views[0], alpha=self.alpha)",
+        COLLATE,
+    ),
+    # Networks
+    Mutant(
+        "the momentum encoder moves by m and not by 1 - m", _MOCO,
+        "get_ema_multi_avg_fn(self.momentum)", "get_ema_multi_avg_fn(1 - self.momentum)", MODULES,
+    ),
+    Mutant(
+        "the momentum encoder stands still", _MOCO,
+        "        self._update_momentum_encoder()\n", "", MODULES,
+    ),
+    Mutant(
+        "the views' mixtures are exchanged", _SIMCLR,
+        "(z0, z1, mixed0, mixture0, mixed1, mixture1)",
+        "(z0, z1, mixed1, mixture0, mixed0, mixture1)", MODULES,
+    ),
+    # Resume
+    Mutant(
+        "the weights of the batches go on from another random state", _DATA,
+        "        pl.seed_everything(epoch_seed, verbose=False)\n", "", KILLS_MOCO,
+    ),
+    Mutant(
+        "an epoch is told from another by the moment it starts at", _DATA,
+        "sampler.set_epoch(epoch)", "sampler.set_epoch(__import__('time').time_ns())", KILLS_MOCO,
+    ),
+    Mutant(
+        "workers have the seeds that the loader draws", _DATA,
+        "            worker_init_fn=partial(seed_worker, epoch_seed),\n", "", KILLS_WORKERS,
+    ),
+    Mutant(
+        "a checkpoint is written over the last one", _RUN,
+        "with replace_file(Path(path)) as file:", 'with Path(path).open("wb") as file:', FILES,
+    ),
+    Mutant(
+        "torn writes beside the checkpoint stay", _RUN,
+        "for folder in (run, checkpoint_path(run).parent):", "for folder in (run,):", FILES,
+    ),
+    Mutant(
+        "a run goes on with other options", _RUN,
+        "value != before.get(name)", "False", OPTIONS,
+    ),
+    Mutant(
+        "the steps after the checkpoint stay in the metrics", _METRICS,
+        'if int(row["step"]) < finished_steps', 'if row["step"]', FILES,
+    ),
+    Mutant(
+        "a torn line of metrics is read", _METRICS,
+        'lines = [line for line in file if line.endswith("\\n")]', "lines = list(file)", FILES,
+    ),
+    Mutant(
+        "foreign weights are loaded as far as they fit", "mixco_lightly/export.py",
+        "load_state_dict(state, strict=True)", "load_state_dict(state, strict=False)", EXPORT,
+    ),
+]  # fmt: skip
+
+
+class Gate:
+    """A copy of the repository in which tests run with and without mutants."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for part in PARTS:
+            if (ROOT / part).is_dir():
+                ignored = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(ROOT / part, folder / part, ignore=ignored)
+            else:
+                shutil.copy(ROOT / part, folder / part)
+        self._passes: dict[tuple[str, ...], str] = {}
+
+    def check(self, mutant: Mutant) -> str:
+        """What is wrong with the tests of a mutant; "" if they pass without it and fail with it."""
+        path = self.folder / mutant.file
+        text = path.read_text()
+        count = text.count(mutant.old)
+        if count != 1:
+            return f"the text it changes is {count} times in {mutant.file}"
+        mutated = text.replace(mutant.old, mutant.new)
+        compile(mutated, mutant.file, "exec")
+        if mutant.tests not in self._passes:
+            code, output = self._run(mutant.tests)
+            self._passes[mutant.tests] = f"they end with {code} without it:\n{output}" * (code != 0)
+        if self._passes[mutant.tests]:
+            return self._passes[mutant.tests]
+        path.write_text(mutated)
+        try:
+            code, output = self._run(mutant.tests)
+        finally:
+            path.write_text(text)
+        if code == 0:
+            return "IT LIVES: the tests pass"
+        # 1 is a failed test. All else proves nothing: no tests, a wrong import, the time limit.
+        return "" if code == 1 else f"they end with {code} and not with a failed test:\n{output}"
+
+    def _run(self, tests: tuple[str, ...]) -> tuple[int, str]:
+        """Pytest's exit code and the end of what it printed."""
+        log = self.folder / "log.txt"
+        child = os.fork()
+        if child == 0:
+            code = 99
+            try:
+                code = run_tests(self.folder, tests, log)
+            finally:
+                os._exit(code)
+        deadline = time.monotonic() + TIME_LIMIT
+        status = None
+        while status is None and time.monotonic() < deadline:
+            pid, ended = os.waitpid(child, os.WNOHANG)
+            status = ended if pid else None
+            time.sleep(0.02)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)  # what the tests have started, too
+        if status is None:
+            os.waitpid(child, 0)
+            return -1, f"not done after {TIME_LIMIT} s"
+        return os.waitstatus_to_exitcode(status), log.read_text()[-3000:]
+
+
+def run_tests(folder: Path, tests: tuple[str, ...], log: Path) -> int:
+    """Runs tests of the copy in this process, which must have nothing of the package yet."""
+    import hypothesis
+    import pytest
+
+    os.setsid()
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.chdir(folder)
+    os.environ["PYTHONPATH"] = str(folder)
+    sys.path = [
+        str(folder),
+        *(x for x in sys.path if x not in ("", str(ROOT), str(ROOT / "tests"))),
+    ]
+    # A failure is enough; the smallest one takes long to find.
+    phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
+    hypothesis.settings.register_profile("mutants", phases=phases, database=None)
+    hypothesis.settings.load_profile("mutants")
+    code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]))
+    import mixco_lightly
+
+    if not Path(mixco_lightly.__file__).is_relative_to(folder):
+        print(f"The tests have imported {mixco_lightly.__file__} and not the copy.")
+        return 98
+    return code
+
+
+def import_libraries() -> None:
+    """Imports them, for the processes that are forked from this one."""
+    sys.dont_write_bytecode = True  # a mutant of the same second would be taken for the original
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    os.environ["OMP_NUM_THREADS"] = "1"
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    assert "mixco_lightly" not in sys.modules
+
+
+def main() -> None:
+    """Checks all mutants, or those named; ends with 1 if one of them is not killed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="names of mutants; default: all")
+    parser.add_argument("--first", type=int, default=len(MUTANTS), help="only so many")
+    options = parser.parse_args()
+    unknown = set(options.names) - {mutant.name for mutant in MUTANTS}
+    if unknown:
+        parser.error(f"there is no mutant named {', '.join(unknown)}")
+    mutants = [m for m in MUTANTS if not options.names or m.name in options.names]
+    mutants = mutants[: options.first]
+    import_libraries()
+    killed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        gate = Gate(Path(folder).resolve())
+        for mutant in mutants:
+            start = time.monotonic()
+            problem = gate.check(mutant)
+            seconds = time.monotonic() - start
+            killed += not problem
+            print(f"{'NOT KILLED' if problem else 'killed':10} {seconds:5.1f} s  {mutant.name}")
+            if problem:
+                print(f"    {problem}", flush=True)
+    print(f"{killed} of {len(mutants)} mutants killed.")
+    sys.exit(killed < len(mutants))
+
+
+if __name__ == "__main__":
+    main()
