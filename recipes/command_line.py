@@ -30,7 +30,11 @@ def parse_options(config_class: type[Config], description: str | None) -> Config
     """
     parser = _Parser(description=description, formatter_class=_HelpFormatter)
     _add_options(parser, config_class)
-    return _options(config_class, parser, parser.parse_args())
+    try:
+        parsed = parser.parse_args()
+    except RuntimeError as error:  # jsonargparse has stumbled over a value of another type
+        parser.error(f"the options cannot be read: {error}")
+    return _options(config_class, parser, parsed)
 
 
 def check_options(config_class: type[Config], options: dict[str, Any]) -> Config:

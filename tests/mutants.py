@@ -437,7 +437,7 @@ def run_tests(folder: Path, tests: tuple[str, ...], log: Path) -> int:
     import mixco_lightly
 
     if not Path(mixco_lightly.__file__).is_relative_to(folder):
-        print(f"The tests have imported {mixco_lightly.__file__} and not the copy.")
+        print(f"Tested was {mixco_lightly.__file__} and not the copy.", flush=True)
         return 98
     return code
 
@@ -472,9 +472,8 @@ def main() -> None:
             problem = gate.check(mutant)
             seconds = time.monotonic() - start
             killed += not problem
-            print(f"{'NOT KILLED' if problem else 'killed':10} {seconds:5.1f} s  {mutant.name}")
-            if problem:
-                print(f"    {problem}", flush=True)
+            outcome = f"NOT KILLED: {problem}" if problem else "killed"
+            print(f"{seconds:5.1f} s  {mutant.name}: {outcome}", flush=True)
     print(f"{killed} of {len(mutants)} mutants killed.")
     sys.exit(killed < len(mutants))
 

@@ -17,6 +17,7 @@ threads or processes; or if the recipe has ended by itself. Linux only, because 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import os
 import signal
@@ -162,7 +163,8 @@ def main() -> None:
             try:
                 rows = sample(program, folder / "run", options, batch_size, writer, file)
             finally:
-                os.killpg(program.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(program.pid, signal.SIGKILL)
                 program.wait()
         if program.returncode != -signal.SIGKILL:
             print(f"The recipe ended by itself: {log.read_text().strip()[-2000:]}")

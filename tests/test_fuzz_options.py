@@ -256,7 +256,7 @@ def draw(recipe, fields, rng):
         with open("options.yaml", "w", encoding="utf-8") as file:
             file.writelines(lines)
         arguments += ["--config", "options.yaml"]
-    for name in options.keys() - in_file.keys():
+    for name in sorted(options.keys() - in_file.keys()):
         values = options[name] if isinstance(options[name], list) else [options[name]]
         texts = [
             json.dumps(x) if isinstance(x, dict | list | bool | None) else str(x) for x in values

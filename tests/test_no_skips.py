@@ -1,14 +1,9 @@
 """A run with a skipped test fails, so that no test is vacuous."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).parent.parent
-PASSING = "def test_passes(): pass\n"
+pytest_plugins = ["pytester"]
+
 SKIPPING = {
     "none": "",
     "a test": "import pytest\n@pytest.mark.skip\ndef test_skipped(): pass\n",
@@ -18,22 +13,14 @@ SKIPPING = {
 
 
 @pytest.mark.parametrize(
-    ("case", "processes"), [*((case, 0) for case in SKIPPING), ("a test", 1), ("a module", 1)]
+    ("case", "options"),
+    [*((case, []) for case in SKIPPING), ("a test", ["-n", "1"]), ("a module", ["-n", "1"])],
 )
-def test_a_run_with_a_skipped_test_fails_and_names_it(case, processes, tmp_path):
-    (tmp_path / "test_passing.py").write_text(PASSING)
-    (tmp_path / "test_other.py").write_text(SKIPPING[case])
-    (tmp_path / "pytest.ini").write_text("[pytest]")
-    options = ["-q", "-p", "tests.conftest", "-p", "no:cacheprovider", "-n", str(processes)]
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", *options],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+def test_a_run_with_a_skipped_test_fails_and_names_it(case, options, pytester):
+    pytester.makepyfile(test_passing="def test_passes(): pass", test_other=SKIPPING[case])
+    result = pytester.runpytest_inprocess("-p", "tests.conftest", *options)
     skips = case != "none"
-    assert result.returncode == int(skips), result.stdout + result.stderr
-    assert f"1 tests ran, {int(skips)} skipped: test_passing.py 1" in result.stdout
-    assert ("SKIPPED, so this run fails: test_other.py" in result.stdout) == skips
+    assert result.ret == int(skips)
+    printed = result.stdout.str()
+    assert f"1 tests ran, {int(skips)} skipped: test_passing.py 1" in printed
+    assert ("SKIPPED, so this run fails: test_other.py" in printed) == skips
