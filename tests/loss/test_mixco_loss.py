@@ -539,6 +539,24 @@ def test_loss_of_rounded_projections_is_exact_to_float32(
         torch.testing.assert_close(grad.double(), expected, rtol=0, atol=tolerance)
 
 
+# exp(100) is beyond float32: the pass over the queue must go by the lower of the temperatures.
+@pytest.mark.parametrize(("temperature", "mix_temperature"), [(0.5, 0.01), (0.01, 0.5)])
+@pytest.mark.parametrize("rows_are", ROWS_ARE)
+def test_two_temperatures_that_differ_are_exact_to_float32(
+    rows_are: str, temperature: float, mix_temperature: float
+) -> None:
+    p = rounded_problem("moco", temperature, rows_are, torch.float32)
+    p.mixed0[0], p.out0[0] = p.queue[3].float(), p.queue[3].float()  # similarity 1
+    p = leaves(p._replace(mix_temperature=mix_temperature))
+    loss = criterion_in_float32(p)(*p.args)
+    loss.backward()
+    expected = reference.mixco(p).total
+    eps = torch.finfo(torch.float32).eps
+    tolerance = eps * (expected + 1 / temperature + 1 / mix_temperature)
+    assert loss.item() == pytest.approx(expected, rel=0, abs=tolerance)
+    assert all(grad.isfinite().all() for grad in gradients(p))
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("rows_are", ROWS_ARE)
 @pytest.mark.parametrize("temperature", TEMPERATURES)
