@@ -64,7 +64,8 @@ from run_folder import (
 from training_knn import TrainingKNN
 
 from mixco_lightly import ProbeResult, create_backbone, export_backbone, load_backbone
-from mixco_lightly.data.datasets import ImageError, check_name
+from mixco_lightly.data.broken import ImageError
+from mixco_lightly.data.datasets import check_name
 from mixco_lightly.data.transforms import create_test_transform
 from mixco_lightly.files import WriteError, replace_file
 from mixco_lightly.loss.contrastive import has_fast_bfloat16

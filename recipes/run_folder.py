@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 import yaml
@@ -150,7 +150,8 @@ class CheckpointFiles(TorchCheckpointIO):
         with replace_file(Path(path)) as file:
             hashed = _HashedFile(file)
             try:
-                torch.save({**checkpoint, "options": self._options}, hashed)
+                # torch.save asks of a file for write and flush only.
+                torch.save({**checkpoint, "options": self._options}, cast(IO[bytes], hashed))
             except RuntimeError as error:
                 # Of a write that failed torch says only that it failed.
                 raise (hashed.error or error) from error

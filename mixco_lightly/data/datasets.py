@@ -272,7 +272,7 @@ def _prepare(
         )
     result: Any = decoded or images
     result.broken = broken
-    return result  # type: ignore[no-any-return]
+    return result
 
 
 def _progress(items: Sequence[Any], title: str) -> Iterable[Any]:
