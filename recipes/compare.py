@@ -55,6 +55,8 @@ FIGURES = {
     "classifier_top1": "classifier, top-1 %",
     "subnetwork_linear_top1": "sub-network linear, top-1 %",
     "ensemble_linear_top1": "ensemble linear, top-1 %",
+    # For choices, which the test images must not make.
+    "held_out_knn_top1": "kNN on held-out training images, %",
 }
 TRANSFER_PROTOCOLS = {"torch": "linear", "knn": "kNN"}
 
@@ -275,6 +277,7 @@ def collect(runs: Sequence[Run]) -> list[dict[str, Any]]:
         summary = json.loads((run.folder / "summary.json").read_text())
         trained = json.loads((run.folder / "backbone.json").read_text())["training"]
         images = summary["images_per_second"] * summary["seconds"]
+        curve = read_curve(run.folder / "metrics.csv", summary["epochs"], images)
         rows.append(
             {
                 "group": run.group,
@@ -283,7 +286,8 @@ def collect(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 "recipe": run.recipe,
                 "options": {name: x for name, x in run.options.items() if name != "data_dir"},
                 "images": round(images),
-                "curve": read_curve(run.folder / "metrics.csv", summary["epochs"], images),
+                "curve": curve,
+                **({"held_out_knn_top1": curve[-1][1]} if curve else {}),
                 "resolved": {
                     name: trained[name] for name in ("augment", "precision") if name in trained
                 },

@@ -121,7 +121,8 @@ def open_checkpoints(run: Path, training: Mapping[str, Any], backbone: Backbone)
         backbone: Its backbone as it was exported; it is copied.
 
     Raises:
-        ValueError: If the run has no sub-networks or has kept no checkpoints.
+        ValueError: If the run has no sub-networks or has kept no checkpoints, or if one of them is
+            damaged or of another network.
     """
     if not training.get("exits"):
         raise ValueError(
@@ -141,7 +142,10 @@ def open_checkpoints(run: Path, training: Mapping[str, Any], backbone: Backbone)
     network = MultiExitBackbone.from_backbone(
         copy.deepcopy(backbone), training["exits"], training["subnetwork"]
     )
-    return Checkpoints(run, network, dict(sorted(paths.items())))
+    checkpoints = Checkpoints(run, network, dict(sorted(paths.items())))
+    for epochs in checkpoints.paths:  # a damaged one is found before hours of measuring
+        checkpoints.load(epochs)
+    return checkpoints
 
 
 def read_losses(run: Path) -> dict[int, float]:

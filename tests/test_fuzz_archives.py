@@ -201,7 +201,7 @@ def check_decoded(trials, folder, monkeypatch):
         for name in ("a", "b"):
             (folder / part / name).mkdir(parents=True)
             Image.linear_gradient("L").resize((8, 8)).save(folder / part / name / "0.png")
-    load = lambda: create_train_test("imagefolder", folder)[0]  # noqa: E731
+    load = lambda: create_train_test("imagefolder", folder, keep_decoded=True)[0]  # noqa: E731
     expected = [image.tobytes() for image, _ in map(load().__getitem__, range(2))]
     for trial in range(trials):
         rng = random.Random(trial)
