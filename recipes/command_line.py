@@ -69,7 +69,11 @@ def _options(config_class: type[Config], parser: ArgumentParser, parsed: Any) ->
     # By way of JSON jsonargparse's restricted numbers become plain ones, which YAML can write.
     options = json.loads(parser.dump(parsed, format="json", skip_unset=False))
     options.pop("config", None)
+    types = get_type_hints(config_class)
     for name, value in options.items():
+        # An empty text or YAML's null, which jsonargparse lets pass for every type.
+        if value is None and type(None) not in get_args(types[name]):
+            parser.error(f"--{name} has no value")
         if not _is_finite(value):
             parser.error(f"--{name} must be finite, got {value}")
     return config_class(**options)

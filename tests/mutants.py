@@ -429,6 +429,9 @@ def run_tests(folder: Path, tests: tuple[str, ...], log: Path) -> int:
         str(folder),
         *(x for x in sys.path if x not in ("", str(ROOT), str(ROOT / "tests"))),
     ]
+    # Of the repository itself, if this module was imported from there.
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+        del sys.modules[name]
     # A failure is enough; the smallest one takes long to find.
     phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
     hypothesis.settings.register_profile("mutants", phases=phases, database=None)

@@ -172,6 +172,15 @@ def test_bad_input_ends_with_one_line_that_names_it(case, tmp_path, monkeypatch,
     assert not (tmp_path / "runs").exists()
 
 
+def test_an_option_that_a_file_leaves_empty_is_named(tmp_path, monkeypatch, run_here):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "options.yaml").write_text("keep_every_n_epochs:\n")
+    code, _, error = run_here("moco", *TINY, "--config", "options.yaml")
+    assert code == 2
+    assert "--keep_every_n_epochs has no value" in error.strip().splitlines()[-1]
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_broken_image_stops_the_run_and_is_named(image_folder, tmp_path):
     broken = image_folder / "train" / "red" / "05.png"
     broken.write_bytes(broken.read_bytes()[:100])
