@@ -174,7 +174,7 @@ def test_bad_input_ends_with_one_line_that_names_it(case, tmp_path, monkeypatch,
 
 def test_an_option_that_a_file_leaves_empty_is_named(tmp_path, monkeypatch, run_here):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "options.yaml").write_text("keep_every_n_epochs:\n")
+    (tmp_path / "options.yaml").write_text("epochs: 1\nkeep_every_n_epochs:\n")
     code, _, error = run_here("moco", *TINY, "--config", "options.yaml")
     assert code == 2
     assert "--keep_every_n_epochs has no value" in error.strip().splitlines()[-1]
