@@ -234,7 +234,7 @@ def test_precision_auto_is_chosen_printed_and_recorded(
         folder = tmp_path / precision
         # The recipe's modules are imported once and keep the function.
         for name in ("pretrain", "moco"):
-            sys.modules.pop(name, None)
+            monkeypatch.delitem(sys.modules, name, raising=False)
         code, printed, _ = run_here("moco", *options, "--output_dir", folder)
         assert code == 0
         assert f"precision {precision}" in printed

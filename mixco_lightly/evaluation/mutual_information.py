@@ -111,16 +111,20 @@ def mine_objective(sums: ScoreSums, log_running_mean: Tensor) -> Tensor:
 
 
 class SeparableCritic(nn.Module):
-    """Inner product of two embeddings: K x K scores for the price of 2 K forward passes.
-
-    Each embedding has a linear path beside its hidden layers. Products of features are what scores
-    are mostly made of, and hidden layers alone take many steps to learn them: see
-    tests/benchmarks/mutual_information.py.
-    """
+    """Inner product of two embeddings: K x K scores for the price of 2 K forward passes."""
 
     def __init__(self, x_dim: int, y_dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.embed_x, self.embed_y = (_Embedding(dim, hidden_dim) for dim in (x_dim, y_dim))
+        self.embed_x, self.embed_y = (
+            nn.Sequential(
+                nn.Linear(dim, hidden_dim),
+                nn.ReLU(),
+                nn.Linear(hidden_dim, hidden_dim),
+                nn.ReLU(),
+                nn.Linear(hidden_dim, max(1, hidden_dim // 4)),
+            )
+            for dim in (x_dim, y_dim)
+        )
 
     def score_blocks(self, x: Tensor, y: Tensor) -> Iterator[Tensor]:
         """Scores of each x with each y, in blocks of rows of shape (k, l)."""
@@ -128,24 +132,6 @@ class SeparableCritic(nn.Module):
         rows = max(1, _BLOCK_ELEMENTS // len(y))
         for block in self.embed_x(x).split(rows):
             yield block @ columns  # kc,cl->kl
-
-
-class _Embedding(nn.Module):
-    def __init__(self, dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        out_dim = max(1, hidden_dim // 4)
-        self.hidden = nn.Sequential(
-            nn.Linear(dim, hidden_dim),
-            nn.ReLU(),
-            nn.Linear(hidden_dim, hidden_dim),
-            nn.ReLU(),
-            nn.Linear(hidden_dim, out_dim),
-        )
-        self.linear = nn.Linear(dim, out_dim, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.hidden(x) + self.linear(x)
-        return output
 
 
 class ConcatenatedCritic(nn.Module):
@@ -214,9 +200,8 @@ def estimate_mutual_information(
     falls short of the truth well below that. NWJ and MINE have no such limit, but at many nats
     their figures vary and, for MINE, may be too high: use several seeds.
 
-    The critics have two hidden layers with ReLU, a separable one a linear path beside them too. It
-    costs K forward passes for K pairs, a concatenated one K squared: hence its smaller default
-    batches.
+    The critics have two hidden layers with ReLU. A separable critic costs K forward passes for K
+    pairs, a concatenated one K squared: hence its smaller default batches.
 
     Args:
         x: Features, shape (N, D_x), any floating point dtype. Dimensions are standardised.

@@ -3,10 +3,9 @@
     python tests/benchmarks/mutual_information.py --check --output mutual_information.json
     python tests/benchmarks/mutual_information.py --critics separable --nats 8 --seeds 5
 
-An estimate takes about half a minute of one core with a separable critic and a minute with a
-concatenated one: 25 minutes for the defaults, two seeds with the first and one with the second. A
-line of the table is written to --output as soon as it is there, and the same command goes on after
-the last of them.
+There are two seeds with separable critics and one with concatenated ones, and an estimate takes a
+minute or two of one core. A line of the table is written to --output as soon as it is there, and
+the same command goes on after the last of them.
 
 Each of the 20 dimensions of y has the same correlation rho with its own dimension of x, and
 -10 ln(1 - rho^2) nats are the truth. Each seed draws its pairs anew. The table has the mean and
