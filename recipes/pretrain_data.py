@@ -131,6 +131,7 @@ class PretrainData(pl.LightningDataModule):
             seed=self.config.seed,
             drop_last=True,
         )
+        # Lightning tells it too, but on a resume its workers have begun by then.
         sampler.set_epoch(epoch)
         return DataLoader(
             self.part,

@@ -5,6 +5,7 @@ import os
 # pytest-xdist runs a test on each processor, so one thread is right; before torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import importlib
 import runpy
 import sys
 from collections import Counter
@@ -59,6 +60,32 @@ def image_folder(tmp_path):
     return tmp_path / "images"
 
 
+def end_of(start, capsys):
+    """Exit code of a recipe that runs in this process, what it printed, and its error."""
+    code = 0
+    try:
+        start()
+    except SystemExit as stop:
+        # As Python does: a text goes to stderr and means exit code 1.
+        code = 1 if isinstance(stop.code, str) else stop.code
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+    return code, *capsys.readouterr()
+
+
+@pytest.fixture
+def evaluate(monkeypatch, capsys):
+    """Calls evaluate.py's main, whose modules a test may change; gives what end_of gives."""
+    monkeypatch.syspath_prepend(str(RECIPES))
+    recipe = importlib.import_module("evaluate")
+
+    def call(*options):
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, options)])
+        return end_of(recipe.main, capsys)
+
+    return call
+
+
 @pytest.fixture
 def run_here(monkeypatch, capsys):
     """Runs a recipe in this process, which is quick; gives its exit code and what it printed."""
@@ -66,14 +93,7 @@ def run_here(monkeypatch, capsys):
     def call(recipe, *options):
         monkeypatch.setattr(sys, "argv", command(recipe, *options)[1:])
         monkeypatch.syspath_prepend(str(RECIPES))
-        code = 0
-        try:
-            runpy.run_path(str(RECIPES / f"{recipe}.py"), run_name="__main__")
-        except SystemExit as stop:
-            # As Python does: a text goes to stderr and means exit code 1.
-            code = 1 if isinstance(stop.code, str) else stop.code
-            if isinstance(stop.code, str):
-                print(stop.code, file=sys.stderr)
-        return code, *capsys.readouterr()
+        path = str(RECIPES / f"{recipe}.py")
+        return end_of(lambda: runpy.run_path(path, run_name="__main__"), capsys)
 
     return call

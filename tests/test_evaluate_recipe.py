@@ -26,24 +26,6 @@ def recipe(monkeypatch):
     return importlib.import_module("evaluate")
 
 
-@pytest.fixture
-def evaluate(recipe, monkeypatch, capsys):
-    """Runs the recipe; gives its exit code, what it printed, and its error."""
-
-    def call(*options):
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, options)])
-        code = 0
-        try:
-            recipe.main()
-        except SystemExit as stop:
-            code = 1 if isinstance(stop.code, str) else stop.code
-            if isinstance(stop.code, str):
-                print(stop.code, file=sys.stderr)
-        return code, *capsys.readouterr()
-
-    return call
-
-
 def make_folder(path, size, num_classes, count=(12, 6)):
     """An imagefolder whose classes differ by colour."""
     rng = np.random.default_rng(size)

@@ -7,7 +7,6 @@ import json
 import math
 import shutil
 import statistics
-import sys
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ import torch
 from mixco_lightly import MultiExitBackbone, estimate_mutual_information
 from mixco_lightly.data.datasets import create_dataset
 from mixco_lightly.data.transforms import create_test_transform
-from tests.run_recipe import RECIPES, TINY, run, tiny_run
+from tests.run_recipe import TINY, run, tiny_run
 
 STEPS = 20
 QUICK = ["--protocol", "torch", "--random_init=false", "--knn_every_n_epochs", 0]
@@ -37,26 +36,6 @@ def measured(trained):
     """The same run after its evaluation."""
     run("evaluate", "--backbone_dir", trained, *ASKED, cwd=trained.parent)
     return trained
-
-
-@pytest.fixture
-def evaluate(monkeypatch, capsys):
-    """Runs evaluate.py in this process; gives its exit code and what it printed."""
-    monkeypatch.syspath_prepend(str(RECIPES))
-    recipe = importlib.import_module("evaluate")
-
-    def call(*options):
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, options)])
-        code = 0
-        try:
-            recipe.main()
-        except SystemExit as stop:
-            code = 1 if isinstance(stop.code, str) else stop.code
-            if isinstance(stop.code, str):
-                print(stop.code, file=sys.stderr)
-        return code, *capsys.readouterr()
-
-    return call
 
 
 def report_of(folder):

@@ -263,6 +263,10 @@ def test_metrics_are_cut_at_the_checkpoint_and_a_torn_line_is_left_out(tmp_path,
     expected = path.read_text()
     assert [row["loss"] for row in read_metrics(path)] == ["0.9", "1.9", "", "2.9"]
 
+    # Killed after step 29, which the checkpoint does not have.
+    MetricsFile(path).keep_steps(20)
+    assert [row["step"] for row in read_metrics(path)] == ["9", "19", "19"]
+
     # Killed while it wrote step 29 again, as "2": not to be taken for step 2.
     path.write_text(expected[: expected.rindex("0,29")] + "0,2")
     resumed = MetricsFile(path)

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -36,10 +35,6 @@ FIGURES = {
 }
 
 
-def arguments(recipe, options):
-    return [str(RECIPES / f"{recipe}.py"), *map(str, options)]
-
-
 def tiny_run(folder, *options):
     return [
         *("--backbone", "test_resnet", "--num_workers", 0, "--knn_k", 5),
@@ -50,20 +45,11 @@ def tiny_run(folder, *options):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(run_here):
     """Runs a recipe in this process; gives its exit code and what it printed."""
 
     def call(*options, recipe="selfcon"):
-        monkeypatch.setattr(sys, "argv", arguments(recipe, options))
-        monkeypatch.syspath_prepend(str(RECIPES))
-        code = 0
-        try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-        except SystemExit as stop:
-            code = 1 if isinstance(stop.code, str) else stop.code
-            if isinstance(stop.code, str):
-                print(stop.code, file=sys.stderr)
-        return code, *capsys.readouterr()
+        return run_here(recipe, *options)
 
     return call
 

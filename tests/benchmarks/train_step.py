@@ -244,6 +244,7 @@ def settings(more: bool, data_dir: Path | None) -> list[functools.partial[Result
             step(measure_step, "simclr", "ResNet-18", 64, 256, 2),
             step(measure_step, "moco", "ViT-tiny", 32, 256, 2),
             step(measure_step, "moco", "ViT-tiny", 64, 256, 2),
+            step(measure_step, "simclr", "ViT-tiny", 32, 256, 1),
             step(measure_step, "simclr", "ViT-tiny", 64, 256, 1),
             step(measure_step, "simclr", "ResNet-18", 224, 64, 1),
             step(measure_step, "simclr", "ViT-tiny", 224, 64, 1),
