@@ -76,6 +76,8 @@ class CompareConfig:
         base_name: Name of the base in tables.
         seeds: Seeds of the runs; the comparison is paired by seed.
         question: What the study is to answer; the title of its table.
+        figures: Accuracies that the table has, such as linear_top1. Default: all. A choice is to be
+            made by held_out_knn_top1 alone, and its study better shows nothing else.
         data_root: Folder that every data_dir of the study is in.
         output_dir: Folder of the study.
         jobs: Number of runs at a time, which share the processors.
@@ -93,6 +95,7 @@ class CompareConfig:
     base_name: str = "plain"
     seeds: list[NonNegativeInt] = field(default_factory=lambda: [0, 1, 2])
     question: str = ""
+    figures: list[str] = field(default_factory=list)
     data_root: str = "."
     output_dir: str = "runs/study"
     jobs: PositiveInt = 1
@@ -135,8 +138,8 @@ def plan(config: CompareConfig, output_dir: Path) -> list[Run]:
     """All runs of a study, seed by seed, so that every comparison has its first pair early.
 
     Raises:
-        ValueError: If there is nothing to compare, if names collide, or if a recipe does not know
-            an option or its value.
+        ValueError: If there is nothing to compare, if names collide, if there is no such figure, or
+            if a recipe does not know an option or its value.
     """
     if not config.base or not config.changes:
         raise ValueError("A study needs a base and at least one change: give --config FILE.yaml.")
@@ -144,6 +147,8 @@ def plan(config: CompareConfig, output_dir: Path) -> list[Run]:
         raise ValueError(f"A change is named {config.base_name!r}, as is the base.")
     if len(set(config.seeds)) < len(config.seeds):
         raise ValueError(f"A seed is named twice in {config.seeds}.")
+    if unknown := set(config.figures) - FIGURES.keys():
+        raise ValueError(f"There is no figure {unknown.pop()!r}: choose from {', '.join(FIGURES)}.")
     transfer = check_transfer(config)
     arms: dict[str, dict[str, Any]] = {config.base_name: {}, **config.changes}
     runs = []
@@ -205,8 +210,10 @@ def is_finished(run: Run) -> bool:
         return False
     before = yaml.safe_load(path.read_text()) or {}
     for name, value in run.options.items():
-        # Data may have moved.
-        if name != "data_dir" and before.get(name) != value:
+        # Data may have moved, and selfcon.py notes no exits for a method without sub-networks.
+        if name == "data_dir" or (name == "exits" and before.get(name) == []):
+            continue
+        if before.get(name) != value:
             raise ValueError(
                 f"The run in {run.folder} was made with {name} {before.get(name)}, the study says "
                 f"{value}: choose another --output_dir, or delete that folder."
@@ -350,7 +357,12 @@ def render(results: dict[str, Any]) -> str:
         **FIGURES,
         **{name: name for name in rows[0] if name.endswith(", top-1 %")},
     }
-    figures = [name for name in headings if any(name in row for row in rows)]
+    chosen = results["study"].get("figures") or FIGURES
+    figures = [
+        name
+        for name in headings
+        if any(name in row for row in rows) and (name in chosen or name not in FIGURES)
+    ]
     many = any(row["group"] for row in rows)
     head = [*(["group"] if many else []), "arm", "seeds"]
     for name in figures:
@@ -438,7 +450,7 @@ def write_results(config: CompareConfig, runs: Sequence[Run], output_dir: Path) 
     rows = collect(runs)
     if not rows:
         return
-    names = ("recipe", "seeds", "base_name", "base", "changes", "groups", "transfer")
+    names = ("recipe", "seeds", "base_name", "base", "changes", "groups", "transfer", "figures")
     study = {name: value for name, value in asdict(config).items() if name in names and value}
     results = {
         "question": config.question,
@@ -491,6 +503,9 @@ def run_all(config: CompareConfig, runs: Sequence[Run], output_dir: Path) -> lis
             # The runs have had the same signal, and end at a checkpoint.
             pool.shutdown(cancel_futures=True)
             sys.exit("Stopped. Go on with the same command and --resume.")
+        except BaseException:  # else the pool would first make all the runs
+            pool.shutdown(cancel_futures=True)
+            raise
     return failures
 
 

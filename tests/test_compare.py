@@ -4,6 +4,7 @@ import json
 import math
 import statistics
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,7 @@ def test_a_plan_has_every_group_arm_and_seed_once_and_the_change_wins_over_group
         ({"changes": {"a": {"output_dir": "/tmp"}}}, "output_dir"),
         ({"changes": {"a b": {}, "a-b": {}}}, "no folder"),
         ({"seeds": [1, 1]}, "seed is named twice"),
+        ({"figures": ["linear"]}, "'linear': choose from linear_top1, "),
     ],
 )
 def test_a_study_that_cannot_run_is_refused_before_anything_runs(
@@ -165,6 +167,48 @@ def test_a_study_reports_what_its_runs_measured(compare, tmp_path, monkeypatch):
     assert not list(folder.glob(".results*"))
     # The table is a function of results.json alone.
     assert compare.render(results) == table
+
+
+def test_a_table_has_the_figures_that_the_study_names(compare, tmp_path, monkeypatch):
+    config, folder = study(compare, tmp_path, figures=["held_out_knn_top1"])
+    run_study(compare, config, folder, monkeypatch)
+    table = (folder / "results.md").read_text()
+    assert "kNN on held-out training images" in table
+    assert "linear" not in table.partition("```")[0]
+
+
+def test_methods_without_sub_networks_are_compared_with_those_that_have_them(
+    compare, tmp_path, run_here
+):
+    base = {"dataset": "digits", "epochs": 1, "backbone": "test_resnet", "image_size": 16}
+    base |= {"exits": [2], "protocol": ["knn"], "random_init": False, "objective": "supcon"}
+    changes = {"SelfCon-S": {"objective": "selfcon-s"}}
+    config, folder = study(compare, tmp_path, recipe="selfcon", base=base, changes=changes)
+    for run in compare.plan(config, folder)[:2]:
+        path = tmp_path / "options.yaml"
+        path.write_text(yaml.safe_dump(run.options))
+        code, _, error = run_here("selfcon", "--config", path, "--output_dir", run.folder)
+        assert code == 0, error
+        assert compare.is_finished(run)
+
+
+def test_what_goes_wrong_in_the_report_stops_the_study_at_once(compare, tmp_path, monkeypatch):
+    config, folder = study(compare, tmp_path, seeds=list(range(50)))
+    ran = []
+
+    def execute(run, threads, log):
+        time.sleep(0.05)
+        ran.append(run.label)
+        return "no images"
+
+    def report(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(compare, "execute", execute)
+    monkeypatch.setattr(compare, "write_results", report)
+    with pytest.raises(OSError, match="disk full"):
+        compare.run_all(config, compare.plan(config, folder), folder)
+    assert len(ran) < 50  # of 100
 
 
 def test_an_interrupted_study_goes_on_where_it_was(compare, tmp_path, monkeypatch):
