@@ -390,10 +390,10 @@ def render(results: dict[str, Any]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     title = f"## {results['question']}\n\n" if results["question"] else ""
     notes = (
-        "Accuracy on the test images unless the heading says otherwise, last epoch: mean ± standard "
-        "deviation over seeds. The difference to the base is paired by seed, with Student's t "
-        f"interval. Seconds are of the training, with {results['jobs']} run(s) at a time on "
-        f"{results['processors']} processors."
+        "Accuracy on the test images unless the heading says otherwise, last epoch: mean ± "
+        "standard deviation over seeds. The difference to the base is paired by seed, with "
+        "Student's t interval. Seconds are of the training, with "
+        f"{results['jobs']} run(s) at a time on {results['processors']} processors."
     )
     options = yaml.safe_dump(results["study"], sort_keys=False, allow_unicode=True, width=100)
     return f"{title}{chr(10).join(lines)}\n\n{notes}\n\n```yaml\n{options}```\n"

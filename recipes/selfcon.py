@@ -97,6 +97,8 @@ class SelfConConfig(PretrainConfig):
             objectives without sub-networks.
         subnetwork: Kind of sub-network: fc, a linear layer on the pooled map; small or same,
             copies of a ResNet's remaining stages with half the blocks or all.
+        head_batch_norm: Whether the projection heads have BatchNorm. The authors' have none and take
+            longer to leave the state where all projections are one; not for the classifiers.
         temperature: Divides the similarities.
         base_temperature: The loss is multiplied by temperature / base_temperature, as in the
             authors' code.
@@ -123,6 +125,7 @@ class SelfConConfig(PretrainConfig):
     ] = "selfcon-s"
     exits: list[int] = field(default_factory=lambda: [2])
     subnetwork: Literal["fc", "small", "same"] = "fc"
+    head_batch_norm: bool = True
     learning_rate: PositiveFloat = 0.02
     weight_decay: NonNegativeFloat = 1e-4
     temperature: PositiveFloat = 0.1
@@ -202,6 +205,7 @@ def create_model(backbone: Backbone, config: SelfConConfig) -> SelfCon | SelfCon
         network,
         criterion,
         supervised=objective.supervised,
+        batch_norm=config.head_batch_norm,
         mix_criterion=mix_criterion if config.mix_weight > 0 else None,
         **schedule,
     )

@@ -1,6 +1,7 @@
-"""The committed studies: their tables follow from their runs, and the README's rows from them."""
+"""The committed studies: tables follow from their runs, and the documents' rows from the tables."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,8 @@ def compare(monkeypatch):
     return compare
 
 
-def check_study(compare, folder, preset, readme):
-    """Fails unless preset, runs, table and the README's rows of a study say the same."""
+def check_study(compare, folder, preset, documents):
+    """Fails unless preset, runs, table and the documents' rows of a study say the same."""
     results = json.loads((folder / "results.json").read_text())
     table = (folder / "results.md").read_text()
     assert table == compare.render(results), "the table does not follow from the runs"
@@ -42,16 +43,16 @@ def check_study(compare, folder, preset, readme):
     assert len(rows) == len(measured), "a run is there twice"
     assert measured == planned, "the runs are not those of the preset"
 
-    _, _, rest = readme.partition(f"<!-- {folder.name} -->\n")
-    shown, end, _ = rest.partition("<!-- end -->")
-    assert end, "the README does not show the study"
-    assert shown.strip(), "the README shows no row of the study"
-    assert all(line in table for line in shown.strip().splitlines()), "the README differs"
+    shown = re.findall(rf"<!-- {folder.name} -->\n(.*?)<!-- end -->", documents, re.DOTALL)
+    assert shown, "no document shows the study"
+    for lines in (text.strip().splitlines() for text in shown):
+        assert lines, "a document shows no row of the study"
+        assert all(line in table for line in lines), "a document differs"
 
 
 @pytest.fixture
 def some_study(compare, tmp_path):
-    """The folder and README of a study that is as it should be."""
+    """The folder and document of a study that is as it should be."""
     folder = tmp_path / NAME
     folder.mkdir()
     config = compare.CompareConfig(**PRESET)
@@ -85,12 +86,12 @@ def test_a_study_that_is_as_it_should_be_passes(compare, some_study):
         ("missing run", "not those of the preset"),
         ("run twice", "twice"),
         ("other preset", "not those of the preset"),
-        ("readme", "README differs"),
-        ("no readme", "does not show"),
+        ("document", "document differs"),
+        ("no document", "no document shows"),
     ],
 )
 def test_a_study_that_was_changed_by_hand_is_found(compare, some_study, change, message):
-    (folder, readme), preset = some_study, PRESET
+    (folder, document), preset = some_study, PRESET
     results = json.loads((folder / "results.json").read_text())
     if change == "figure":
         results["runs"][0]["linear_top1"] += 1
@@ -100,22 +101,22 @@ def test_a_study_that_was_changed_by_hand_is_found(compare, some_study, change, 
         results["runs"].append(results["runs"][0])
     elif change == "other preset":
         preset = {**PRESET, "base": {**PRESET["base"], "epochs": 3}}
-    elif change == "readme":
-        readme = readme.replace("| MixCo | 2 | 5", "| MixCo | 2 | 6")
-        assert readme != some_study[1]
+    elif change == "document":
+        document = document.replace("| MixCo | 2 | 5", "| MixCo | 2 | 6")
+        assert document != some_study[1]
     else:
-        readme = ""
+        document = ""
     (folder / "results.json").write_text(json.dumps(results))
     if change in ("missing run", "run twice"):
         (folder / "results.md").write_text(compare.render(results))
     with pytest.raises(AssertionError, match=message):
-        check_study(compare, folder, preset, readme)
+        check_study(compare, folder, preset, document)
 
 
 def test_the_committed_studies_are_as_they_should_be(compare):
-    readme = (ROOT / "README.md").read_text()
+    documents = "".join((ROOT / name).read_text() for name in ("README.md", "docs/results.md"))
     studies = sorted((ROOT / "recipes" / "results").glob("*/results.json"))
     assert studies
     for path in studies:
         preset = ROOT / "recipes" / "presets" / f"{path.parent.name}.yaml"
-        check_study(compare, path.parent, yaml.safe_load(preset.read_text()), readme)
+        check_study(compare, path.parent, yaml.safe_load(preset.read_text()), documents)

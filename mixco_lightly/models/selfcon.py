@@ -28,9 +28,8 @@ _FINAL_FACTOR = 1e-3
 class SelfCon(LightningModule):
     """SelfCon's first stage [0]: the exits of one network are contrasted with each other.
 
-    Each exit has a projection head of its own, an MLP without batch norm. A batch has one view of
-    each image or several; all views go through the network in one forward, as in the authors'
-    code. Without sub-networks the same module trains SupCon (labels) and SimCLR (two views, no
+    Each exit has a projection head of its own. A batch has one view of each image or several; all
+    views go through the network in one forward, as in the authors' code. Without sub-networks the same module trains SupCon (labels) and SimCLR (two views, no
     labels, a criterion with ``num_views=2``): see :class:`mixco_lightly.SelfConLoss`.
 
     The learning rate follows a cosine from step to step, after a linear warm-up from zero. That
@@ -54,6 +53,9 @@ class SelfCon(LightningModule):
         mix_criterion: Without labels, a loss whose mixtures' term is added with its
             ``mix_weight``; batches must then have mixtures of each view. It has no queue.
         projection_dim: Dimension of the projections.
+        batch_norm: Whether the projection heads have BatchNorm, as SimCLR's in Lightly. The default
+            is the authors', without. Pooled features of all images point in nearly one direction
+            at first; without BatchNorm so do their projections, and short runs hardly leave that.
         learning_rate: Highest learning rate. The default 0.5 is the authors' for batches of 1024.
         weight_decay: The default 1e-4 is the authors'.
         warmup_epochs: Epochs of linear warm-up; the authors have 10 for batches of 1024 and
@@ -76,6 +78,7 @@ class SelfCon(LightningModule):
         supervised: bool = True,
         mix_criterion: MixCoLoss | None = None,
         projection_dim: int = 128,
+        batch_norm: bool = False,
         learning_rate: float = 0.5,
         weight_decay: float = 1e-4,
         warmup_epochs: float = 0,
@@ -91,7 +94,8 @@ class SelfCon(LightningModule):
         dim = network.feature_dim
         self.network = network
         self.projection_heads = nn.ModuleList(
-            MoCoProjectionHead(dim, dim, projection_dim) for _ in range(len(network.exits) + 1)
+            MoCoProjectionHead(dim, dim, projection_dim, batch_norm=batch_norm)
+            for _ in range(len(network.exits) + 1)
         )
         self.criterion = criterion
         self.supervised = supervised
