@@ -11,9 +11,10 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch import nn
 
 import mixco_lightly
-from mixco_lightly import load_backbone
+from mixco_lightly import create_backbone, load_backbone
 from mixco_lightly.models.selfcon import SelfCon, SelfConClassifier
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -95,6 +96,17 @@ def test_each_objective_trains_on_its_views_and_measures_its_exits(
     assert yaml.safe_load(printed)["exits"] == config["exits"]
     backbone = load_backbone(folder)
     assert backbone(torch.rand(2, 3, 16, 16)).shape == (2, 96)
+
+
+def test_the_heads_have_batch_norm_where_the_option_says_so(monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPES))
+    from selfcon import SelfConConfig, create_model
+
+    for option in (True, False):
+        config = SelfConConfig(dataset="digits", head_batch_norm=option)
+        model = create_model(create_backbone("test_resnet", 16), config)
+        found = any(isinstance(x, nn.BatchNorm1d) for x in model.projection_heads.modules())
+        assert found == option
 
 
 def test_the_backbones_figures_are_those_of_evaluate_and_all_exits_are_extracted_once(
@@ -224,6 +236,7 @@ PRESETS = {
     "cifar100-selfcon": {
         **AUTHORS,
         "objective": "selfcon-s",
+        "head_batch_norm": False,
         "epochs": 1000,
         "learning_rate": 0.5,
     },

@@ -29,8 +29,9 @@ class SelfCon(LightningModule):
     """SelfCon's first stage [0]: the exits of one network are contrasted with each other.
 
     Each exit has a projection head of its own. A batch has one view of each image or several; all
-    views go through the network in one forward, as in the authors' code. Without sub-networks the same module trains SupCon (labels) and SimCLR (two views, no
-    labels, a criterion with ``num_views=2``): see :class:`mixco_lightly.SelfConLoss`.
+    views go through the network in one forward, as in the authors' code. Without sub-networks the
+    same module trains SupCon (labels) and SimCLR (two views, no labels, a criterion with
+    ``num_views=2``): see :class:`mixco_lightly.SelfConLoss`.
 
     The learning rate follows a cosine from step to step, after a linear warm-up from zero. That
     of the authors changes with the epoch, and their warm-up of batches of 1024 starts at 0.01; the
