@@ -19,6 +19,7 @@ from rich.table import Table
 from mixco_lightly.data.broken import ImageError
 
 Config = TypeVar("Config")
+_MAX_INT = 2**32 - 1  # Lightning's largest seed; more of anything else does not fit into memory
 
 
 def parse_options(config_class: type[Config], description: str | None) -> Config:
@@ -32,7 +33,7 @@ def parse_options(config_class: type[Config], description: str | None) -> Config
     _add_options(parser, config_class)
     try:
         parsed = parser.parse_args()
-    except RuntimeError as error:  # jsonargparse has stumbled over a value of another type
+    except Exception as error:  # jsonargparse stumbles over a few values, with errors of any kind
         parser.error(f"the options cannot be read: {error}")
     return _options(config_class, parser, parsed)
 
@@ -76,6 +77,8 @@ def _options(config_class: type[Config], parser: ArgumentParser, parsed: Any) ->
             parser.error(f"--{name} has no value")
         if not _is_finite(value):
             parser.error(f"--{name} must be finite, got {value}")
+        if type(value) is int and value > _MAX_INT:
+            parser.error(f"--{name} must be at most {_MAX_INT}, got {value}")
     return config_class(**options)
 
 
@@ -118,6 +121,10 @@ def fail_in_one_line(
         message = lines[-1] if lines[0].startswith("Caught") else " ".join(lines)
         prefix = f"{ImageError.__module__}.{ImageError.__qualname__}: "
         sys.exit(f"error: {message.removeprefix(prefix)}")
+    except RuntimeError as error:
+        if "allocate" not in str(error):
+            raise
+        sys.exit(f"error: not enough memory: {' '.join(str(error).split())}")
 
 
 def default_num_workers(num_workers: int | None) -> int:

@@ -311,6 +311,9 @@ def create_initial_backbone(config: PretrainConfig, image_size: int) -> Backbone
     """The backbone at initialisation, which the seed alone decides."""
     assert config.backbone is not None
     assert config.stem is not None
+    for name in ("name", "image_size", "stem", "pretrained"):
+        if name in config.backbone_kwargs:
+            raise ValueError(f"--backbone_kwargs has {name}, which is not timm's: leave it out.")
     pl.seed_everything(config.seed, verbose=False)
     return create_backbone(
         config.backbone,

@@ -157,6 +157,10 @@ BAD_OPTIONS = {
     "unknown precision": (["--precision", "17"], "17"),
     "no checkpoint": (["--resume"], "last.ckpt"),
     "impossible size": (["--backbone", "inception_v3", "--image_size", 32], "inception_v3"),
+    "more digits than Python reads": (["--epochs", "9" * 5000], "epochs"),
+    "number of 64 bits": (["--projection_dim", 2**63], "--projection_dim must be at most"),
+    "more than the memory": (["--memory_bank_size", 2**32 - 1], "not enough memory"),
+    "pretrained twice": (["--backbone_kwargs", '{"pretrained": true}'], "has pretrained"),
 }
 
 
@@ -170,6 +174,16 @@ def test_bad_input_ends_with_one_line_that_names_it(case, tmp_path, monkeypatch,
     last = error.strip().splitlines()[-1]
     assert named in last
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("text", ["config.x: 3\n", f"dataset: {'9' * 5000}\n"])
+def test_a_file_that_the_parser_stumbles_over_is_one_line(text, tmp_path, monkeypatch, run_here):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "options.yaml").write_text(text)
+    code, _, error = run_here("moco", *TINY, "--config", "options.yaml")
+    assert code == 2
+    assert error.startswith("error: the options cannot be read: ")
+    assert len(error.strip().splitlines()) == 1
 
 
 def test_an_option_that_a_file_leaves_empty_is_named(tmp_path, monkeypatch, run_here):
