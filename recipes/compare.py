@@ -363,28 +363,24 @@ def render(results: dict[str, Any]) -> str:
         for name in headings
         if any(name in row for row in rows) and (name in chosen or name not in FIGURES)
     ]
+    # The base may not have a figure, as SupCon has no sub-network.
+    base = results["base_name"]
+    compared = [name for name in figures if any(name in x for x in rows if x["arm"] == base)]
     many = any(row["group"] for row in rows)
     head = [*(["group"] if many else []), "arm", "seeds"]
     for name in figures:
-        head += [headings[name], f"minus {results['base_name']} [95%]"]
+        head += [headings[name], *([f"minus {base} [95%]"] if name in compared else [])]
     head += ["images seen", "seconds"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for group, arm in dict.fromkeys((row["group"], row["arm"]) for row in rows):
         found = [row for row in rows if (row["group"], row["arm"]) == (group, arm)]
         cells = [*([group] if many else []), arm, str(len(found))]
         for name in figures:
-            if name not in found[0]:  # as the sub-network of a method without one
-                cells += ["", ""]
-                continue
-            cells.append(_mean_and_deviation([row[name] for row in found]))
-            difference = paired(rows, name, group, (results["base_name"], arm))
-            if arm == results["base_name"] or difference is None:
-                cells.append("")
-            elif math.isnan(difference[2]):
-                cells.append(f"{difference[0]:+.2f} (one pair)")
-            else:
-                mean, _, half = difference
-                cells.append(f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]")
+            has_figure = name in found[0]
+            cells.append(_mean_and_deviation([x[name] for x in found]) if has_figure else "")
+            if name in compared:
+                difference = paired(rows, name, group, (base, arm)) if arm != base else None
+                cells.append(_difference_and_interval(difference))
         cells.append(f"{statistics.mean(row['images'] for row in found):,.0f}")
         cells.append(f"{statistics.mean(row['seconds'] for row in found):,.0f}")
         lines.append(f"| {' | '.join(cells)} |")
@@ -397,6 +393,15 @@ def render(results: dict[str, Any]) -> str:
     )
     options = yaml.safe_dump(results["study"], sort_keys=False, allow_unicode=True, width=100)
     return f"{title}{chr(10).join(lines)}\n\n{notes}\n\n```yaml\n{options}```\n"
+
+
+def _difference_and_interval(difference: tuple[float, float, float] | None) -> str:
+    if difference is None:
+        return ""
+    mean, _, half = difference
+    if math.isnan(half):
+        return f"{mean:+.2f} (one pair)"
+    return f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
 
 
 def _mean_and_deviation(values: Sequence[float]) -> str:

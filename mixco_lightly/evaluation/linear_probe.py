@@ -359,7 +359,8 @@ def _fit_sklearn(
             warnings.simplefilter("always")
             classifier.fit(train_x.numpy(), targets.numpy())
         converged = not any(issubclass(w.category, ConvergenceWarning) for w in caught)
-        probabilities = torch.from_numpy(classifier.predict_proba(test_x.numpy()))
+        # Older releases of scikit-learn give float64 for float32.
+        probabilities = torch.from_numpy(classifier.predict_proba(test_x.numpy())).float()
         # Classes without a training image have no column of their own.
         scores = torch.full((len(test_x), num_classes), -1.0, dtype=probabilities.dtype)
         scores[:, torch.from_numpy(classifier.classes_)] = probabilities

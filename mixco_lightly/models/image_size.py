@@ -98,7 +98,12 @@ class Fitting:
         self._models: dict[str, nn.Module] = {}
         self._traces: dict[tuple[str, int], _Trace] = {}
         try:
-            model = _build(name, in_chans, self.timm_kwargs, "meta")
+            try:
+                model = _build(name, in_chans, self.timm_kwargs, "meta")
+            except RuntimeError as error:
+                if not _needs_values(error):
+                    raise
+                model = _build(name, in_chans, self.timm_kwargs, "cpu")
         except TIMM_ERRORS as error:
             options = f" with options {self.timm_kwargs}" if self.timm_kwargs else ""
             raise ValueError(f"timm cannot build {name}{options}: {reason_of(error)}") from error
@@ -321,7 +326,7 @@ class Fitting:
         try:
             return self._trace_on("meta", choice, image_size)
         except RuntimeError as error:
-            if "meta" not in str(error):
+            if not _needs_values(error):
                 raise
             return self._trace_on("cpu", choice, image_size)
 
@@ -392,6 +397,11 @@ _SAME_SHAPE = {
     *("zero_", "constant_", "kaiming_uniform_", "kaiming_normal_"),
     *("batch_norm", "layer_norm", "group_norm", "rms_norm", "gelu", "silu", "hardswish"),
 }
+
+
+def _needs_values(error: RuntimeError) -> bool:
+    """Whether torch says that something cannot be done with meta tensors."""
+    return any(text in str(error) for text in ("meta", "Meta", "unsupported scalarType"))
 
 
 def _build(name: str, in_chans: int, kwargs: Mapping[str, Any], device: str) -> nn.Module:

@@ -8,16 +8,14 @@ from tests.benchmarks.backbones import check_step
 # or output width is of its own kind.
 NAMES = [
     "test_byobnet",
-    "test_coatnet",
     "test_convnext",
     "test_efficientnet",
     "test_mambaout",
-    "test_maxvit",
     "test_nfnet",
     "test_resnet",
     "test_vit",
-    "test_vit_relpos",
     "coat_lite_tiny",
+    "coatnet_pico_rw_224",
     "crossvit_9_dagger_240",
     "efficientformerv2_s0",
     "dla46_c",
@@ -28,6 +26,7 @@ NAMES = [
     "gmlp_ti16_224",
     "lcnet_050",
     "levit_128s",
+    "maxvit_pico_rw_256",
     "mobilenetv3_small_050",
     "mobilevitv2_050",
     "pit_ti_224",
@@ -37,6 +36,7 @@ NAMES = [
     "rexnet_100",
     "starnet_s050",
     "tinynet_e",
+    "vit_relpos_small_patch16_224",
     "xcit_nano_12_p16_224",
 ]
 

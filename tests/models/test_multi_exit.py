@@ -21,7 +21,7 @@ FAMILIES = {  # name: number of stages
     "test_convnext": 4,
     "test_efficientnet": 5,
     "test_vit": 6,
-    "test_nfnet": 4,
+    "test_byobnet": 4,
     "test_mambaout": 4,
 }
 
