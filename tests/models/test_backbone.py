@@ -8,6 +8,7 @@ from timm.layers import StdConv2dSame, resample_abs_pos_embed, resample_patch_em
 from torch import nn
 
 from mixco_lightly import create_backbone
+from mixco_lightly.models import image_size
 from mixco_lightly.models.image_size import Fitting, measure_feature_dim, remove_strides
 
 TINY = ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"]
@@ -499,6 +500,23 @@ def test_measuring_restores_each_module_of_a_partly_frozen_model():
     measure_feature_dim(model, 3, 32)
     assert model.training
     assert not model.bn1.training
+
+
+def test_a_model_that_needs_values_to_be_built_is_built_on_the_cpu(monkeypatch):
+    expected = create_backbone("test_resnet", 32)
+    build, devices = image_size._build, []
+
+    def need_values(name, in_chans, kwargs, device):
+        devices.append(device)
+        if device == "meta":  # as regnetx_002 under timm 1.0.22 and torch 2.10
+            raise NotImplementedError("aten::_unique2: attempted to run with Meta tensors")
+        return build(name, in_chans, kwargs, device)
+
+    monkeypatch.setattr(image_size, "_build", need_values)
+    found = create_backbone("test_resnet", 32)
+    assert set(devices) == {"meta", "cpu"}
+    assert (found.stem, found.feature_dim) == (expected.stem, expected.feature_dim)
+    assert found(torch.rand(2, 3, 32, 32)).shape == (2, expected.feature_dim)
 
 
 def test_a_backbone_on_the_meta_device_has_the_same_width():
