@@ -313,7 +313,7 @@ def create_initial_backbone(config: PretrainConfig, image_size: int) -> Backbone
     assert config.stem is not None
     for name in ("name", "image_size", "stem", "pretrained"):
         if name in config.backbone_kwargs:
-            raise ValueError(f"--backbone_kwargs has {name}, which is not timm's: leave it out.")
+            raise ValueError(f"--backbone_kwargs has {name}, which is an option of its own.")
     pl.seed_everything(config.seed, verbose=False)
     return create_backbone(
         config.backbone,
