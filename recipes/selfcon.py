@@ -21,8 +21,8 @@ MixCo and SelfCon compose without labels: with --mix_weight 1 selfcon-su, selfco
 get MixCo's term for mixtures beside their own. With labels they do not: MixCo's term takes images
 of the same class for negatives.
 
-Without options it trains SelfCon-S on the digits images that scikit-learn embeds: a minute on two CPU
-cores, linear probe 98.9% on the backbone, 99.1% on the sub-network, 98.9% for both (random
+Without options it trains SelfCon-S on the digits images that scikit-learn embeds: a minute on two
+CPU cores, linear probe 98.9% on the backbone, 99.1% on the sub-network, 98.9% for both (random
 initialisation 90.7%), kNN 98.4% (66.4%); seed 0, last of 30 epochs. Where the loss stays at
 temperature / base_temperature * log(candidates), all projections are one: the projection heads'
 BatchNorm (--head_batch_norm, the default; not the authors') is against that, and so are warm-up
