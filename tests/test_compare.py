@@ -177,6 +177,19 @@ def test_a_table_has_the_figures_that_the_study_names(compare, tmp_path, monkeyp
     assert "linear" not in table.partition("```")[0]
 
 
+def test_a_figure_that_the_base_lacks_is_not_compared_with_it(compare, tmp_path, monkeypatch):
+    config, folder = study(compare, tmp_path)
+    run_study(compare, config, folder, monkeypatch)
+    results = json.loads((folder / "results.json").read_text())
+    for row in results["runs"]:
+        if row["arm"] == "MixCo":
+            row["ensemble_linear_top1"] = 60.0
+    head, _, plain, mixco = compare.render(results).splitlines()[:4]
+    assert "ensemble linear, top-1 % | kNN on held-out" in head
+    assert head.count("|") == plain.count("|") == mixco.count("|")
+    assert "| 60.00 ± 0.00 | 30.00 ± 0.00 |" in mixco
+
+
 def test_methods_without_sub_networks_are_compared_with_those_that_have_them(
     compare, tmp_path, run_here
 ):

@@ -159,7 +159,6 @@ BAD_OPTIONS = {
     "impossible size": (["--backbone", "inception_v3", "--image_size", 32], "inception_v3"),
     "more digits than Python reads": (["--epochs", "9" * 5000], "epochs"),
     "number of 64 bits": (["--projection_dim", 2**63], "--projection_dim must be at most"),
-    "more than the memory": (["--memory_bank_size", 2**32 - 1], "not enough memory"),
     "pretrained twice": (["--backbone_kwargs", '{"pretrained": true}'], "has pretrained"),
 }
 
@@ -174,6 +173,18 @@ def test_bad_input_ends_with_one_line_that_names_it(case, tmp_path, monkeypatch,
     last = error.strip().splitlines()[-1]
     assert named in last
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_lack_of_memory_is_one_line_and_other_runtime_errors_are_not_hidden(monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPES))
+    from command_line import fail_in_one_line
+
+    with pytest.raises(SystemExit) as stop, fail_in_one_line():
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory:\nyou tried 4 TB")
+    assert str(stop.value).startswith("error: not enough memory: ")
+    assert "\n" not in str(stop.value)
+    with pytest.raises(RuntimeError, match="shapes"), fail_in_one_line():
+        raise RuntimeError("shapes differ")
 
 
 @pytest.mark.parametrize("text", ["config.x: 3\n", f"dataset: {'9' * 5000}\n"])

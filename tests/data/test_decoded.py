@@ -166,6 +166,12 @@ class Explosive:
         return pytest.fail, ("The array was unpickled.",)
 
 
+def break_the_header(folder):
+    """NumPy's reader then fails with an error of Python's tokenizer."""
+    path = folder / ".decoded" / "train.npy"
+    path.write_bytes(path.read_bytes().replace(b"}", b"(", 1))
+
+
 DAMAGES = {
     "image changed": change,
     "image added": lambda folder: save_noise(folder / "cat" / "9.png", 9),
@@ -174,6 +180,7 @@ DAMAGES = {
     "image moved": lambda folder: (folder / "dog" / "3.png").rename(folder / "cat" / "3.png"),
     "array truncated": truncate,
     "array of a header": truncate_to_the_header,
+    "header no Python": break_the_header,
     "array empty": lambda folder: (folder / ".decoded" / "train.npy").write_bytes(b""),
     "array missing": lambda folder: (folder / ".decoded" / "train.npy").unlink(),
     "byte flipped": flip_a_byte,
