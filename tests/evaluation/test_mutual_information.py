@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mixco_lightly import estimate_mutual_information
+from mixco_lightly.evaluation import mutual_information
 from mixco_lightly.evaluation.mutual_information import (
     ConcatenatedCritic,
     SeparableCritic,
@@ -213,6 +214,22 @@ def test_equal_seeds_give_equal_estimates_and_others_others(estimator: str, crit
     torch.set_rng_state(state)
     estimate_mutual_information(x, y, estimator, critic, **QUICK)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("estimator", "steps"), [("infonce", 1000), ("nwj", 1000), ("mine", 3000)])
+def test_mine_has_three_times_the_steps_by_default(estimator: str, steps: int, monkeypatch) -> None:
+    asked = []
+
+    def draw_one(rows: Tensor, batch_size: int, steps: int, generator: object) -> list[Tensor]:
+        asked.append(steps)
+        return [rows[:batch_size]]
+
+    monkeypatch.setattr(mutual_information, "_draw_batches", draw_one)
+    x, y = gaussians(nats=1, pairs=60, dim=2)
+    # Too few steps for the validation pairs to be looked at.
+    with pytest.raises(ValueError, match="diverged"):
+        estimate_mutual_information(x, y, estimator, batch_size=8, test_pairs=8)
+    assert asked == [steps]
 
 
 def test_shift_and_scale_of_the_features_change_nothing() -> None:
