@@ -72,7 +72,7 @@ class CompareConfig:
         groups: For each group, by name, the options that differ from the base, in the group's base
             and changes alike. Default: a single group.
         transfer: Other datasets to probe each backbone on, by name: options of evaluate.py
-            (dataset, data_dir and so on).
+            (dataset, data_dir and so on). A group with an option transfer has those named there.
         base_name: Name of the base in tables.
         seeds: Seeds of the runs; the comparison is paired by seed.
         question: What the study is to answer; the title of its table.
@@ -157,18 +157,26 @@ def plan(config: CompareConfig, output_dir: Path) -> list[Run]:
             for arm, change in arms.items():
                 options = {**config.base, **common, **change, "seed": seed}
                 recipe = options.pop("recipe", config.recipe)
+                further = options.pop("transfer", list(transfer))
                 folder = output_dir / _slug(group) / _slug(arm) / f"seed-{seed}"
                 if recipe not in RECIPES:
                     raise ValueError(f"{arm}: there is no recipe {recipe!r} to compare.")
                 if own := options.keys() & {"output_dir", "resume", "overwrite"}:
                     raise ValueError(f"{arm}: {own.pop()} is the study's, leave it out.")
+                if not isinstance(further, list) or not transfer.keys() >= set(further):
+                    raise ValueError(
+                        f"{group} {arm}: ".lstrip() + f"transfer {further} must be names of "
+                        f"the study's transfer, {list(transfer)}."
+                    )
                 options["data_dir"] = str(Path(config.data_root) / options.get("data_dir", "data"))
                 if seed == config.seeds[0]:
                     try:
                         check_options(RECIPES[recipe], options)
                     except ValueError as error:
                         raise ValueError(f"{group} {arm}: ".lstrip() + str(error)) from error
-                runs.append(Run(group, arm, recipe, options, folder, transfer))
+                runs.append(
+                    Run(group, arm, recipe, options, folder, {x: transfer[x] for x in further})
+                )
     folders = [run.folder for run in runs]
     if len(set(folders)) < len(folders):
         raise ValueError("Two groups or changes differ only in characters that no folder can have.")
@@ -355,7 +363,7 @@ def render(results: dict[str, Any]) -> str:
     rows = results["runs"]
     headings = {
         **FIGURES,
-        **{name: name for name in rows[0] if name.endswith(", top-1 %")},
+        **{name: name for row in rows for name in row if name.endswith(", top-1 %")},
     }
     chosen = results["study"].get("figures") or FIGURES
     figures = [

@@ -264,6 +264,33 @@ def test_a_run_without_all_of_its_transfers_is_not_finished(compare, tmp_path):
     assert compare.collect([run])[0]["kNN on Other data, top-1 %"] == 40
 
 
+def test_a_group_has_the_transfers_that_it_names(compare, tmp_path):
+    transfer = {"A": {"dataset": "digits"}, "B": {"dataset": "digits"}}
+    groups = {"a": {"transfer": ["B"]}, "none": {"transfer": []}, "all": {}}
+    config, folder = study(compare, tmp_path, seeds=[0], transfer=transfer, groups=groups)
+    names = {run.group: list(run.transfer) for run in compare.plan(config, folder)}
+    assert names == {"a": ["B"], "none": [], "all": ["A", "B"]}
+    for wrong in (["C"], "B"):
+        config.groups = {"a": {"transfer": wrong}}
+        with pytest.raises(ValueError, match=r"a plain: transfer .* must be names of"):
+            compare.plan(config, folder)
+
+
+def test_the_table_has_a_figure_that_only_a_later_group_has(compare):
+    rows = [
+        {"group": group, "arm": arm, "seed": 0, "images": 10, "seconds": 1, name: top1}
+        for group, name in [("a", "linear on B, top-1 %"), ("b", "linear on A, top-1 %")]
+        for arm, top1 in [("plain", 40.0), ("MixCo", 41.0)]
+    ]
+    facts = {"question": "", "base_name": "plain", "study": {}, "jobs": 1, "processors": 2}
+    lines = compare.render({**facts, "runs": rows}).splitlines()
+    minus = "minus plain [95%]"
+    figures = f"linear on B, top-1 % | {minus} | linear on A, top-1 % | {minus}"
+    assert lines[0] == f"| group | arm | seeds | {figures} | images seen | seconds |"
+    assert lines[3] == "| a | MixCo | 1 | 41.00 | +1.00 (one pair) |  |  | 10 | 1 |"
+    assert lines[5] == "| b | MixCo | 1 |  |  | 41.00 | +1.00 (one pair) | 10 | 1 |"
+
+
 def compare_format():
     from evaluation_report import FORMAT
 
