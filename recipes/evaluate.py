@@ -144,8 +144,7 @@ class EvaluateConfig:
             the labels.
         finetune_learning_rate: Highest learning rate of finetune, for batches of 256.
         step_size: Images in a step of paper and finetune.
-        information_steps: Training steps of each critic of mutual-information. Default: 1000, and
-            3000 for MINE.
+        information_steps: Training steps of each critic of mutual-information.
         batch_size: Images in a batch of the feature extraction and of the tests.
         num_workers: Processes that load images. Default: the number of processors, 8 at most.
         seed: Seed of the probes and of the label fractions, and of the random weights with
@@ -176,7 +175,7 @@ class EvaluateConfig:
     finetune_epochs: PositiveInt = 30
     finetune_learning_rate: PositiveFloat = 0.05
     step_size: PositiveInt = 256
-    information_steps: PositiveInt | None = None
+    information_steps: PositiveInt = 1000
     batch_size: PositiveInt = 256
     num_workers: NonNegativeInt | None = None
     seed: NonNegativeInt = 0
