@@ -113,6 +113,35 @@ def test_a_study_that_was_changed_by_hand_is_found(compare, some_study, change, 
         check_study(compare, folder, preset, document)
 
 
+def map_row(compare, results, setting, study, group):
+    """The row of a study, or of one of its groups, in the README's map."""
+    runs = [run for run in results["runs"] if run["group"] == group]
+    assert runs, f"{study} has no group {group!r}"
+    cells = [setting]
+    for arm in ("plain", "MixCo"):
+        cells.append(
+            compare._mean_and_deviation([x["linear_top1"] for x in runs if x["arm"] == arm])
+        )
+    for figure in ("linear_top1", "knn_top1"):
+        difference = compare.paired(runs, figure, group, ("plain", "MixCo"))
+        cells.append(compare._difference_and_interval(difference))
+    return f"| {' | '.join(cells)} | {study}{f': {group}' if group else ''} |"
+
+
+def test_the_map_in_the_readme_follows_from_the_studies(compare):
+    readme = (ROOT / "README.md").read_text()
+    shown = re.search(r"<!-- map -->\n(.*?)<!-- end -->", readme, re.DOTALL)
+    assert shown
+    head, line, *rows = shown.group(1).strip().splitlines()
+    assert rows
+    assert head.count("|") == line.count("|")
+    for row in rows:
+        setting, *_, source = (cell.strip() for cell in row.strip("|").split("|"))
+        study, _, group = source.partition(": ")
+        results = json.loads((ROOT / "recipes" / "results" / study / "results.json").read_text())
+        assert row == map_row(compare, results, setting, study, group)
+
+
 def test_the_committed_studies_are_as_they_should_be(compare):
     documents = "".join((ROOT / name).read_text() for name in ("README.md", "docs/results.md"))
     studies = sorted((ROOT / "recipes" / "results").glob("*/results.json"))

@@ -150,8 +150,8 @@ def test_simclr_form_of_hand_set_vectors() -> None:
     assert components.total.item() == pytest.approx(contrast + 2 * mix, abs=1e-12)
 
 
-def test_default_settings_are_temperature_02_mix_temperature_005_weight_1_no_queue() -> None:
-    p = problem("simclr")._replace(temperature=0.2, mix_temperature=0.05, mix_weight=1.0)
+def test_default_settings_are_temperature_02_mix_temperature_01_weight_1_no_queue() -> None:
+    p = problem("simclr")._replace(temperature=0.2, mix_temperature=0.1, mix_weight=1.0)
     expected = reference.mixco(p).total
     assert MixCoLoss()(*p.args).item() == pytest.approx(expected, abs=1e-9)
 
