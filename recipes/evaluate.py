@@ -79,6 +79,7 @@ from mixco_lightly import (
     linear_probe,
     load_backbone,
 )
+from mixco_lightly.data.batches import in_batches
 from mixco_lightly.data.datasets import (
     LabelledImages,
     broken_images,
@@ -279,7 +280,7 @@ def measure(
         train, test = (
             extract_features(
                 backbone,
-                DataLoader(part, batch_size=config.batch_size, num_workers=num_workers),  # type: ignore[arg-type]
+                DataLoader(in_batches(part), batch_size=config.batch_size, num_workers=num_workers),
                 device=device,
                 progress=Console().is_terminal,
             )
@@ -307,7 +308,7 @@ def measure(
     for fraction in config.label_fractions:
         chosen = choose_part(train.targets, fraction, config.seed)
         labelled = Features(train.features[chosen], train.targets[chosen])
-        labelled_images: Subset[Any] = Subset(augmented, chosen.tolist())  # type: ignore[arg-type]
+        labelled_images: Subset[Any] = Subset(in_batches(augmented), chosen.tolist())
         for protocol in protocols:
             name = f"{title}{100 * fraction:g}% of the labels, {PROTOCOL_LABELS[protocol]}"
             result: ProbeResult | EpochResults

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mixco_lightly import Features, MultiExitBackbone, estimate_mutual_information, extract_features
+from mixco_lightly.data.batches import in_batches
 from mixco_lightly.evaluation.exit_probe import exit_probe, select_exit
 from mixco_lightly.files import replace_file
 from mixco_lightly.models.backbone import Backbone
@@ -66,7 +67,7 @@ def extract_exits(
         return [
             extract_features(
                 StackedExits(network),
-                DataLoader(images, batch_size=batch_size, num_workers=num_workers),
+                DataLoader(in_batches(images), batch_size=batch_size, num_workers=num_workers),
                 device=device,
                 progress=progress,
             )

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, DistributedSampler, Subset
 from torchvision.transforms import PILToTensor
 
 from mixco_lightly import mix_pairs
+from mixco_lightly.data.batches import in_batches
 from mixco_lightly.data.datasets import (
     LabelledImages,
     broken_images,
@@ -80,7 +81,7 @@ class PretrainData(pl.LightningDataModule):
         self.device_transform = DeviceTransform(transform) if on_device else None
         self.images.transform = PILToTensor() if on_device else transform
         self.part: Subset[Any] = Subset(
-            self.images,  # type: ignore[arg-type]
+            in_batches(self.images),
             choose_part(
                 torch.tensor(self.images.targets), config.train_fraction, config.seed
             ).tolist(),

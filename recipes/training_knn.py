@@ -14,6 +14,7 @@ from pytorch_lightning.callbacks import Callback
 from torch.utils.data import DataLoader, Subset
 
 from mixco_lightly import extract_features, knn_probe
+from mixco_lightly.data.batches import in_batches
 from mixco_lightly.data.datasets import LabelledImages
 
 # A forward of a fifth of the images is about 4% of an epoch's work, and 1% in every fifth epoch.
@@ -81,8 +82,8 @@ class TrainingKNN(Callback):
         plain.transform = transform
         targets: Sequence[int] = images.targets
         bank, queries = choose_images(targets, seed)
-        self._bank: Subset[Any] = Subset(plain, bank)  # type: ignore[arg-type]
-        self._queries: Subset[Any] = Subset(plain, queries)  # type: ignore[arg-type]
+        self._bank: Subset[Any] = Subset(in_batches(plain), bank)
+        self._queries: Subset[Any] = Subset(in_batches(plain), queries)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Says so if there is nothing to classify."""

@@ -22,16 +22,16 @@ import sys
 sys.path.insert(0, {str(RECIPES)!r})
 import torch
 from mixco_lightly import MixCoLoss
-from mixco_lightly.data.decoded import DecodedImages
+from mixco_lightly.data.batches import PixelBatches
 import pretrain, progress, pytorch_lightning
 
 notes = {{"images": [], "lam": [], "keys": [], "local": [], "logged": []}}
 
-get_image = DecodedImages.__getitem__
-def noted_image(self, index):
-    notes["images"].append(int(index))
-    return get_image(self, index)
-DecodedImages.__getitem__ = noted_image
+get_images = PixelBatches.__getitems__
+def noted_images(self, indices):
+    notes["images"] += map(int, indices)
+    return get_images(self, indices)
+PixelBatches.__getitems__ = noted_images
 
 def start(self, trainer, module, batch, batch_idx):
     notes["lam"].append(batch[-1][0].lam.clone())
