@@ -246,6 +246,22 @@ def test_critics_that_warm_up_by_infonce_find_more_of_many_nats(
     assert cold.nats + 0.3 < warm.nats < 6
 
 
+@pytest.mark.parametrize("estimator", ["nwj", "mine"])
+def test_a_critic_that_is_overconfident_after_the_warm_up_starts_anew_without(
+    estimator: str, monkeypatch
+) -> None:
+    x = torch.randn(4000, 8, generator=torch.Generator().manual_seed(0))
+    options = {"steps": 200, "hidden_dim": 64, "batch_size": 128, "learning_rate": 3e-3}
+    result = estimate_mutual_information(x, x.abs(), estimator, **options)
+    assert result.nats > 1
+    monkeypatch.setattr(mutual_information, "_WARM_UP", 0.0)
+    assert result == estimate_mutual_information(x, x.abs(), estimator, **options)
+    # It would have been worse.
+    monkeypatch.setattr(mutual_information, "_WARM_UP", 0.8)
+    monkeypatch.setattr(mutual_information, "_MAX_SHORTFALL", math.inf)
+    assert estimate_mutual_information(x, x.abs(), estimator, **options).nats < result.nats - 1
+
+
 def test_nwj_starts_from_the_constant_that_suits_its_critic_best() -> None:
     # Steps of 1e-9, which cannot move the constant.
     x, y = gaussians(1.0, 500, dim=2)
