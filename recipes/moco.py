@@ -40,7 +40,7 @@ class MoCoConfig(PretrainConfig):
     learning_rate: PositiveFloat = 0.06
     weight_decay: NonNegativeFloat = 5e-4
     temperature: PositiveFloat = 0.2
-    mix_temperature: PositiveFloat = 0.1
+    mix_temperature: PositiveFloat = 0.2
     memory_bank_size: PositiveInt = 1024
     momentum: ClosedUnitInterval = 0.99
     output_dir: str = "runs/moco"

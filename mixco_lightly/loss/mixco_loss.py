@@ -64,9 +64,9 @@ class MixCoLoss(nn.Module):
         temperature: Divides the similarities of plain images. The default 0.2 is that of MoCo
             v2 and of the authors' MoCo code; their SimCLR code has 0.5.
         mix_temperature: Divides the similarities of mixtures. The default 0.1 is the best of those
-            tried for a small ResNet on CIFAR-10 (docs/results.md), where 0.05 lost 7 points under
-            the usual augmentations. The authors have 0.05 for MoCo on TinyImageNet, 1 for MoCo on
-            ImageNet and 0.5 for SimCLR.
+            tried for a small ResNet on CIFAR-10, or level with it (docs/results.md), where 0.05
+            lost 7 points under the usual augmentations. The authors have 0.05 for MoCo on
+            TinyImageNet, 1 for MoCo on ImageNet and 0.5 for SimCLR.
         mix_weight: Weight of the mixtures' term, the paper's beta; 1 in the authors' code. With
             0 mixtures are ignored and the loss is the plain baseline.
         memory_bank_size: 0 for SimCLR, or (n, dim) for a queue of n keys as in MoCo.
