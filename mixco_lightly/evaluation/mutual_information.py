@@ -123,7 +123,7 @@ def mine_objective(sums: ScoreSums, log_running_mean: Tensor) -> Tensor:
 class SeparableCritic(nn.Module):
     """Inner product of two embeddings: K x K scores for the price of 2 K forward passes.
 
-    Plus a constant, on which NWJ depends alone: its optimum is the logarithm of the density ratio
+    Plus a constant, which only NWJ depends on: its optimum is the logarithm of the density ratio
     plus 1.
     """
 

@@ -8,7 +8,14 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets
-from torchvision.transforms import PILToTensor
+from torchvision.transforms import (
+    CenterCrop,
+    Compose,
+    Normalize,
+    PILToTensor,
+    Resize,
+    ToTensor,
+)
 
 from mixco_lightly.data.batches import PixelBatches, in_batches
 from mixco_lightly.data.datasets import Digits, create_dataset
@@ -87,6 +94,7 @@ def test_a_batch_may_be_changed_without_changing_the_images(images):
         None,
         create_test_transform("cifar10", 2 * SIZE),
         create_test_transform("cifar10", 72),  # resized to 82 before the crop
+        Compose([Resize(SIZE), CenterCrop(SIZE - 2), ToTensor(), Normalize((0.5,), (0.5,))]),
         create_pretrain_transform("moco", "cifar10", SIZE),
     ],
 )
