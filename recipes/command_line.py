@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
@@ -125,14 +124,6 @@ def fail_in_one_line(
         if "allocate" not in str(error):
             raise
         sys.exit(f"error: not enough memory: {' '.join(str(error).split())}")
-
-
-def default_num_workers(num_workers: int | None) -> int:
-    """The given number, or as many as this process may use processors, 8 at most."""
-    if num_workers is not None:
-        return num_workers
-    can_ask = hasattr(os, "sched_getaffinity")
-    return min(8, len(os.sched_getaffinity(0)) if can_ask else os.cpu_count() or 1)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

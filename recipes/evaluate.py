@@ -42,7 +42,7 @@ from typing import Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
 import torch
-from command_line import default_num_workers, fail_in_one_line, parse_options, print_table
+from command_line import fail_in_one_line, parse_options, print_table
 from evaluation_report import (
     PROTOCOL_LABELS,
     Record,
@@ -70,6 +70,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from torchvision.transforms import PILToTensor
 
+import mixco_lightly.machine as machine
 from mixco_lightly import (
     Features,
     ProbeResult,
@@ -274,7 +275,7 @@ def measure(
         config.max_broken_images,
     )
     broken = broken_images(images, test_images)
-    num_workers = default_num_workers(config.num_workers)
+    num_workers = machine.default_num_workers(config.num_workers)
     half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(config.precision)
     with torch.autocast(device.type, dtype=half, enabled=half is not None):
         train, test = (
@@ -570,7 +571,7 @@ def measure_information(
         settings,
         overwrite=config.overwrite,
         batch_size=config.batch_size,
-        num_workers=default_num_workers(config.num_workers),
+        num_workers=machine.default_num_workers(config.num_workers),
         device=device,
     )
     print_table(f"{subject.name}, {subject.dataset}", COLUMNS, list(iterate_cells(rows)))

@@ -23,8 +23,7 @@ from typing import Any, Literal, TypeVar
 
 import pytorch_lightning as pl
 import torch
-from allocator import keep_freed_memory
-from command_line import default_num_workers, fail_in_one_line
+from command_line import fail_in_one_line
 from evaluate import (
     PROTOCOL_NAMES,
     Normalisation,
@@ -36,7 +35,7 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat,
 from kept_checkpoints import KeepCheckpoints
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from metrics import LogLearningRate, create_loggers, draw_curves
-from pretrain_data import PretrainData, runs_on_cpu
+from pretrain_data import PretrainData
 from processes import (
     check_processes,
     is_rank_zero,
@@ -63,12 +62,12 @@ from run_folder import (
 )
 from training_knn import TrainingKNN
 
+import mixco_lightly.machine as machine
 from mixco_lightly import ProbeResult, create_backbone, export_backbone, load_backbone
 from mixco_lightly.data.broken import ImageError
 from mixco_lightly.data.datasets import check_name
 from mixco_lightly.data.transforms import create_test_transform
 from mixco_lightly.files import WriteError, replace_file
-from mixco_lightly.loss.contrastive import has_fast_bfloat16
 from mixco_lightly.models.backbone import Backbone
 
 
@@ -207,7 +206,7 @@ def pretrain(
         config,
         backbone=config.backbone or ("test_resnet" if is_digits else "resnet18"),
         stem=config.stem or ("timm" if is_digits else "auto"),
-        precision=choose_precision(config.precision, config.accelerator),
+        precision=machine.choose_precision(config.precision, config.accelerator),  # type: ignore[arg-type]
     )
     with fail_in_one_line((ValueError, OSError, MisconfigurationException)):
         image_size = config.image_size or check_name(config.dataset).image_size
@@ -218,8 +217,8 @@ def pretrain(
             probe_output(run)
         if config.compile:
             check_compiler(config.accelerator)
-        if runs_on_cpu(config.accelerator):
-            keep_freed_memory()
+        if machine.runs_on_cpu(config.accelerator):
+            machine.keep_freed_memory()
         backbone = create_initial_backbone(config, image_size)
         data = PretrainData(
             *(transform or method, config, image_size, mixed_views, num_views),
@@ -287,20 +286,10 @@ def pretrain(
             finish_run(method, config, run, model, speed, device, data.normalize, evaluate)
 
 
-def choose_precision(precision: str, accelerator: str) -> Any:
-    """The given precision, or for auto the fastest that is safe on the device."""
-    if precision != "auto":
-        return precision
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return "bf16-mixed" if has_fast_bfloat16(torch.device("cuda")) else "16-mixed"
-    on_cpu = runs_on_cpu(accelerator)
-    return "bf16-mixed" if on_cpu and has_fast_bfloat16(torch.device("cpu")) else "32-true"
-
-
 def check_compiler(accelerator: str) -> None:
     """Raises a ValueError if torch.compile has no C++ compiler that it needs on a CPU."""
     names = [os.environ.get("CXX", ""), "g++", "clang++"]
-    if runs_on_cpu(accelerator) and not any(name and shutil.which(name) for name in names):
+    if machine.runs_on_cpu(accelerator) and not any(name and shutil.which(name) for name in names):
         raise ValueError(
             "--compile needs a C++ compiler on a CPU, and there is neither g++ nor clang++: "
             "install one, or leave --compile out."
@@ -330,7 +319,7 @@ def create_trainer(
     """Lightning's trainer, with a checkpoint after every epoch; it has no logger yet."""
     # The run's folder was made just now, or is resumed.
     warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")
-    # The user chose the number of workers, or default_num_workers did.
+    # The user chose the number of workers, or machine.default_num_workers did.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
     # What Lightning says about itself; warnings still come through.
@@ -345,7 +334,7 @@ def create_trainer(
                 create_test_transform(config.dataset, image_size, *data.normalize),
                 every_n_epochs=config.knn_every_n_epochs,
                 batch_size=max(config.batch_size, 256),
-                num_workers=default_num_workers(config.num_workers),
+                num_workers=machine.default_num_workers(config.num_workers),
                 seed=config.seed,
             )
         )
@@ -403,7 +392,7 @@ def finish_run(
         "precision": config.precision,
         "keep_decoded": config.keep_decoded,
         "max_broken_images": config.max_broken_images,
-        "num_workers": default_num_workers(config.num_workers),
+        "num_workers": machine.default_num_workers(config.num_workers),
         "knn_k": config.knn_k,
         "seed": config.seed,
         "device": device,

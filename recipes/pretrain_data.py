@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from command_line import default_num_workers
 from evaluate import Normalisation
 from processes import one_at_a_time
 from torch.utils.data import DataLoader, DistributedSampler, Subset
 from torchvision.transforms import PILToTensor
 
+import mixco_lightly.machine as machine
 from mixco_lightly import mix_pairs
 from mixco_lightly.data.batches import in_batches
 from mixco_lightly.data.datasets import (
@@ -31,11 +31,6 @@ from mixco_lightly.data.transforms import create_pretrain_transform
 
 if TYPE_CHECKING:
     from pretrain import PretrainConfig
-
-
-def runs_on_cpu(accelerator: str) -> bool:
-    """Whether Lightning would train on the CPU."""
-    return accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
 
 
 class PretrainData(pl.LightningDataModule):
@@ -87,11 +82,11 @@ class PretrainData(pl.LightningDataModule):
             ).tolist(),
         )
         # A worker beside a network on the same processors only takes turns with it.
-        workers = 0 if on_device and runs_on_cpu(config.accelerator) else None
+        workers = 0 if on_device and machine.runs_on_cpu(config.accelerator) else None
         self.config = replace(
             config,
             augment="device" if on_device else "workers",
-            num_workers=default_num_workers(
+            num_workers=machine.default_num_workers(
                 workers if config.num_workers is None else config.num_workers
             ),
         )
@@ -138,7 +133,7 @@ class PretrainData(pl.LightningDataModule):
             self.part,
             batch_size=self.config.batch_size,
             sampler=sampler,
-            num_workers=default_num_workers(self.config.num_workers),
+            num_workers=machine.default_num_workers(self.config.num_workers),
             drop_last=True,
             pin_memory=torch.cuda.is_available(),
             # The loader would draw a new seed for its workers from this generator each time that it

@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import sys
 
 import pytest
 import timm
@@ -249,17 +248,12 @@ def test_images_are_augmented_in_batches_if_they_have_one_size_and_one_by_one_if
 def test_precision_auto_is_chosen_printed_and_recorded(
     image_folder, tmp_path, run_here, monkeypatch
 ):
-    from mixco_lightly.loss import contrastive
+    from mixco_lightly import machine
 
     options = tiny_run(image_folder, "--memory_bank_size", 8, "--accelerator", "cpu")
     for is_fast, precision in [(False, "32-true"), (True, "bf16-mixed")]:
-        monkeypatch.setattr(
-            contrastive, "has_fast_bfloat16", lambda device, is_fast=is_fast: is_fast
-        )
+        monkeypatch.setattr(machine, "has_fast_bfloat16", lambda device, is_fast=is_fast: is_fast)
         folder = tmp_path / precision
-        # The recipe's modules are imported once and keep the function.
-        for name in ("pretrain", "moco"):
-            monkeypatch.delitem(sys.modules, name, raising=False)
         code, printed, _ = run_here("moco", *options, "--output_dir", folder)
         assert code == 0
         assert f"precision {precision}" in printed

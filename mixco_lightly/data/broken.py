@@ -10,6 +10,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
+import mixco_lightly.machine as machine
 from mixco_lightly.data.decoded import FOLDER, fingerprint_images
 from mixco_lightly.files import replace_file
 
@@ -65,7 +66,7 @@ def find_broken(
     broken = _read(kept, fingerprint, Path(folder))
     if broken is None:
         broken = {}
-        with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPool(machine.default_num_workers(None)) as pool:
             reasons = pool.imap(partial(_reason, loader), paths, chunksize=16)
             opened = progress(paths, f"opening {name}") if progress else paths
             for path, reason in zip(opened, reasons, strict=True):

@@ -45,16 +45,6 @@ def unit_rows(x: Tensor) -> Tensor:
     return x / norm.clamp_min(_MIN_NORM) * (norm * scale > _MIN_NORM)
 
 
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies matrices faster in bfloat16 than in float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
-        capabilities = torch.cpu.get_capabilities()
-        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    return False
-
-
 def _block_rows(columns: int, device: torch.device) -> int:
     """How many rows a block of logits has, so that it stays in a processor's cache.
 

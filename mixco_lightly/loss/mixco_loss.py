@@ -10,8 +10,8 @@ import torch
 from lightly.utils import dist
 from torch import Tensor, nn
 
+import mixco_lightly.machine as machine
 from mixco_lightly.loss.contrastive import (
-    has_fast_bfloat16,
     key_cross_entropy,
     mixed_cross_entropy,
     nt_xent,
@@ -187,7 +187,7 @@ class MixCoLoss(nn.Module):
         bfloat16 = (
             torch.is_autocast_enabled(device_type)
             and torch.get_autocast_dtype(device_type) == torch.bfloat16
-            and has_fast_bfloat16(out0.device)
+            and machine.has_fast_bfloat16(out0.device)
         )
         # Autocast would run all products in half precision, those of the positives too.
         with torch.autocast(device_type=device_type, enabled=False):

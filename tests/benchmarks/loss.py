@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, softmax
 
 from mixco_lightly import KeyQueue, MixCoLoss, Mixture
-from mixco_lightly.loss.contrastive import has_fast_bfloat16
+from mixco_lightly.machine import has_fast_bfloat16
 
 DIM = 128
 QUEUES = [4096, 16384, 65536, 262144, 1048576]

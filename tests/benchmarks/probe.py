@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 import time
 import warnings
@@ -40,6 +39,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader, Subset
 
+import mixco_lightly.machine as machine
 from mixco_lightly import create_backbone, extract_features, linear_probe, load_backbone
 from mixco_lightly.data.datasets import create_train_test
 from mixco_lightly.data.transforms import create_test_transform
@@ -189,7 +189,7 @@ def main() -> None:
         "--images", type=int, default=5000, help="training images; two fifths as many test images"
     )
     parser.add_argument("--epochs", type=int, default=90, help="of Lightly's classifier")
-    parser.add_argument("--num_workers", type=int, default=min(os.cpu_count() or 1, 8))
+    parser.add_argument("--num_workers", type=int, default=machine.default_num_workers(None))
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of the images")
     parser.add_argument("--check", action="store_true", help="exit code 1 if a limit is missed")
     parser.add_argument("--output", type=Path, help="JSON file of all figures")

@@ -18,8 +18,8 @@ keys.
     mixco    this package's module with mixtures
     compiled the same after torch.compile (--compile of the recipes; only with --more)
 
-With --keep_memory glibc keeps freed memory, as in the recipes (recipes/allocator.py), for all arms
-alike; without it all of them take large tensors from the system anew.
+With --keep_memory glibc keeps freed memory, as in the recipes (mixco_lightly/machine.py), for all
+arms alike; without it all of them take large tensors from the system anew.
 
 With --check the exit code is 1 when a ratio misses its limit. --data_dir is an imagefolder of
 CIFAR-10 at 32 pixels; without it the whole recipe is not measured.
@@ -361,7 +361,7 @@ def main() -> None:
     args = parser.parse_args()
 
     if args.keep_memory:
-        from allocator import keep_freed_memory
+        from mixco_lightly.machine import keep_freed_memory
 
         keep_freed_memory()
     warnings.filterwarnings("ignore", message=".*self.log.*")

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.utils.checkpoint import checkpoint
 
+import mixco_lightly.machine as machine
 from mixco_lightly import MixCoLoss, Mixture
-from mixco_lightly.loss import mixco_loss
 from tests import reference
 from tests.reference import Problem, draw_problem
 
@@ -590,7 +590,7 @@ def test_autocast_to_float16_changes_nothing(
 def test_autocast_to_bfloat16_changes_nothing_where_bfloat16_is_not_faster(
     dtype: torch.dtype, temperature: float, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mixco_loss, "has_fast_bfloat16", lambda device: False)
+    monkeypatch.setattr(machine, "has_fast_bfloat16", lambda device: False)
     p = leaves(rounded_problem(form, temperature, "aligned", dtype))
     plain = leaves(p)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -611,7 +611,7 @@ def test_autocast_to_bfloat16_changes_nothing_where_bfloat16_is_not_faster(
 def test_autocast_to_bfloat16_is_right_to_a_hundredth_where_bfloat16_is_faster(
     temperature: float, rows_are: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mixco_loss, "has_fast_bfloat16", lambda device: True)
+    monkeypatch.setattr(machine, "has_fast_bfloat16", lambda device: True)
     p = leaves(rounded_problem("moco", temperature, rows_are, torch.bfloat16))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = criterion_in_float32(p)(*p.args)
