@@ -4,10 +4,15 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from lightly.loss import NTXentLoss
+
+from mixco_lightly import MixCoLoss, mix_pairs
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 CODE = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 (SELFCON,) = (code for code in CODE if "SelfConLoss" in code)
+IN_STEP, SIMCLR = (code for code in CODE if "mix_pairs(" in code)
 AFTER, BEFORE = (code for code in CODE if "DataLoader" in code)
 
 
@@ -21,7 +26,36 @@ def test_the_pipeline_runs_and_its_loss_is_finite(code, capsys):
 
 def test_the_selfcon_example_runs_and_all_code_of_the_readme_is_tested():
     exec(compile(SELFCON, "README.md", "exec"), {})  # noqa: S102
-    assert len(CODE) == 3
+    assert len(CODE) == 5
+
+
+def test_mixing_inside_the_step_runs_with_the_pipelines_names():
+    before_the_loss = AFTER.partition("    loss = ")[0]
+    in_step = "".join(f"    {line}\n" for line in IN_STEP.splitlines())
+    code = f"from mixco_lightly import mix_pairs\n{before_the_loss}{in_step}    loss.backward()\n"
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)  # noqa: S102
+    assert names["mixture"].images.shape[0] == names["query_view"].shape[0] // 2
+    assert names["loss"].isfinite()
+
+
+def test_the_simclr_lines_run_and_equal_lightlys_loss_without_mixtures():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 16))
+    view0, view1 = torch.rand(2, 8, 3, 4, 4)
+    names = {
+        "MixCoLoss": MixCoLoss,
+        "mix_pairs": mix_pairs,
+        "model": model,
+        "view0": view0,
+        "view1": view1,
+        "z0": model(view0),
+        "z1": model(view1),
+    }
+    exec(compile(SIMCLR, "README.md", "exec"), names)  # noqa: S102
+    assert names["loss"].isfinite()
+    assert torch.allclose(
+        names["criterion"](names["z0"], names["z1"]), NTXentLoss()(names["z0"], names["z1"])
+    )
 
 
 def test_the_shown_difference_is_that_of_the_two_pipelines_but_for_their_imports():
