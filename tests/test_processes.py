@@ -80,7 +80,7 @@ def living(group):
     return found
 
 
-def wait_until(condition, seconds=50):
+def wait_until(condition, seconds=150):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -88,7 +88,7 @@ def wait_until(condition, seconds=50):
 
 
 def assert_ends_in_one_line(program, *named, code=1):
-    result = program.wait(timeout=60)
+    result = program.wait(timeout=150)  # half the sleep, and much more than the imports take
     assert result.returncode == code, result.stderr
     left = living(program.process.pid)
     for process in left:
@@ -155,7 +155,7 @@ def test_where_the_first_process_is_killed_the_second_ends(how, image_folder, tm
     os.kill(program.process.pid, getattr(signal, how))
     result = program.wait(timeout=20)
     assert result.returncode == -getattr(signal, how)
-    wait_until(lambda: not living(program.process.pid), seconds=10)
+    wait_until(lambda: not living(program.process.pid), seconds=20)
     assert "Traceback" not in result.stderr
 
 
@@ -178,18 +178,23 @@ def test_control_c_ends_both_and_says_how_to_go_on(asleep, image_folder, tmp_pat
 
 # Of its own alone: the other process has a loss that is finite.
 NAN_LOSS = """
+        open("planted", "w").close()
         if rank == 1:
             step = module.training_step
             module.training_step = lambda *args: step(*args) * float("nan")"""
 
 
 def test_a_loss_that_is_not_finite_on_one_process_ends_both_in_one_line(image_folder, tmp_path):
-    began = time.monotonic()
     programs = start(NAN_LOSS, image_folder, tmp_path, ranks=True)
-    first, second = (program.wait(timeout=30) for program in programs)
-    assert time.monotonic() - began < 20
+    first, second = (program.wait(timeout=150) for program in programs)
+    assert time.time() - (tmp_path / "planted").stat().st_mtime < 20
     assert first.returncode == second.returncode == 1
     printed = first.stderr + second.stderr
     assert "Traceback" not in printed
     assert printed.count("error: ") == 1
     assert "error: The loss is nan at step 4 (process 1). " in first.stderr
+
+
+def test_with_lightnings_launcher_such_a_loss_is_said_once_too(image_folder, tmp_path):
+    program = start(NAN_LOSS, image_folder, tmp_path)
+    assert_ends_in_one_line(program, "error: The loss is nan at step 4 (process 1). ")
