@@ -127,11 +127,15 @@ def fail_in_one_line(
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table; columns of numbers are aligned right."""
+    """Prints a table; columns of numbers are aligned right.
+
+    Nothing is cut: cells are folded where a terminal is too narrow for them, and a file or a pipe
+    has no width.
+    """
     table = Table(title=title, title_justify="left")
     for name, cells in zip(columns, zip(*rows, strict=True), strict=True):
         is_number = all(cell[:1].isdigit() for cell in cells)
-        table.add_column(name, justify="right" if is_number else "left")
+        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    Console(width=None if Console().is_terminal else 10_000).print(table)

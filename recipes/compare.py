@@ -19,6 +19,7 @@ of the machine.
 from __future__ import annotations
 
 import csv
+import difflib
 import json
 import math
 import os
@@ -29,22 +30,21 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import yaml
-from command_line import check_options, fail_in_one_line, parse_options
+from command_line import check_options, fail_in_one_line, parse_options, print_table
 from evaluate import EvaluateConfig
 from evaluation_report import read_report
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from moco import MoCoConfig
-from rich.console import Console
-from rich.markdown import Markdown
 from selfcon import SelfConConfig
 from simclr import SimCLRConfig
 
+import mixco_lightly.machine as machine
 from mixco_lightly.files import replace_file
 
 RECIPES = {"moco": MoCoConfig, "simclr": SimCLRConfig, "selfcon": SelfConConfig}
@@ -134,12 +134,43 @@ class Run:
         return self.folder / "transfer" / _slug(name)
 
 
+def check_study(path: Path) -> None:
+    """Checks that the lists and mappings in a study's file are such.
+
+    Raises:
+        ValueError: If one of them is not; the message names its place in the file.
+    """
+    try:
+        study = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return  # the parser reports it
+    if not isinstance(study, dict):
+        return
+    expected = {
+        "seeds": (int, "whole numbers, such as [0, 1, 2]"),
+        "figures": (str, "names, such as [linear_top1]"),
+    }
+    for key, (kind, description) in expected.items():
+        values = study.get(key, [])
+        if not isinstance(values, list) or any(type(value) is not kind for value in values):
+            raise ValueError(f"{path}: {key} must be a list of {description}, got {values!r}.")
+    places = {"base": study.get("base", {})}
+    for key in ("changes", "groups", "transfer"):
+        named = study.get(key, {})
+        places[key] = named
+        if isinstance(named, dict):
+            places |= {f"{key}, {name}": options for name, options in named.items()}
+    for place, options in places.items():
+        if not isinstance(options, dict):
+            raise ValueError(f"{path}: {place} must be a mapping of names, got {options!r}.")
+
+
 def plan(config: CompareConfig, output_dir: Path) -> list[Run]:
     """All runs of a study, seed by seed, so that every comparison has its first pair early.
 
     Raises:
-        ValueError: If there is nothing to compare, if names collide, if there is no such figure, or
-            if a recipe does not know an option or its value.
+        ValueError: If there is nothing to compare, if names collide, if two arms are the same runs,
+            if there is no such figure, or if a recipe does not know an option or its value.
     """
     if not config.base or not config.changes:
         raise ValueError("A study needs a base and at least one change: give --config FILE.yaml.")
@@ -152,6 +183,7 @@ def plan(config: CompareConfig, output_dir: Path) -> list[Run]:
     transfer = check_transfer(config)
     arms: dict[str, dict[str, Any]] = {config.base_name: {}, **config.changes}
     runs = []
+    checked: set[tuple[str, str]] = set()
     for seed in config.seeds:
         for group, common in (config.groups or {"": {}}).items():
             for arm, change in arms.items():
@@ -159,35 +191,82 @@ def plan(config: CompareConfig, output_dir: Path) -> list[Run]:
                 recipe = options.pop("recipe", config.recipe)
                 further = options.pop("transfer", list(transfer))
                 folder = output_dir / _slug(group) / _slug(arm) / f"seed-{seed}"
-                if recipe not in RECIPES:
+                if recipe not in list(RECIPES):
                     raise ValueError(f"{arm}: there is no recipe {recipe!r} to compare.")
                 if own := options.keys() & {"output_dir", "resume", "overwrite"}:
                     raise ValueError(f"{arm}: {own.pop()} is the study's, leave it out.")
-                if not isinstance(further, list) or not transfer.keys() >= set(further):
+                if not isinstance(further, list) or any(x not in list(transfer) for x in further):
                     raise ValueError(
                         f"{group} {arm}: ".lstrip() + f"transfer {further} must be names of "
                         f"the study's transfer, {list(transfer)}."
                     )
+                parts = {"base": config.base, f"group {group!r}": common, f"change {arm!r}": change}
+                for place, part in parts.items():
+                    if (place, recipe) not in checked:
+                        _check_part(place, part, recipe)
+                        checked.add((place, recipe))
                 options["data_dir"] = str(Path(config.data_root) / options.get("data_dir", "data"))
-                if seed == config.seeds[0]:
-                    try:
-                        check_options(RECIPES[recipe], options)
-                    except ValueError as error:
-                        raise ValueError(f"{group} {arm}: ".lstrip() + str(error)) from error
                 runs.append(
                     Run(group, arm, recipe, options, folder, {x: transfer[x] for x in further})
                 )
     folders = [run.folder for run in runs]
     if len(set(folders)) < len(folders):
         raise ValueError("Two groups or changes differ only in characters that no folder can have.")
+    _check_arms([run for run in runs if run.options["seed"] == config.seeds[0]])
     return runs
+
+
+def _check_part(place: str, part: dict[str, Any], recipe: str) -> None:
+    """Checks the options that a study's file has in one place, for one of its recipes."""
+    options = {name: value for name, value in part.items() if name not in ("recipe", "transfer")}
+    _check_names(place, options, RECIPES[recipe], recipe)
+    try:
+        check_options(RECIPES[recipe], options)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+
+
+def _check_names(place: str, options: dict[str, Any], kind: type[Any], recipe: str) -> None:
+    known = [option.name for option in fields(kind)]
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1)
+            raise ValueError(
+                f"{place}: {recipe}.py has no option {name!r}"
+                + (f", did you mean {close[0]!r}?" if close else ".")
+            )
+
+
+def _check_arms(runs: Sequence[Run]) -> None:
+    """Raises a ValueError if a plain arm mixes, or if two arms of a group are the same runs."""
+    seen: list[tuple[Run, Any]] = []
+    for run in runs:
+        options = RECIPES[run.recipe](**run.options)
+        if _slug(run.arm) == "plain" and options.mix_weight:
+            raise ValueError(
+                f"{run.arm!r} has mix_weight {options.mix_weight:g}, so it trains with MixCo: set "
+                "mix_weight: 0, or choose another name."
+            )
+        for other, its_options in seen:
+            if (run.group, options, run.transfer) == (other.group, its_options, other.transfer):
+                where = f" in group {run.group!r}" if run.group else ""
+                raise ValueError(
+                    f"{run.arm!r} and {other.arm!r} have the same options{where}, so they would be "
+                    "the same runs: change an option of one of them. (What a study does not name "
+                    f"has its default: mix_weight is {options.mix_weight:g} in both.)"
+                )
+        seen.append((run, options))
 
 
 def check_transfer(config: CompareConfig) -> dict[str, dict[str, Any]]:
     """Options of evaluate.py for each further dataset; ValueError if it does not know them."""
     transfer = {}
     for name, given in config.transfer.items():
+        _check_names(f"transfer to {name}", given, EvaluateConfig, "evaluate")
         options = {"protocol": ["torch", "knn"], **given}
+        for key in ("dataset", "data_dir"):
+            if not isinstance(given.get(key, ""), str):
+                raise ValueError(f"transfer to {name}: {key} must be a text, got {given[key]!r}.")
         options["data_dir"] = [str(Path(config.data_root) / options.get("data_dir", "data"))]
         options["dataset"] = [options.get("dataset", "imagefolder")]
         try:
@@ -262,12 +341,15 @@ def _train(run: Run, threads: int, log: Path) -> str:
 
 
 def _run_program(name: str, options: dict[str, Any], flag: str, threads: int, log: Path) -> str:
-    """Runs a recipe with its output in a log; gives the last line of it if that fails."""
+    """Runs a recipe with its output in a log; returns the log's last line if that fails.
+
+    A run has as many threads as OMP_NUM_THREADS says, or ``threads`` if it is not set.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     file = log.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(options))
     script = Path(__file__).with_name(f"{name}.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     with log.open("a") as output:
         result = subprocess.run(
             [sys.executable, str(script), "--config", str(file), flag],
@@ -358,8 +440,8 @@ def paired(rows: Sequence[dict[str, Any]], figure: str, group: str, arms: Sequen
     return mean, deviation, float(t.ppf(0.975, n - 1)) * deviation / math.sqrt(n)
 
 
-def render(results: dict[str, Any]) -> str:
-    """The table of a study in Markdown, from what is in its results.json alone."""
+def tabulate(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Returns the headings and the rows of a study's table, from its results.json alone."""
     rows = results["runs"]
     headings = {
         **FIGURES,
@@ -379,7 +461,7 @@ def render(results: dict[str, Any]) -> str:
     for name in figures:
         head += [headings[name], *([f"minus {base} [95%]"] if name in compared else [])]
     head += ["images seen", "seconds"]
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    lines = []
     for group, arm in dict.fromkeys((row["group"], row["arm"]) for row in rows):
         found = [row for row in rows if (row["group"], row["arm"]) == (group, arm)]
         cells = [*([group] if many else []), arm, str(len(found))]
@@ -391,16 +473,27 @@ def render(results: dict[str, Any]) -> str:
                 cells.append(_difference_and_interval(difference))
         cells.append(f"{statistics.mean(row['images'] for row in found):,.0f}")
         cells.append(f"{statistics.mean(row['seconds'] for row in found):,.0f}")
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(cells)
+    return head, lines
+
+
+def render(results: dict[str, Any]) -> str:
+    """The table of a study in Markdown, from what is in its results.json alone."""
+    head, rows = tabulate(results)
+    lines = [f"| {' | '.join(cells)} |" for cells in [head, *rows]]
+    lines.insert(1, f"|{'---|' * len(head)}")
     title = f"## {results['question']}\n\n" if results["question"] else ""
-    notes = (
+    options = yaml.safe_dump(results["study"], sort_keys=False, allow_unicode=True, width=100)
+    return f"{title}{chr(10).join(lines)}\n\n{_notes(results)}\n\n```yaml\n{options}```\n"
+
+
+def _notes(results: dict[str, Any]) -> str:
+    return (
         "Accuracy on the test images unless the heading says otherwise, last epoch: mean ± "
         "standard deviation over seeds. The difference to the base is paired by seed, with "
         "Student's t interval. Seconds are of the training, with "
         f"{results['jobs']} run(s) at a time on {results['processors']} processors."
     )
-    options = yaml.safe_dump(results["study"], sort_keys=False, allow_unicode=True, width=100)
-    return f"{title}{chr(10).join(lines)}\n\n{notes}\n\n```yaml\n{options}```\n"
 
 
 def _difference_and_interval(difference: tuple[float, float, float] | None) -> str:
@@ -470,7 +563,7 @@ def write_results(config: CompareConfig, runs: Sequence[Run], output_dir: Path) 
         "question": config.question,
         "base_name": config.base_name,
         "jobs": config.jobs,
-        "processors": os.cpu_count(),
+        "processors": machine.available_processors(),
         "planned": len(runs),
         "study": study,
         "runs": rows,
@@ -492,7 +585,7 @@ def run_all(config: CompareConfig, runs: Sequence[Run], output_dir: Path) -> lis
     """Runs what is not finished and reports after every run; gives what failed."""
     pending = [run for run in runs if not is_finished(run)]
     print(f"{len(runs)} runs, {len(runs) - len(pending)} of them finished -> {output_dir}")
-    threads = max(1, (os.cpu_count() or 1) // config.jobs)
+    threads = max(1, machine.available_processors() // config.jobs)
     failures = []
     start = time.monotonic()
     with ThreadPoolExecutor(config.jobs) as pool:
@@ -545,6 +638,10 @@ def go_to_background(output_dir: Path) -> None:
 
 def main() -> None:
     """Runs a study, or goes on with it."""
+    with fail_in_one_line():
+        for option, value in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
+            if option == "--config" or option.startswith("--config="):
+                check_study(Path(option.removeprefix("--config=") if "=" in option else value))
     config = parse_options(CompareConfig, __doc__)
     output_dir = Path(config.output_dir)
     with fail_in_one_line():
@@ -567,7 +664,9 @@ def main() -> None:
             write_results(config, runs, output_dir)
             if failures:
                 sys.exit("error: " + "\n".join(["runs failed:", *failures]))
-    Console().print(Markdown((output_dir / "results.md").read_text().partition("```")[0]))
+    results = json.loads((output_dir / "results.json").read_text())
+    print_table(results["question"], *tabulate(results))
+    print(_notes(results))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from metrics import LogLearningRate, create_loggers, draw_curves
 from pretrain_data import PretrainData
 from processes import (
+    EndTogether,
     check_processes,
+    end_with_first_process,
     is_rank_zero,
     prepare_on_rank_zero,
     print_on_rank_zero,
@@ -200,6 +202,7 @@ def pretrain(
             evaluate_backbone is given, and returns the results of its parts by name: first those
             of the backbone. Default: evaluate_backbone.
     """
+    end_with_first_process()
     run = Path(config.output_dir)
     is_digits = config.dataset == "digits"
     config = replace(
@@ -258,28 +261,46 @@ def pretrain(
             f"{len(data.broken):,} broken images are left out: {run / 'broken_images.txt'}"
         )
 
-    try:
-        with fail_in_one_line((ImageError, NonFiniteLossError, WriteError)):
-            try:
-                trainer.fit(
-                    model,
-                    datamodule=data,
-                    ckpt_path=str(checkpoint) if config.resume else None,
-                    weights_only=True,
-                )
-            except FloatingPointError as error:  # of the queue, which knows nothing of the run
-                raise NonFiniteLossError(
-                    f"{error} It was step {trainer.global_step + 1} of the run (process "
-                    f"{trainer.global_rank}). {AFTER_DIVERGENCE}"
-                ) from error
-    except SystemExit:
-        if trainer.interrupted and checkpoint.is_file():
+    def describe(error: BaseException) -> str | None:
+        if isinstance(error, FloatingPointError):  # the queue's, which does not know the run
+            error = NonFiniteLossError(
+                f"{error} It was step {trainer.global_step + 1} of the run (process "
+                f"{trainer.global_rank}). {AFTER_DIVERGENCE}"
+            )
+        try:
+            with fail_in_one_line((ImageError, NonFiniteLossError, WriteError)):
+                raise error
+        except SystemExit as stop:
+            return stop.code if isinstance(stop.code, str) else ""
+        except BaseException:
+            return None
+
+    def say_stopped() -> None:
+        if checkpoint.is_file():
             script = shlex.quote(sys.argv[0])
             resume = f"python {script} --config {shlex.quote(str(run / 'config.yaml'))} --resume"
             print_on_rank_zero(
                 f"Stopped after {trainer.current_epoch} epochs. Go on with:\n  {resume}"
             )
+
+    # A list of Lightning's, in the order that the callbacks are called in.
+    trainer.callbacks.append(EndTogether(trainer, run, describe, say_stopped))  # type: ignore[attr-defined]
+    try:
+        trainer.fit(
+            model,
+            datamodule=data,
+            ckpt_path=str(checkpoint) if config.resume else None,
+            weights_only=True,
+        )
+    except SystemExit:  # Lightning's after Ctrl-C
+        say_stopped()
         raise
+    except Exception as error:
+        line = describe(error)
+        if line is None:
+            raise
+        say_stopped()
+        sys.exit(line)
     if trainer.is_global_zero:
         device = trainer.strategy.root_device
         with fail_in_one_line((WriteError,)):

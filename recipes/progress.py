@@ -112,11 +112,21 @@ class NonFiniteLossError(ArithmeticError):
     """The loss is NaN or infinite."""
 
 
+# The GradScaler of 16-mixed skips such steps while it lowers its scale. (KeyQueue tolerates as many
+# steps in a row with keys that are not finite.)
+TOLERATED_STEPS_IN_FLOAT16 = 20
+
+
 class StopOnNonFiniteLoss(Callback):
     """Stops a run that has diverged, before a checkpoint of it is written.
 
-    It looks at the loss where it is logged and at the end of an epoch, so that a GPU is not
-    stalled in every step. A NaN in one process is in all of them one step later.
+    Looks at the loss where it is logged and at the end of an epoch, so that a GPU is not stalled in
+    every step. The processes exchange their losses in these steps and stop together, also if the
+    loss of only one of them is not finite.
+
+    With a GradScaler (16-mixed) it stops after more than 20 such steps in a row. The scaler skips
+    the update of the weights in a step that overflows, but BatchNorm's running statistics have
+    taken in the batch by then. Those that are not finite get back their values of the last look.
 
     Args:
         every_n_steps: How often the loss is logged.
@@ -124,6 +134,13 @@ class StopOnNonFiniteLoss(Callback):
 
     def __init__(self, every_n_steps: int) -> None:
         self._every_n_steps = every_n_steps
+        self._steps_in_a_row: torch.Tensor | int = 0  # on the loss's device
+        self._statistics: dict[str, torch.Tensor] = {}  # of the last look
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keeps the first statistics."""
+        if has_scaler(trainer):
+            self._mend_statistics(pl_module)
 
     def on_train_batch_end(
         self,
@@ -133,15 +150,43 @@ class StopOnNonFiniteLoss(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Looks at the loss of the step."""
+        """Counts the steps with a loss that is not finite, and looks at the count.
+
+        Raises:
+            NonFiniteLossError: In the first process, if the run has diverged.
+            SystemExit: In the other processes, with exit code 1 and without a message.
+        """
+        loss = outputs["loss"]
+        self._steps_in_a_row = torch.where(loss.isfinite(), 0, self._steps_in_a_row + 1)
         is_last = batch_idx + 1 == trainer.num_training_batches
-        if is_last or (batch_idx + 1) % self._every_n_steps == 0:
-            loss = outputs["loss"]
-            if not torch.isfinite(loss):
+        if not is_last and (batch_idx + 1) % self._every_n_steps:
+            return
+        own = torch.stack([loss.float(), self._steps_in_a_row.float()])
+        losses = trainer.strategy.all_gather(own).reshape(-1, 2).tolist()
+        tolerated = TOLERATED_STEPS_IN_FLOAT16 if has_scaler(trainer) else 0
+        for rank, (value, steps) in enumerate(losses):
+            if steps > tolerated:
+                if trainer.global_rank != 0:
+                    raise SystemExit(1)
                 raise NonFiniteLossError(
-                    f"The loss is {loss.item()} at step {trainer.global_step} (process "
-                    f"{trainer.global_rank}). {AFTER_DIVERGENCE}"
+                    f"The loss is {value} at step {trainer.global_step} (process {rank}). "
+                    f"{AFTER_DIVERGENCE}"
                 )
+        if has_scaler(trainer):
+            self._mend_statistics(pl_module)
+
+    @torch.no_grad()
+    def _mend_statistics(self, module: pl.LightningModule) -> None:
+        for name, buffer in module.named_buffers():
+            if name.endswith((".running_mean", ".running_var")):
+                last = self._statistics.get(name, buffer)
+                buffer.copy_(torch.where(buffer.isfinite(), buffer, last))
+                self._statistics[name] = buffer.clone()
+
+
+def has_scaler(trainer: pl.Trainer) -> bool:
+    """Returns whether a GradScaler skips the steps with gradients that are not finite."""
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
 
 
 def shown_metrics(trainer: pl.Trainer) -> dict[str, float]:

@@ -27,6 +27,7 @@ _RUN_OPTIONS = {"resume", "overwrite"}
 _RUN_FILES = (
     "metrics.csv",
     "broken_images.txt",
+    "traceback.txt",
     "backbone.safetensors",
     "backbone.json",
     "curves.png",

@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
+import re
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -101,6 +104,178 @@ def test_a_study_that_cannot_run_is_refused_before_anything_runs(
     config, folder = study(compare, tmp_path, **options)
     with pytest.raises(ValueError, match=message):
         compare.plan(config, folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"base": {"mix_wieght": 0}},
+            "base: moco.py has no option 'mix_wieght', did you mean 'mix_weight'?",
+        ),
+        (
+            {"groups": {"long": {"epoch": 9}}},
+            "group 'long': moco.py has no option 'epoch', did you mean 'epochs'?",
+        ),
+        (
+            {"changes": {"MixCo": {"temprature": 1}, "other": {}}},
+            "change 'MixCo': moco.py has no option 'temprature', did you mean 'temperature'?",
+        ),
+        (
+            {"groups": {"S": {"recipe": "simclr"}}, "base": {**BASE, "momentum": 0.9}},
+            "base: simclr.py has no option 'momentum'",
+        ),
+        (
+            {"transfer": {"A": {"label_fraction": [1]}}},
+            "transfer to A: evaluate.py has no option 'label_fraction', did you mean "
+            "'label_fractions'?",
+        ),
+    ],
+)
+def test_an_unknown_option_is_named_with_its_place_in_the_file_and_its_closest_neighbour(
+    compare, tmp_path, options, message
+):
+    config, folder = study(compare, tmp_path, **options)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        compare.plan(config, folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "place"),
+    [
+        ({"base": {"epochs": "many"}}, "base: .*epochs"),
+        ({"base": {"data_dir": 3}}, "base: .*data_dir"),
+        ({"groups": {"long": {"epochs": [3]}}}, "group 'long': .*epochs"),
+        ({"changes": {"MixCo": {"stem": "big"}}}, "change 'MixCo': .*stem"),
+        ({"changes": {"MixCo": {"recipe": ["moco"]}}}, "MixCo: there is no recipe"),
+        ({"groups": {"a": {"transfer": [["A"]]}}}, "a plain: transfer"),
+        ({"transfer": {"A": {"data_dir": 3}}}, "transfer to A: data_dir must be a text, got 3"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_named_with_its_place_in_the_file(
+    compare, tmp_path, options, place
+):
+    config, folder = study(compare, tmp_path, **options)
+    with pytest.raises(ValueError, match=place):
+        compare.plan(config, folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seeds: 2", "seeds must be a list of whole numbers, such as [0, 1, 2], got 2."),
+        ("seeds: [0, 1.5]", "seeds must be a list of whole numbers"),
+        ("figures: linear_top1", "figures must be a list of names"),
+        ("base: [dataset]", "base must be a mapping of names, got ['dataset']"),
+        ("changes: {MixCo: 1}", "changes, MixCo must be a mapping of names, got 1."),
+        ("groups: long", "groups must be a mapping of names, got 'long'."),
+        ("transfer: {A: digits}", "transfer, A must be a mapping of names, got 'digits'."),
+    ],
+)
+@pytest.mark.parametrize("option", ["--config {}", "--config={}"])
+def test_a_list_or_mapping_of_a_study_that_is_none_is_one_line(
+    compare, tmp_path, monkeypatch, text, message, option
+):
+    path = tmp_path / "study.yaml"
+    path.write_text(f"base_name: none\n{text}\n")
+    with pytest.raises(SystemExit) as stop:
+        call(compare, monkeypatch, *option.format(path).split(" "))
+    assert str(stop.value).startswith(f"error: {path}: {message}")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        # mix_weight is 1 unless an option says otherwise.
+        (
+            {"base": {"dataset": "digits"}},
+            "'plain' has mix_weight 1, so it trains with MixCo: set mix_weight: 0",
+        ),
+        (
+            {"base": {"dataset": "digits"}, "base_name": "first"},
+            "'MixCo' and 'first' have the same options, so they would be the same runs",
+        ),
+        (
+            {
+                "changes": {"a": {"mix_weight": 1}, "b": {"mix_weight": 1.0, "temperature": 0.2}},
+                "groups": {"long": {"epochs": 9}},
+            },
+            "'b' and 'a' have the same options in group 'long'",
+        ),
+    ],
+)
+def test_a_study_that_compares_an_arm_with_itself_is_refused(compare, tmp_path, options, message):
+    config, folder = study(compare, tmp_path, **options)
+    with pytest.raises(ValueError, match=message):
+        compare.plan(config, folder)
+
+
+def test_an_arm_may_be_the_same_in_two_groups_and_arms_may_differ_in_the_recipe_alone(
+    compare, tmp_path
+):
+    groups = {"a": {"temperature": 0.1}, "b": {}}
+    changes = {"MixCo": {"mix_weight": 1, "temperature": 0.3}, "SimCLR": {"recipe": "simclr"}}
+    config, folder = study(compare, tmp_path, groups=groups, changes=changes)
+    assert len(compare.plan(config, folder)) == 2 * 3 * 3
+
+
+@pytest.mark.parametrize(("given", "threads"), [(None, "3"), ("1", "1")])
+def test_a_run_has_the_users_threads_or_its_share_of_the_processors_it_may_use(
+    given, threads, compare, tmp_path, monkeypatch
+):
+    seen = []
+
+    def run(command, env, **_):
+        seen.append(env["OMP_NUM_THREADS"])
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(compare.subprocess, "run", run)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    config, folder = study(compare, tmp_path, seeds=[0], jobs=2)
+    compare.run_all(config, compare.plan(config, folder), folder)
+    assert seen == [threads, threads]
+
+
+def test_a_run_has_at_least_one_thread(compare, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(compare, "execute", lambda run, threads, log: seen.append(threads))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(2), raising=False)
+    config, folder = study(compare, tmp_path, seeds=[0], jobs=5)
+    monkeypatch.setattr(compare, "_line", lambda run: "")
+    compare.run_all(config, compare.plan(config, folder), folder)
+    assert seen == [1, 1]
+
+
+@pytest.mark.parametrize("columns", [None, 40, 300])
+def test_no_figure_of_the_table_is_cut_in_a_file_nor_on_a_narrow_terminal(
+    columns, compare, tmp_path, monkeypatch, capsys
+):
+    config, folder = study(compare, tmp_path, question="Does it help?")
+    monkeypatch.setattr(compare, "draw", lambda results, file: None)
+    run_study(compare, config, folder, monkeypatch)
+    if columns is not None:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("COLUMNS", str(columns))
+    capsys.readouterr()
+    call(compare, monkeypatch, "--output_dir", folder, "--report")
+    printed = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert "…" not in printed
+    if columns == 40:
+        # Each cell is folded into its column: put it together again.
+        rows = [line.split("│")[1:-1] for line in printed.splitlines() if "│" in line]
+        cells = ["".join(column) for column in zip(*rows, strict=True)]
+        text = "".join("".join(cells).split())
+        assert "54.00±1.00" in text
+        assert "+3.00[+3.00,+3.00]" in text
+    else:
+        assert "54.00 ± 1.00 │ +3.00 [+3.00, +3.00]" in printed
+        assert "kNN on held-out training images, %" in printed
+    assert "Does it help?" in printed
+    assert "Student's t interval" in printed
 
 
 def test_names_of_groups_and_arms_cannot_leave_the_folder(compare, tmp_path):

@@ -1,6 +1,9 @@
 """What goes wrong around a run is one line that names the file, and nothing is lost."""
 
+import csv
 import errno
+import json
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -8,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from pytorch_lightning.plugins import MixedPrecision
+from safetensors.torch import load_file
 
 from tests.run_recipe import RECIPES, Program, tiny_run
 
@@ -271,6 +276,59 @@ def test_a_batch_that_is_not_finite_stops_the_run_and_the_last_good_checkpoint_i
     saved = torch.load(tmp_path / "run" / LAST, weights_only=True)
     assert read_steps(tmp_path / "run" / LAST) == saved["global_step"] > 0
     assert all(x.isfinite().all() for x in saved["state_dict"].values() if x.is_floating_point())
+
+
+def run_in_16_mixed(bad_steps, batch_size, tmp_path, run_here, monkeypatch, image_folder):
+    """Runs simclr.py with a GradScaler on the CPU, and with a NaN in the images of some steps."""
+    import pretrain
+    import pretrain_data
+
+    create_trainer, mix_pairs, calls = pretrain.create_trainer, pretrain_data.mix_pairs, 0
+
+    def create_trainer_with_scaler(*args):
+        trainer = create_trainer(*args)
+        # Lightning's Trainer takes bf16-mixed instead on a CPU.
+        trainer.strategy.precision_plugin = MixedPrecision("16-mixed", "cpu")
+        return trainer
+
+    def mix_with_a_nan(images, alpha):
+        nonlocal calls
+        calls += 1  # one for each of two views
+        if (calls + 1) // 2 in bad_steps:
+            images[0, 0, 0, 0] = float("nan")
+        return mix_pairs(images, alpha)
+
+    monkeypatch.setattr(pretrain, "create_trainer", create_trainer_with_scaler)
+    monkeypatch.setattr(pretrain_data, "mix_pairs", mix_with_a_nan)
+    options = tiny_run(image_folder, "--epochs", 3, "--batch_size", batch_size, "--protocol", "knn")
+    options += ["--random_init=false", "--knn_every_n_epochs", 1, "--precision", "32-true"]
+    return run_here("simclr", *options, "--output_dir", tmp_path / "run")
+
+
+def test_in_16_mixed_a_few_steps_that_overflow_do_not_end_the_run_nor_remain_in_the_backbone(
+    image_folder, tmp_path, run_here, recipe_modules, monkeypatch
+):
+    # The last step of the first epoch, which is logged, and the first step of the second.
+    code, _, error = run_in_16_mixed({2, 3}, 10, tmp_path, run_here, monkeypatch, image_folder)
+    assert code == 0, error
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    losses = [float(row["loss"]) for row in rows if row["loss"]]
+    assert [math.isfinite(loss) for loss in losses] == [False, True, True]
+    assert (tmp_path / "run" / "curves.png").is_file()
+    weights = load_file(tmp_path / "run" / "backbone.safetensors")
+    assert all(x.isfinite().all() for x in weights.values() if x.is_floating_point())
+    # And the statistics are of a training: those at initialisation are 0 and 1.
+    assert all((x != 0).any() for name, x in weights.items() if name.endswith("running_mean"))
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["knn_top1"] > 0
+
+
+def test_in_16_mixed_the_run_ends_after_more_than_20_steps_in_a_row_that_overflow(
+    image_folder, tmp_path, run_here, recipe_modules, monkeypatch
+):
+    bad = range(5, 99)
+    code, _, error = run_in_16_mixed(bad, 2, tmp_path, run_here, monkeypatch, image_folder)
+    # Steps 5 to 25 are 21. An epoch has 12 steps, and the loss is looked at in the 10th and 12th.
+    assert_one_line(code, error, "The loss is nan at step 34 (process 0). ", str(LAST))
 
 
 def test_broken_images_are_left_out_listed_and_counted(
