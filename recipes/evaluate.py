@@ -33,6 +33,11 @@ results that were measured with other settings are replaced only with --overwrit
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from interrupts import end_in_one_line
+
+    end_in_one_line()
+
 import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -11,6 +11,11 @@ it measured on CIFAR-10 and TinyImageNet stands in recipes/presets/ and in the R
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from interrupts import end_in_one_line
+
+    end_in_one_line()
+
 from dataclasses import dataclass
 
 from command_line import parse_options
@@ -65,9 +70,15 @@ def create_model(backbone: Backbone, config: MoCoConfig) -> MoCo:
     )
 
 
+def count_negatives(config: MoCoConfig) -> int:
+    """The negatives of a query: the keys in the queue."""
+    return config.memory_bank_size
+
+
 def main() -> None:
     """Pretrains, exports and evaluates."""
-    pretrain("moco", parse_options(MoCoConfig, __doc__), create_model, mixed_views=(0,))
+    config = parse_options(MoCoConfig, __doc__)
+    pretrain("moco", config, create_model, mixed_views=(0,), count_negatives=count_negatives)
 
 
 if __name__ == "__main__":

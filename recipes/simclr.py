@@ -11,6 +11,11 @@ epochs. What it measured on CIFAR-10 and TinyImageNet stands in recipes/presets/
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from interrupts import end_in_one_line
+
+    end_in_one_line()
+
 from dataclasses import dataclass
 
 from command_line import parse_options
@@ -51,9 +56,15 @@ def create_model(backbone: Backbone, config: SimCLRConfig) -> SimCLR:
     )
 
 
+def count_negatives(config: SimCLRConfig) -> int:
+    """The negatives of a view: both views of the other images on all devices."""
+    return 2 * (config.batch_size * config.devices * config.num_nodes - 1)
+
+
 def main() -> None:
     """Pretrains, exports and evaluates."""
-    pretrain("simclr", parse_options(SimCLRConfig, __doc__), create_model, mixed_views=(0, 1))
+    config = parse_options(SimCLRConfig, __doc__)
+    pretrain("simclr", config, create_model, mixed_views=(0, 1), count_negatives=count_negatives)
 
 
 if __name__ == "__main__":
