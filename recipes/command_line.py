@@ -41,6 +41,13 @@ _ALIASES = {
     "model": "backbone",
     "workers": "num_workers",
 }
+# Where jsonargparse and argparse have the value in their messages.
+_VALUE = (
+    r".*(?:Got|Given) value: (.+)$",
+    r".*(?:base 10|to float|\w value): (.+)$",
+    r".*: (\S+) does not conform",
+)
+# What a type asks for, in words.
 _EXPECTED = {
     PositiveInt: "a whole number of at least 1",
     NonNegativeInt: "a whole number of at least 0",
@@ -219,10 +226,8 @@ class _Parser(ArgumentParser):
         name = of_value and (of_value[1] or of_value[2])
         if not name or name not in types:
             return re.sub(r'Parser key "([\w.]+)"', r"--\1", message)
-        value = re.search(
-            r"(?:(?:Got|Given|\w) value|base 10|to float): (.+)$|: (\S+) does not conform", message
-        )
-        got = f", got {(value[1] or value[2]).strip(chr(39))!r}" if value else ""
+        value = next(filter(None, (re.match(pattern, message) for pattern in _VALUE)), None)
+        got = f", got {value[1].strip(chr(39))!r}" if value else ""
         return f"--{name} must be {_expected(types[name])}{got}"
 
 
