@@ -47,7 +47,7 @@ def test_evaluate_measures_the_initialisation_that_several_runs_share_once(
     def measure(*names):
         quiet = ["--protocol", "knn", "--knn_k", 5, "--num_workers", 0, "--random_init"]
         folders = [tmp_path / name for name in names]
-        code, printed, error = evaluate(
+        code, _, error = evaluate(
             *("--backbone_dir", *folders, *quiet, "--output_dir", tmp_path / "-".join(names))
         )
         assert code == 0, error
