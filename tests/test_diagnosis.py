@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import types
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ def test_a_backbone_below_its_random_initialisation_by_any_protocol_is_named(dia
 def test_a_run_says_its_chance_level_and_once_after_a_tenth_and_at_the_end_that_it_is_there(
     recipe, image_folder, tmp_path, run_here, monkeypatch, diagnosis
 ):
-    options = tiny_run(image_folder, "--epochs", 11, "--protocol", "knn", "--overwrite")
+    options = tiny_run(image_folder, "--protocol", "knn", "--overwrite")
     options += ["--memory_bank_size", 32] if recipe == "moco" else []
     options += ["--output_dir", tmp_path / "run", "--random_init=false"]
     chance = {"moco": "ln(1 + 32) = 3.50", "simclr": "ln(1 + 18) = 2.94"}[recipe]
@@ -82,7 +83,24 @@ def test_a_run_says_its_chance_level_and_once_after_a_tenth_and_at_the_end_that_
         assert printed.count(f"Chance level of the contrast term: {chance}.\n") == 1
         said = [line for line in printed.splitlines() if "still at its chance" in line]
         starts = [line.partition(" the contrast term")[0] for line in said]
-        assert starts == (["After 2 of 11 epochs", "After 11 of 11 epochs"] * is_at_chance)
+        assert starts == (["After 1 of 2 epochs", "After 2 of 2 epochs"] * is_at_chance)
+
+
+@pytest.mark.parametrize(("epochs", "tenth"), [(1, None), (2, 1), (10, 1), (11, 2), (30, 3)])
+def test_the_line_comes_after_a_tenth_of_the_epochs_and_the_last_is_left_to_the_run(
+    epochs, tenth, diagnosis, tmp_path, capsys
+):
+    rows = "".join(f"{epoch},{epoch},6.93\n" for epoch in range(epochs))
+    (tmp_path / "metrics.csv").write_text(f"epoch,step,contrast\n{rows}")
+    callback = diagnosis.WarnAtChance(tmp_path, 1024)
+    for is_first in (False, True):
+        for epoch in range(epochs):
+            trainer = types.SimpleNamespace(
+                is_global_zero=is_first, current_epoch=epoch, max_epochs=epochs
+            )
+            callback.on_train_epoch_end(trainer, None)
+    said = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    assert said == ([] if tenth is None else [str(tenth)])
 
 
 def test_a_run_says_that_it_is_below_its_random_initialisation(
