@@ -9,8 +9,11 @@ FLOORS := .venv-floors
 help: ## Show the commands.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-quickstart: $(VENV)/.installed ## Install, train MixCo on the embedded digits images, print the closing table.
-	$(BIN)/python recipes/moco.py --output_dir runs/quickstart --overwrite
+QUICKSTART := runs/quickstart
+quickstart: $(VENV)/.installed ## Install, train MoCo v2 on the embedded digits, plain and with MixCo, compare them.
+	$(BIN)/python recipes/moco.py --mix_weight 0 --protocol none --output_dir $(QUICKSTART)/plain --overwrite
+	$(BIN)/python recipes/moco.py --protocol none --output_dir $(QUICKSTART)/mixco --overwrite
+	$(BIN)/python recipes/evaluate.py --backbone_dir $(QUICKSTART)/plain $(QUICKSTART)/mixco --random_init --overwrite
 
 test: $(VENV)/.installed-dev ## Install with the dev extra, run ruff, mypy and pytest.
 	$(BIN)/ruff check .

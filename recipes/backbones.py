@@ -10,6 +10,11 @@ take about half an hour on one core; Ctrl-C prints what there is by then.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from interrupts import end_in_one_line
+
+    end_in_one_line()
+
 import csv
 import fnmatch
 from contextlib import suppress

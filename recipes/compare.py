@@ -18,6 +18,11 @@ of the machine.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from interrupts import end_in_one_line
+
+    end_in_one_line()
+
 import csv
 import difflib
 import json

@@ -8,6 +8,11 @@ The batch is what MoCo trains on: augmented by Lightly, collated and mixed by Mi
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from interrupts import end_in_one_line
+
+    end_in_one_line()
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

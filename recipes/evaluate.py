@@ -33,6 +33,11 @@ results that were measured with other settings are replaced only with --overwrit
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from interrupts import end_in_one_line
+
+    end_in_one_line()
+
 import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -123,6 +128,8 @@ class EvaluateConfig:
             initialised, or with --pretrained.
         pretrained: Whether to load timm's published weights (with --backbone); images are then
             normalised as the weights' own settings say.
+        random_init: Whether the same is measured with the backbone of each backbone_dir at its
+            initialisation, once where several runs began with the same one.
         dataset: One or more of digits, cifar10, cifar100, tiny-imagenet, imagefolder. Default:
             the one that the first backbone was trained on, else digits.
         data_dir: Folder of the data: one for all datasets, or one for each. Default: the one that
@@ -161,6 +168,7 @@ class EvaluateConfig:
     backbone_dir: list[str] = field(default_factory=list)
     backbone: list[str] = field(default_factory=list)
     pretrained: bool = False
+    random_init: bool = False
     dataset: list[str] = field(default_factory=list)
     data_dir: list[str] = field(default_factory=list)
     download: bool = False
@@ -436,7 +444,10 @@ def open_subjects(config: EvaluateConfig) -> list[Subject]:
     """
     if bool(config.backbone_dir) == bool(config.backbone):
         raise ValueError("Give either --backbone_dir (a run or an export) or --backbone (timm).")
-    trainings = [read_config(folder).get("training", {}) for folder in config.backbone_dir]
+    if config.random_init and config.backbone:
+        raise ValueError("--random_init goes with --backbone_dir; --backbone alone is random.")
+    descriptions = [read_config(folder) for folder in config.backbone_dir]
+    trainings = [description.get("training", {}) for description in descriptions]
     first = trainings[0] if trainings else {}
     names = config.dataset or [str(first.get("dataset", "digits"))]
     folders = config.data_dir or [str(first.get("data_dir", "data"))]
@@ -477,6 +488,14 @@ def open_subjects(config: EvaluateConfig) -> list[Subject]:
                     output_dir or Path(run),
                 )
             )  # fmt: skip
+        if config.random_init:
+            subjects += [
+                Subject(
+                    title, "nothing (random)", backbone, config.image_size or backbone.image_size,
+                    (None, None), name, folder, output_dir,
+                )
+                for title, backbone in create_initial_backbones(config, descriptions).items()
+            ]  # fmt: skip
         for timm_name in config.backbone:
             size = config.image_size or check_name(name).image_size
             if size is None:
@@ -489,6 +508,23 @@ def open_subjects(config: EvaluateConfig) -> list[Subject]:
                 Subject(timm_name, source, backbone, size, normalize, name, folder, output_dir)
             )
     return subjects
+
+
+def create_initial_backbones(
+    config: EvaluateConfig, descriptions: Sequence[Mapping[str, Any]]
+) -> dict[str, Backbone]:
+    """The backbones that the runs began with, by name; equal ones are there once."""
+    initial: dict[str, tuple[str, Backbone]] = {}
+    for run, description in zip(config.backbone_dir, descriptions, strict=True):
+        torch.manual_seed(int(description.get("training", {}).get("seed", config.seed)))
+        backbone = create_backbone(
+            *(description[name] for name in ("name", "image_size", "in_chans", "stem")),
+            **description["timm_kwargs"],
+        )
+        initial.setdefault(hash_weights(backbone.model.state_dict()), (str(Path(run)), backbone))
+    names = [f"random initialisation of {run}" for run, _ in initial.values()]
+    names = names if len(names) > 1 else ["random initialisation"]
+    return {name: backbone for name, (_, backbone) in zip(names, initial.values(), strict=True)}
 
 
 def check_image_size(backbone: Backbone, image_size: int) -> None:

@@ -37,13 +37,13 @@ class MetricsFile(Logger):
         path: The file.
 
     Attributes:
-        latest: The last value of each metric, for a progress bar.
+        latest: The last value of each metric and the epoch that it is of, for a progress bar.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
-        self.latest: dict[str, float] = {}
+        self.latest: dict[str, tuple[float, int]] = {}
         self._columns: list[str] = []
 
     @property
@@ -62,7 +62,8 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Writes a row."""
-        self.latest.update(metrics)
+        epoch = int(metrics.get("epoch", 0))
+        self.latest.update({name: (value, epoch) for name, value in metrics.items()})
         row = {"step": step, **metrics}
         new = sorted(row.keys() - set(self._columns))
         if new:
@@ -122,8 +123,8 @@ def create_loggers(run: Path, finished_steps: int) -> list[Logger]:
     return loggers
 
 
-def latest_metrics(trainer: pl.Trainer) -> dict[str, float]:
-    """The last value of each metric, without waiting for a device."""
+def latest_metrics(trainer: pl.Trainer) -> dict[str, tuple[float, int]]:
+    """The last value of each metric and its epoch, without waiting for a device."""
     files = [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]
     return files[0].latest if files else {}
 

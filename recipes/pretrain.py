@@ -24,6 +24,7 @@ from typing import Any, Literal, TypeVar
 import pytorch_lightning as pl
 import torch
 from command_line import fail_in_one_line
+from diagnosis import WarnAtChance, describe_chance, find_below_random, find_chance
 from evaluate import (
     PROTOCOL_NAMES,
     Normalisation,
@@ -188,6 +189,7 @@ def pretrain(
     transform: str | None = None,
     num_views: int = 2,
     evaluate: Evaluate | None = None,
+    count_negatives: Callable[[Config], int] | None = None,
 ) -> None:
     """Pretrains a backbone, exports it, and compares its features with random initialisation.
 
@@ -201,6 +203,8 @@ def pretrain(
         evaluate: Measures the trained module, given it, the exported backbone and what
             evaluate_backbone is given, and returns the results of its parts by name: first those
             of the backbone. Default: evaluate_backbone.
+        count_negatives: The number of negatives of a query in the contrast term, from which its
+            chance level follows. Default: the run does not mention a chance level.
     """
     end_with_first_process()
     run = Path(config.output_dir)
@@ -235,7 +239,8 @@ def pretrain(
             for part in model.children():
                 part.compile()
         speed = Speed()
-        trainer = create_trainer(config, run, speed, data, image_size)
+        negatives = None if count_negatives is None else count_negatives(config)
+        trainer = create_trainer(config, run, speed, data, image_size, negatives)
         checkpoint = checkpoint_path(run)
 
         def prepare() -> None:
@@ -255,6 +260,8 @@ def pretrain(
         f"mix_weight {config.mix_weight:g}, seed {config.seed}, precision {config.precision}, "
         f"augmented by {config.augment} -> {run}"
     )
+    if negatives is not None:
+        print_on_rank_zero(f"Chance level of the contrast term: {describe_chance(negatives)}.")
 
     if data.broken:
         print_on_rank_zero(
@@ -304,7 +311,9 @@ def pretrain(
     if trainer.is_global_zero:
         device = trainer.strategy.root_device
         with fail_in_one_line((WriteError,)):
-            finish_run(method, config, run, model, speed, device, data.normalize, evaluate)
+            finish_run(
+                *(method, config, run, model, speed, device, data.normalize, evaluate, negatives)
+            )
 
 
 def check_compiler(accelerator: str) -> None:
@@ -335,7 +344,12 @@ def create_initial_backbone(config: PretrainConfig, image_size: int) -> Backbone
 
 
 def create_trainer(
-    config: PretrainConfig, run: Path, speed: Speed, data: PretrainData, image_size: int
+    config: PretrainConfig,
+    run: Path,
+    speed: Speed,
+    data: PretrainData,
+    image_size: int,
+    negatives: int | None,
 ) -> pl.Trainer:
     """Lightning's trainer, with a checkpoint after every epoch; it has no logger yet."""
     # The run's folder was made just now, or is resumed.
@@ -359,6 +373,8 @@ def create_trainer(
                 seed=config.seed,
             )
         )
+    if negatives is not None:
+        callbacks.append(WarnAtChance(run, negatives))
     if config.keep_every_n_epochs:
         # Before last.ckpt: a run killed between the two takes the epoch again and writes both.
         callbacks.append(KeepCheckpoints(checkpoint_path(run).parent, config.keep_every_n_epochs))
@@ -397,6 +413,7 @@ def finish_run(
     device: torch.device,
     normalize: Normalisation,
     evaluate: Evaluate | None,
+    negatives: int | None,
 ) -> None:
     """Exports the backbone, measures it beside its initialisation, and writes the summary."""
     info = check_name(config.dataset)
@@ -465,6 +482,12 @@ def finish_run(
         "backbone",
         rows,
     )
+    findings = []
+    if negatives is not None:
+        findings.append(find_chance(run, config.epochs, config.epochs, negatives))
+    if config.random_init:
+        findings.append(find_below_random(own, rows["random initialisation"]))
+    print("".join(f"{line}\n" for line in findings if line), end="")
     print(
         f"Trained for {timedelta(seconds=round(speed.seconds))} at "
         f"{summary['images_per_second']:,.0f} images/s, with at most "

@@ -190,9 +190,18 @@ def has_scaler(trainer: pl.Trainer) -> bool:
 
 
 def shown_metrics(trainer: pl.Trainer) -> dict[str, float]:
-    """The logged values that a person follows, without waiting for a device."""
+    """The logged values that a person follows, without waiting for a device.
+
+    ``knn_top1`` is not measured in every epoch: that of an earlier one has the epoch in its name.
+    """
     latest = latest_metrics(trainer)
-    return {name: latest[name] for name in SHOWN_METRICS if name in latest}
+    shown = {}
+    for name in SHOWN_METRICS:
+        if name in latest:
+            value, epoch = latest[name]
+            is_old = name == "knn_top1" and epoch != trainer.current_epoch
+            shown[f"{name} of epoch {epoch + 1}" if is_old else name] = value
+    return shown
 
 
 class ProgressBar(RichProgressBar):
@@ -223,7 +232,8 @@ class EpochLines(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prints the line."""
         if trainer.is_global_zero:
-            losses = [f"{name} {value:.3f}" for name, value in shown_metrics(trainer).items()]
+            shown = shown_metrics(trainer)
+            losses = [f"{name} {shown[name]:.3f}" for name in SHOWN_METRICS if name in shown]
             rate = f"{self._speed.epoch_rate():,.0f} images/s"
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
             print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -12,12 +13,13 @@ from typing import IO, Any, cast
 
 import torch
 import yaml
+from command_line import read_options
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from mixco_lightly.files import TEMPORARY_PREFIX, name_write_errors, replace_file
 
-# Options that may differ when a run is resumed: they change where it runs, not what it trains.
-# (num_workers is not one: every worker draws augmentations of its own.)
+# Options that may differ when a run is resumed: they change where it runs and what is recorded and
+# measured beside it, not what it trains.
 _FREE_OPTIONS = {
     *("data_dir", "download", "keep_decoded", "output_dir"),
     *("protocol", "random_init", "knn_k", "knn_every_n_epochs", "keep_every_n_epochs"),
@@ -66,8 +68,11 @@ def prepare_run(run: Path, options: Mapping[str, Any], resume: bool, overwrite: 
         changed = find_changes(read_options(path), options)
         if changed:
             raise ValueError(
-                f"The run in {run} was started with {'; '.join(changed)}: resume it with "
-                f"--config {path} --resume."
+                f"The run in {run} was started with {'; '.join(changed)}. A resumed run keeps its "
+                f"options: give --config {path} --resume without the changed ones, or begin a new "
+                f"run in another --output_dir. Only {', '.join(sorted(_FREE_OPTIONS))}, devices "
+                "and num_nodes with the same product and, with augment device, num_workers may "
+                "change."
             )
         sweep(run)
         return
@@ -88,24 +93,26 @@ def prepare_run(run: Path, options: Mapping[str, Any], resume: bool, overwrite: 
         file.write(yaml.safe_dump(options, sort_keys=False).encode())
 
 
-def read_options(path: Path) -> dict[str, Any]:
-    """The options in a run's config.yaml; ValueError if it does not have any."""
-    try:
-        options = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(options, dict):
-        raise ValueError(f"{path} has no options of a run.")
-    return options
-
-
 def find_changes(before: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
     """The options that a run cannot go on with, because they decide its result."""
+    free = _FREE_OPTIONS | _RUN_OPTIONS
+    # A process draws by its rank among all, whatever node it runs on.
+    if _count_processes(before) == _count_processes(options):
+        free |= {"devices", "num_nodes"}
+    # Workers that augment draw random numbers of their own; workers that only load draw none.
+    if before.get("augment") == options.get("augment") == "device":
+        free |= {"num_workers"}
     return [
         f"{name} {before.get(name)}, not {value}"
         for name, value in options.items()
-        if name not in _FREE_OPTIONS | _RUN_OPTIONS and value != before.get(name)
+        if name not in free and value != before.get(name)
     ]
+
+
+def _count_processes(options: Mapping[str, Any]) -> int | None:
+    """The number of processes; None if a file that was edited has something else there."""
+    counts = [options.get(name, 1) for name in ("devices", "num_nodes")]
+    return math.prod(counts) if all(isinstance(count, int) for count in counts) else None
 
 
 def probe_output(run: Path) -> None:

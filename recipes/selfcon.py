@@ -31,6 +31,11 @@ epochs.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from interrupts import end_in_one_line
+
+    end_in_one_line()
+
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 

@@ -1,5 +1,6 @@
 """The presets against the figures of the authors' code, and of the decisions written in them."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from torchvision.transforms import v2
 from mixco_lightly import create_backbone
 from mixco_lightly.data.transforms import create_pretrain_transform, create_test_transform
 
-PRESETS = Path(__file__).parent.parent / "recipes" / "presets"
+RECIPES = Path(__file__).parent.parent / "recipes"
+PRESETS = RECIPES / "presets"
 
 # Lee-Gihun/MixCo-Mixup-Contrast at commit 8374aac: the script for TinyImageNet with ResNet-18.
 AUTHORS = {
@@ -66,7 +68,88 @@ def read(name):
 def test_every_preset_is_a_small_one_or_a_study_or_has_its_figures_here():
     names = {path.stem for path in PRESETS.glob("*.yaml")}
     settled = {name for name in names if not name.endswith(("-study", "-selfcon"))}
-    assert {name for name in settled if not name.startswith("small-")} == set(EXPECTED)
+    assert {name for name in settled if not name.startswith(("small-", "start-"))} == set(EXPECTED)
+
+
+# Of each preset to start with: its study and group, and where the longer run's figures are.
+STARTS = {
+    "start-moco": ("augmentation-study", None, []),
+    "start-moco-crop-flip": (
+        "small-study", "plain at its best temperature, 0.05", ["long-study"]
+    ),
+    "start-simclr": ("simclr-study", "usual augmentations", []),
+    "start-simclr-crop-flip": ("simclr-study", "few augmentations", []),
+}  # fmt: skip
+
+
+def read_head(name):
+    """The comment at the beginning of a preset."""
+    lines = (PRESETS / f"{name}.yaml").read_text().splitlines()
+    return " ".join(line.lstrip("# ") for line in lines if line.startswith("#"))
+
+
+def test_there_is_one_preset_to_start_with_for_each_method_and_augmentation():
+    starts = {path.stem: read(path.stem) for path in PRESETS.glob("start-*.yaml")}
+    assert starts.keys() == STARTS.keys()
+    for name, preset in starts.items():
+        assert preset["augmentations"] == ("crop-flip" if "crop-flip" in name else "full")
+        recipe = "moco" if "moco" in name else "simclr"
+        assert f"python recipes/{recipe}.py --config recipes/presets/{name}.yaml" in read_head(name)
+        assert f"recipes/presets/{name}.yaml" in (RECIPES / f"{recipe}.py").read_text()
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_a_preset_to_start_with_has_the_options_of_its_studys_mixco_arm(name):
+    study, group, longer = STARTS[name]
+    for each in [study, *longer]:
+        plan = read(each)
+        common = plan["groups"][group] if "groups" in plan else {}
+        arm = {**plan["base"], **common, **plan["changes"]["MixCo"]}
+        if each in longer:
+            assert f"--epochs {arm['epochs']}" in read_head(name)
+            arm["epochs"] = read(name)["epochs"]
+        # Where the images are, and what is measured beside, is the user's.
+        for own in ("data_dir", "random_init"):
+            arm.pop(own)
+        assert read(name) == {option: value for option, value in arm.items() if value is not None}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_a_preset_to_start_with_has_the_figures_of_its_study_and_no_others(name):
+    study, group, longer = STARTS[name]
+    head, expected = read_head(name), []
+    for each in [study, *longer]:
+        assert f"recipes/results/{each}" in head
+        table = (RECIPES / "results" / each / "results.md").read_text().splitlines()
+        rows = [line.strip("| ").split(" | ") for line in table if line.startswith("| ")]
+        rows = [dict(zip(rows[0], row, strict=False)) for row in rows]
+        in_group = [row for row in rows if row.get("group") in (group, None)]
+        for arm in ("plain", "MixCo"):
+            (row,) = [row for row in in_group if row["arm"] == arm]
+            assert f"{row['seeds']} seeds" in head
+            expected += [row["linear, top-1 %"], row["kNN, top-1 %"]]
+    assert sorted(re.findall(r"\d+\.\d+ ± \d+\.\d+", head)) == sorted(expected)
+    assert "mean ± standard deviation" in head
+
+
+def test_every_preset_with_the_authors_settings_says_so_at_once_and_names_a_measured_one():
+    authors = [*EXPECTED, "cifar100-selfcon", "cifar100-one-stage-selfcon"]
+    for name in authors:
+        assert "the authors' settings" in " ".join(read_head(name).split()[:40])
+    for name in EXPECTED:
+        recipe = name.rpartition("-")[2]
+        assert f"measured settings begin with start-{recipe}.yaml" in read_head(name)
+    for path in PRESETS.glob("*.yaml"):
+        says = "the authors' settings" in read_head(path.stem)
+        assert says == (path.stem in authors), path.stem
+    for name, study, figures in [
+        ("cifar10-moco", "full-tuning-study", ["29.70", "36.30"]),
+        ("cifar10-simclr", "simclr-tuning-study", ["33.60", "39.40"]),
+    ]:
+        table = (RECIPES / "results" / study / "results.md").read_text()
+        for twin in (name, name.replace("10", "100")):
+            assert study in read_head(twin)
+            assert all(f"{x} %" in read_head(twin) and f"| {x} |" in table for x in figures)
 
 
 @pytest.mark.parametrize("name", EXPECTED)

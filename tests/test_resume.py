@@ -145,10 +145,41 @@ def test_all_options_that_changed_are_refused_and_named(image_folder, tmp_path, 
     code, _, error = run_here("simclr", *resume, *changed)
     assert code == 1
     last = error.strip().splitlines()[-1]
-    for text in ("seed 0, not 3", "alpha 1.0, not 0.5", "num_workers 0, not 1"):
-        assert text in last
-    assert "knn_k" not in last  # decides nothing of the training
+    assert "was started with alpha 1.0, not 0.5; seed 0, not 3." in last
+    # It says what a resumed run keeps, how to go on, and what may change.
+    assert "A resumed run keeps its options" in last
+    assert f"--config {folder / 'config.yaml'} --resume without the changed ones" in last
+    for free in ("knn_k", "devices and num_nodes with the same product", "num_workers may"):
+        assert free in last.partition("Only ")[2]
     assert (folder / "backbone.safetensors").read_bytes() == weights
+
+
+def test_what_decides_no_result_may_change_on_resume_and_nothing_else(recipe_modules):
+    from run_folder import find_changes
+
+    before = {"devices": 4, "num_nodes": 1, "num_workers": 2, "augment": "device", "seed": 0}
+    assert find_changes(before, before | {"num_workers": 0, "devices": 2, "num_nodes": 2}) == []
+    assert find_changes(before, before | {"devices": 2}) == ["devices 4, not 2"]
+    assert find_changes(before, before | {"seed": 1}) == ["seed 0, not 1"]
+    # Workers that augment draw random numbers of their own.
+    before["augment"] = "workers"
+    assert find_changes(before, before | {"num_workers": 0}) == ["num_workers 2, not 0"]
+    # A file that was edited is no traceback.
+    assert find_changes(before | {"devices": None}, before) == ["devices None, not 4"]
+
+
+def test_the_number_of_workers_changes_nothing_of_a_run_that_augments_on_the_device(
+    image_folder, tmp_path, run_here
+):
+    for workers in (0, 2):
+        options = tiny_run(image_folder, "--memory_bank_size", 8, "--augment", "device")
+        options += ["--num_workers", workers, "--output_dir", tmp_path / str(workers)]
+        code, _, error = run_here("moco", *options, "--protocol", "knn", "--random_init=false")
+        assert code == 0, error
+    assert_same_run(tmp_path / "2", tmp_path / "0")
+    resume = ["--config", tmp_path / "0" / "config.yaml", "--resume", "--num_workers", 1]
+    code, _, error = run_here("moco", *resume)
+    assert code == 0, error
 
 
 @pytest.mark.parametrize("missing", ["config.yaml", str(LAST)])

@@ -199,3 +199,25 @@ def test_a_progress_bar_shows_what_was_logged_last_without_asking_the_device(tmp
     assert progress.shown_metrics(trainer) == {}
     file.log_metrics({"loss": 2.0, "learning_rate": 0.1, "epoch": 0}, 9)
     assert progress.shown_metrics(trainer) == {"loss": 2.0}
+
+
+def test_the_knn_is_printed_in_the_epoch_it_was_measured_in_and_a_bar_names_that_epoch(
+    image_folder, tmp_path, run_here, monkeypatch
+):
+    import metrics
+    import progress
+
+    options = tiny_run(image_folder, "--epochs", 4, "--knn_every_n_epochs", 2)
+    options += ["--memory_bank_size", 8, "--protocol", "knn", "--output_dir", tmp_path / "run"]
+    code, printed, _ = run_here("moco", *options)
+    assert code == 0
+    lines = [line for line in printed.splitlines() if line.startswith("epoch ")]
+    assert ["knn_top1" in line for line in lines] == [False, True, False, True]
+
+    file = metrics.MetricsFile(tmp_path / "metrics.csv")
+    trainer = types.SimpleNamespace(loggers=[file], current_epoch=4)
+    file.log_metrics({"loss": 2.0, "epoch": 4}, 9)
+    file.log_metrics({"knn_top1": 60.0, "epoch": 4}, 9)
+    assert progress.shown_metrics(trainer) == {"loss": 2.0, "knn_top1": 60.0}
+    trainer.current_epoch = 5
+    assert progress.shown_metrics(trainer) == {"loss": 2.0, "knn_top1 of epoch 5": 60.0}
