@@ -121,11 +121,11 @@ MUTANTS = [
     ),
     Mutant(
         "the keys get no gradient as negatives", _CONTRASTIVE,
-        "grad_keys.addmm_(weights.T, queries[rows] / total)", "pass", CONTRASTIVE,
+        "grad_keys.addmm_(weights.T, queries[rows] * share)", "pass", CONTRASTIVE,
     ),
     Mutant(
         "the queue's gradient is a sum, not a mean", _CONTRASTIVE,
-        "(queue / total).squeeze(1) / n", "(queue / total).squeeze(1)", CONTRASTIVE,
+        "(queue * share).squeeze(1)", "(queue / total).squeeze(1)", CONTRASTIVE,
     ),
     Mutant(
         "the target is pushed away", _CONTRASTIVE,
@@ -226,11 +226,11 @@ MUTANTS = [
     ),
     Mutant(
         "pairs are those of the first process", _MIXCO,
-        "mixture.first + offset", "mixture.first", RANKS,
+        "first + offset", "first", RANKS,
     ),
     Mutant(
         "a process enqueues its own keys alone", _MIXCO,
-        "self.queue.enqueue(all_z1)", "self.queue.enqueue(z1)", RANKS,
+        "self.queue.enqueue(all_z1,", "self.queue.enqueue(z1,", RANKS,
     ),
     Mutant(
         "the first view is not gathered", _MIXCO,
@@ -242,7 +242,8 @@ MUTANTS = [
     ),
     Mutant(
         "processes with few anchors weigh as much as others", _SELFCON,
-        "scale = len(kept) * dist.world_size() / max(1, int(total))", "scale = 1.0", RANKS,
+        "has_positive * (world_size / total.clamp_min(1))",
+        "has_positive / has_positive.sum().clamp_min(1)", RANKS,
     ),
     Mutant(
         "the order of a resumed epoch is left to Lightning", _DATA,

@@ -315,16 +315,18 @@ def _train_and_test(
     device: torch.device,
     progress: bool,
 ) -> MutualInformation | None:
-    """The bound of a critic that learns by InfoNCE for warm_up steps; None if that went wrong."""
+    """Returns the bound of a critic, or None if its warm-up by InfoNCE made it overconfident."""
     bound = _BOUNDS[estimator]
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(x), generator=generator)
     sizes = [test_pairs, validation_pairs, len(x) - test_pairs - validation_pairs]
     test, validation, train = order.split(sizes)
     x, y = (_standardise(part.detach().cpu().double(), train).to(device) for part in (x, y))
+    test, validation, train = (rows.to(device) for rows in (test, validation, train))
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    # The weights come from the CPU's generator alone: torch.manual_seed would reseed GPUs too.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
         network = _CRITICS[critic](x.shape[1], y.shape[1], hidden_dim).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -385,10 +387,12 @@ def _train_and_test(
 def _draw_batches(
     rows: Tensor, batch_size: int, steps: int, generator: torch.Generator
 ) -> Iterator[Tensor]:
-    """Full batches of distinct rows, shuffled anew in each pass."""
+    """Yields full batches of distinct rows, in a new order in each pass."""
     batch_size = min(batch_size, len(rows))
     while True:
-        order = rows[torch.randperm(len(rows), generator=generator)]
+        # One index on the CPU in each step would make a GPU wait.
+        order = torch.randperm(len(rows), generator=generator).to(rows.device, non_blocking=True)
+        order = rows[order]
         for batch in order[: len(rows) // batch_size * batch_size].split(batch_size):
             if steps == 0:
                 return

@@ -5,13 +5,15 @@ All maths is in log space and at least in float32, whatever the dtype of the pro
 temperatures of MixCo a softmax in half precision is wrong or NaN.
 
 Neither the n x k logits of the queue nor the n x m logits of the batch are ever held. Both
-log-sum-exps walk over them in blocks and take their gradient along in the same pass. They are
-operators of their own (``torch.library.custom_op``), so that torch.compile takes them as they are.
+log-sum-exps walk over them in blocks and compute their gradients in the same pass. They are
+custom operators (``torch.library.custom_op``), which torch.compile does not look into.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -45,6 +47,38 @@ def unit_rows(x: Tensor) -> Tensor:
     return x / norm.clamp_min(_MIN_NORM) * (norm * scale > _MIN_NORM)
 
 
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """Keeps float32 products in full precision whatever ``set_float32_matmul_precision`` was given.
+
+    The targets' similarities are sums, not matrix products. With lower precision the log-sum-exp
+    would be rounded differently from them: at temperature 0.05, with positives near 1, the gradient
+    is wrong by 0.1% in TensorFloat-32 and by 1% in bfloat16, and the loss can become negative.
+    """
+    mkldnn_matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    backends = torch.backends.cuda.matmul, mkldnn_matmul
+    before = [backend.fp32_precision for backend in backends]
+    if all(precision in ("ieee", "none") for precision in before):
+        yield
+        return
+    try:
+        # Set by both interfaces: PyTorch refuses to multiply where they contradict each other.
+        legacy = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the user set only the newer one
+        legacy = None
+    try:
+        if legacy is not None:
+            torch.set_float32_matmul_precision("highest")
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        if legacy is not None:
+            torch.set_float32_matmul_precision(legacy)
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
 def _block_rows(columns: int, device: torch.device) -> int:
     """How many rows a block of logits has, so that it stays in a processor's cache.
 
@@ -60,6 +94,7 @@ def _block_rows(columns: int, device: torch.device) -> int:
     mutates_args=(),
     schema="(Tensor queries, Tensor queue, float max_logit, bool bfloat16) -> (Tensor, Tensor)",
 )
+@_full_precision()
 def _queue_logsumexp(
     queries: Tensor, queue: Tensor, max_logit: float, bfloat16: bool
 ) -> tuple[Tensor, Tensor]:
@@ -122,8 +157,8 @@ def queue_logsumexp(
 ) -> Tensor:
     """Log-sum-exp of the similarities of queries with constant keys, in one pass over the keys.
 
-    The gradient for the queries is taken along in the pass, so the queue may be overwritten
-    between forward and backward, as MoCo does.
+    The pass computes the gradient for the queries too, so the queue may be overwritten between
+    forward and backward, as MoCo does.
 
     Args:
         queries: Queries already divided by their temperature, shape (n, c).
@@ -131,6 +166,7 @@ def queue_logsumexp(
         max_logit: Bound on the size of all similarities, if one is known: for unit rows the
             inverse of the smallest temperature. Up to 60 the pass is faster.
         bfloat16: Multiplies in bfloat16; sums and exponentials stay in the queries' dtype.
+            Otherwise float32 products have full precision.
 
     Returns:
         ``log(sum_k(exp(queries @ queue.T)))``, shape (n,). Differentiable once; a second
@@ -144,16 +180,18 @@ def queue_logsumexp(
     "mixco_lightly::mean_cross_entropy",
     mutates_args=(),
     schema=(
-        "(Tensor queries, Tensor keys, Tensor target_logits, Tensor? itself, Tensor? queue_lse) "
-        "-> (Tensor, Tensor, Tensor, Tensor)"
+        "(Tensor queries, Tensor keys, Tensor target_logits, Tensor? itself, Tensor? queue_lse, "
+        "Tensor? query_weights) -> (Tensor, Tensor, Tensor, Tensor)"
     ),
 )
+@_full_precision()
 def _mean_cross_entropy(
     queries: Tensor,
     keys: Tensor,
     target_logits: Tensor,
     itself: Tensor | None,
     queue_lse: Tensor | None,
+    query_weights: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mean cross-entropy and its gradients for queries, keys and queue_lse."""
     n = len(queries)
@@ -180,12 +218,14 @@ def _mean_cross_entropy(
         if queue_lse is not None:
             queue = (queue - maximum).exp2_()
             total += queue
-            grad_queue_lse[rows] = (queue / total).squeeze(1) / n
         cross_entropy[rows] = (maximum - target + total.log2()).squeeze(1) / _LOG2_E
-        total *= n
-        grad_queries[rows] = (weights @ keys).div_(total)  # nm,mc->nc
-        grad_keys.addmm_(weights.T, queries[rows] / total)  # nm,nc->mc
-    return cross_entropy.mean(), grad_queries, grad_keys, grad_queue_lse
+        share = 1 / (n * total) if query_weights is None else query_weights[rows, None] / total
+        if queue_lse is not None:
+            grad_queue_lse[rows] = (queue * share).squeeze(1)
+        grad_queries[rows] = (weights @ keys).mul_(share)  # nm,mc->nc
+        grad_keys.addmm_(weights.T, queries[rows] * share)  # nm,nc->mc
+    mean = cross_entropy.mean() if query_weights is None else (cross_entropy * query_weights).sum()
+    return mean, grad_queries, grad_keys, grad_queue_lse
 
 
 @_mean_cross_entropy.register_fake
@@ -195,29 +235,40 @@ def _(
     target_logits: Tensor,
     itself: Tensor | None,
     queue_lse: Tensor | None,
+    query_weights: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad_queue_lse = queries.new_empty(0 if queue_lse is None else len(queue_lse))
     return queries.new_empty(()), torch.empty_like(queries), torch.empty_like(keys), grad_queue_lse
 
 
+def _save_gradients_and_weights(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
+) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output[1:], inputs[-1])
+
+
 def _mean_cross_entropy_backward(
     ctx: Any, grad: Tensor | None, *grad_grads: Tensor | None
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, Tensor | None]:
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, Tensor | None, None]:
     _refuse_second_derivative(*grad_grads)
     if grad is None:
-        return None, None, None, None, None
-    grad_queries, grad_keys, grad_queue_lse = ctx.saved_tensors
+        return None, None, None, None, None, None
+    grad_queries, grad_keys, grad_queue_lse, query_weights = ctx.saved_tensors
     n = len(grad_queries)
     return (
         grad * grad_queries,
         grad * grad_keys,
-        (-grad / n).expand(n),
+        (-grad / n).expand(n) if query_weights is None else -grad * query_weights,
         None,
         grad * grad_queue_lse if len(grad_queue_lse) else None,
+        None,
     )
 
 
-_mean_cross_entropy.register_autograd(_mean_cross_entropy_backward, setup_context=_save_gradients)
+_mean_cross_entropy.register_autograd(
+    _mean_cross_entropy_backward, setup_context=_save_gradients_and_weights
+)
 
 
 def mean_cross_entropy(
@@ -226,10 +277,12 @@ def mean_cross_entropy(
     target_logits: Tensor,
     itself: Tensor | None = None,
     queue_lse: Tensor | None = None,
+    query_weights: Tensor | None = None,
 ) -> Tensor:
     """Mean cross-entropy of queries among the keys of the batch, given their targets' logits.
 
-    It is the mean, so that the pass that has the logits knows the gradients up to a factor.
+    It returns the mean, because one pass over the logits can then compute the gradients too, up
+    to a factor.
 
     Args:
         queries: Queries already divided by their temperature, shape (n, c).
@@ -238,12 +291,54 @@ def mean_cross_entropy(
             mean. Shape (n,).
         itself: Row in ``keys`` of each query itself, shape (n,), which is no candidate for it.
         queue_lse: Log-sum-exp of the similarities with further candidates, shape (n,).
+        query_weights: Weight of each query in the mean, shape (n,), without a gradient. The
+            weights should sum to 1. Default: 1 / n each.
 
     Returns:
         Mean of log-sum-exp minus target, scalar. Differentiable once; a second derivative raises
         an error.
     """
-    return _mean_cross_entropy(queries, keys, target_logits, itself, queue_lse)[0]
+    return _mean_cross_entropy(queries, keys, target_logits, itself, queue_lse, query_weights)[0]
+
+
+@torch.library.custom_op(
+    "mixco_lightly::product", mutates_args=(), schema="(Tensor constant, Tensor rows) -> Tensor"
+)
+@_full_precision()
+def _product(constant: Tensor, rows: Tensor) -> Tensor:
+    # The backward may run where autocast is enabled.
+    with torch.autocast(rows.device.type, enabled=False):
+        return constant @ rows
+
+
+@_product.register_fake
+def _(constant: Tensor, rows: Tensor) -> Tensor:
+    return rows.new_empty(len(constant), rows.shape[1])
+
+
+def _save_constant(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0])
+
+
+def _product_backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+    (constant,) = ctx.saved_tensors
+    return None, _product(constant.T, grad)
+
+
+_product.register_autograd(_product_backward, setup_context=_save_constant)
+
+
+def product(constant: Tensor, rows: Tensor) -> Tensor:
+    """Multiplies by a constant matrix in full precision, forwards and backwards.
+
+    Args:
+        constant: Matrix without a gradient, shape (n, m).
+        rows: Shape (m, c), of the same dtype.
+
+    Returns:
+        ``constant @ rows``, shape (n, c).
+    """
+    return _product(constant.detach(), rows)
 
 
 def key_cross_entropy(

@@ -1,12 +1,18 @@
-"""Rows of all processes, with a check that they fit together."""
+"""Rows of all processes, and a check that the processes have equally many."""
 
 from __future__ import annotations
 
 import warnings
+from weakref import WeakKeyDictionary
 
 import torch
 from lightly.utils import dist
 from torch import Tensor, distributed
+
+# The group that exchanges CPU tensors for each default process group that cannot.
+_cpu_groups: WeakKeyDictionary[distributed.ProcessGroup, distributed.ProcessGroup] = (
+    WeakKeyDictionary()
+)
 
 
 def warn_without_process_group() -> None:
@@ -21,31 +27,58 @@ def warn_without_process_group() -> None:
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
+def check_equal_sizes(size: int) -> None:
+    """Checks that all processes have batches of one size.
+
+    Gathering unequal batches hangs or aborts the processes. Every process must call this in every
+    step, whatever its own size is. The sizes are exchanged on the CPU, so a GPU does not wait:
+    over the default process group if it has a backend for CPU tensors, otherwise over a gloo group
+    that the first call creates. Gloo picks its network interface as usual; set
+    ``GLOO_SOCKET_IFNAME`` where it picks the wrong one.
+
+    Args:
+        size: Number of rows of this process.
+
+    Raises:
+        ValueError: On every process, if the sizes differ. It names them all.
+    """
+    world_size = dist.world_size()
+    if world_size == 1:
+        return
+    own = torch.tensor([size], device="cpu")
+    gathered = [torch.empty_like(own) for _ in range(world_size)]
+    distributed.all_gather(gathered, own, group=_cpu_group())
+    sizes = torch.cat(gathered).tolist()
+    if min(sizes) != max(sizes):
+        raise ValueError(
+            f"All processes need batches of one size, got {sizes} (by rank). "
+            "Give the DataLoader drop_last=True."
+        )
+
+
+def _cpu_group() -> distributed.ProcessGroup:
+    """Returns a group that exchanges CPU tensors between all processes."""
+    default = distributed.group.WORLD
+    assert default is not None
+    if "cpu:" in distributed.get_backend_config(default):
+        return default
+    if default not in _cpu_groups:
+        group = distributed.new_group(backend="gloo")
+        assert not isinstance(group, int)  # every process is in it
+        _cpu_groups[default] = group
+    return _cpu_groups[default]
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def gather_rows(x: Tensor) -> Tensor:
     """Concatenates the rows of all processes in the order of their ranks, with gradient.
 
     Args:
-        x: Rows of this process, shape (n, ...). All processes must have equally many.
+        x: Rows of this process, shape (n, ...). All processes must have equally many: call
+            :func:`check_equal_sizes` first, once for all tensors of a step.
 
     Returns:
         Rows of all processes, shape (world_size * n, ...); ``x`` itself on one process. The
-        gradient of a process's rows is the sum over what all processes make of them.
-
-    Raises:
-        ValueError: On every process, if they do not have equally many rows.
+        gradient of a process's rows is the sum of the gradients from all processes.
     """
-    world_size = dist.world_size()
-    if world_size == 1:
-        return x
-    # Unequal sizes would hang one process or end it without a word. To look at the sizes stalls
-    # a GPU for an instant, in each step: whether to look must not depend on what one process has.
-    size = torch.tensor([len(x)], device=x.device)
-    gathered = [torch.empty_like(size) for _ in range(world_size)]
-    distributed.all_gather(gathered, size)
-    sizes = torch.cat(gathered).tolist()
-    if min(sizes) != max(sizes):
-        raise ValueError(
-            "With gather_distributed=True all processes need batches of one size, "
-            f"got {sizes} (by rank). drop_last=True in the DataLoader gives them."
-        )
-    return torch.cat(dist.gather(x))
+    return x if dist.world_size() == 1 else torch.cat(dist.gather(x))

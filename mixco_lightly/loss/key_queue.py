@@ -10,15 +10,19 @@ import torch
 from lightly.utils import dist
 from torch import Tensor, nn
 
-from mixco_lightly.loss.gather import gather_rows
+from mixco_lightly.loss.gather import check_equal_sizes, gather_rows
+
+# In a row. The GradScaler of float16 training skips such steps while it lowers its scale.
+TOLERATED_STEPS_IN_FLOAT16 = 20
 
 
 class KeyQueue(nn.Module):
-    """First-in first-out queue of key projections, as a ring in two saved buffers.
+    """Stores the newest key projections in a ring of two saved buffers.
 
-    Unlike Lightly's memory bank it is part of ``state_dict``, so that a resumed run goes on
-    with the keys it had; it accepts any batch size and wraps exactly. A checkpoint without a queue
-    loads with a warning. ``module.half()`` leaves the keys in float32.
+    Unlike Lightly's memory bank it is part of ``state_dict``, so a resumed run continues with the
+    keys it had. It accepts any batch size and wraps exactly. Like Lightly's, it moves to the device
+    of the keys by itself. A checkpoint without a queue loads with a warning. ``module.half()``
+    leaves the keys in float32.
 
     - MoCo, 2020, https://arxiv.org/abs/1911.05722, section 3.2
 
@@ -58,22 +62,34 @@ class KeyQueue(nn.Module):
         self.register_buffer("keys", keys)
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
         self._steps = 0
-        self._first_bad_step: Tensor | None = None  # on the keys' device; 0 stands for none
+        # How many steps in a row had a bad key, and the first step that had one too many (0 for
+        # none); on the keys' device.
+        self._bad_steps: tuple[Tensor, Tensor] | None = None
         # The latest keys, the rows they went to, and what these held before.
         self._last_enqueued: tuple[Tensor, Tensor, Tensor] | None = None
 
+    def follow(self, device: torch.device) -> None:
+        """Moves the queue to a device, unless it is there already."""
+        if self.keys.device != device:
+            self.to(device)
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
-    def enqueue(self, keys: Tensor) -> None:
+    def enqueue(self, keys: Tensor, float16: bool = False) -> None:
         """Overwrites the oldest keys of the queue.
 
-        A key that is not finite never enters: one NaN would make every loss NaN until the queue has
-        gone round. On a CPU the queue then stays as it is and the error comes at once. On other
-        devices such keys are left out, and the error comes within 100 steps.
+        A key that is NaN or infinite never enters: one NaN would make every loss NaN until it is
+        overwritten. On a CPU ``enqueue`` raises at once and leaves the queue as it was. On other
+        devices it skips such keys, and raises within 100 steps, so that no step waits.
+
+        In float16 training such keys are expected: the GradScaler skips the step and lowers its
+        scale. With ``float16=True`` they are skipped on every device, and the error comes only
+        after more than 20 such steps in a row.
 
         Args:
             keys: New keys, shape (batch, dim), oldest first. Of a batch larger than the queue
                 the newest n rows stay.
+            float16: Whether the step is one of float16 training with a GradScaler.
 
         Raises:
             ValueError: If keys is not of shape (batch, dim), or, with gather_distributed, if the
@@ -84,11 +100,13 @@ class KeyQueue(nn.Module):
         size, dim = self.keys.shape
         if keys.dim() != 2 or keys.shape[1] != dim:
             raise ValueError(f"keys must have shape (batch, {dim}), got {tuple(keys.shape)}.")
+        self.follow(keys.device)
         if self.gather_distributed:
+            check_equal_sizes(len(keys))
             keys = gather_rows(keys)
         self._steps += 1
         finite = keys.isfinite().all(dim=1, keepdim=True)  # n x 1
-        self._raise_if_not_finite(finite.all())
+        self._raise_if_not_finite(finite.all(), TOLERATED_STEPS_IN_FLOAT16 if float16 else 0)
         newest = keys[-size:].to(self.keys)
         rows = (self.position + torch.arange(len(newest), device=self.keys.device)) % size
         overwritten = self.keys[rows]
@@ -99,10 +117,10 @@ class KeyQueue(nn.Module):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def keys_before(self, keys: Tensor) -> Tensor:
-        """The queue as it was before its latest batch came in, for a forward that is repeated.
+        """Returns the queue as it was before the latest batch, for a forward that is repeated.
 
-        Activation checkpointing computes the forward again during the backward, and must find the
-        queue of the first time.
+        Activation checkpointing computes the forward again during the backward, and needs the same
+        queue again.
 
         Args:
             keys: The latest batch of keys, shape (batch, dim).
@@ -111,12 +129,14 @@ class KeyQueue(nn.Module):
             A copy of the queue, shape (n, dim).
 
         Raises:
-            RuntimeError: If the latest batch was another one.
+            RuntimeError: If the latest batch had other keys.
         """
         if self.gather_distributed:
             keys = gather_rows(keys)
         latest, rows, overwritten = self._last_enqueued or (keys.new_empty(0), None, None)
-        if latest.shape != keys.shape or not torch.allclose(latest, keys, atol=1e-3):
+        if latest.shape != keys.shape or not torch.allclose(
+            latest, keys, atol=1e-3, equal_nan=True
+        ):
             raise RuntimeError(
                 "The loss is computed again in the backward pass (activation checkpointing), but "
                 "the batch that the queue was given last was another one. Call backward before the "
@@ -127,25 +147,30 @@ class KeyQueue(nn.Module):
         return self.keys.index_copy(0, rows, overwritten)
 
     def _steps_between_looks(self) -> int:
-        # A look at whether the keys were finite stalls a GPU.
+        # To look whether the keys were finite makes a GPU wait.
         return 1 if self.keys.device.type == "cpu" else 100
 
-    def _raise_if_not_finite(self, finite: Tensor) -> None:
-        """Keeps the first step with a key that is not finite, and raises when it looks at it."""
-        if self._first_bad_step is None:
-            self._first_bad_step = torch.zeros((), dtype=torch.int64, device=finite.device)
-        is_first = ~finite & (self._first_bad_step == 0)
-        self._first_bad_step = self._first_bad_step.masked_fill(is_first, self._steps)
-        if self._steps % self._steps_between_looks() == 0 and (step := int(self._first_bad_step)):
-            self._first_bad_step = None
+    def _raise_if_not_finite(self, finite: Tensor, tolerated: int) -> None:
+        """Counts the steps with a key that is not finite, and raises when it looks at the count."""
+        if self._bad_steps is None:
+            zero = torch.zeros((), dtype=torch.int64, device=finite.device)
+            self._bad_steps = zero, zero
+        in_a_row, failed = self._bad_steps
+        in_a_row = (in_a_row + 1).masked_fill(finite, 0)
+        is_first = (in_a_row > tolerated) & (failed == 0)
+        failed = failed.masked_fill(is_first, self._steps)
+        self._bad_steps = in_a_row, failed
+        if self._steps % self._steps_between_looks() == 0 and (step := int(failed)):
+            self._bad_steps = None
+            after = f" after {tolerated} such steps in a row" if tolerated else ""
             raise FloatingPointError(
-                f"A key is NaN or infinite in step {step} of this process (rank {dist.rank()}); "
-                "it did not enter the queue. The network has probably diverged."
+                f"A key is NaN or infinite in step {step} of this process (rank {dist.rank()})"
+                f"{after}; it did not enter the queue. The network has probably diverged."
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KeyQueue:
         keys = self.keys
-        self._first_bad_step = self._last_enqueued = None  # they may change the device
+        self._bad_steps = self._last_enqueued = None  # they may change the device
         super()._apply(fn, recurse)
         if self.keys.dtype in (torch.float16, torch.bfloat16):
             # module.half() is for weights; keys that were rounded could not be restored.

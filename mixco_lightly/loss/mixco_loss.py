@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from lightly.utils import dist
 from torch import Tensor, nn
 
 import mixco_lightly.machine as machine
+from mixco_lightly.data.mixture import Mixture
 from mixco_lightly.loss.contrastive import (
     key_cross_entropy,
     mixed_cross_entropy,
@@ -18,16 +20,26 @@ from mixco_lightly.loss.contrastive import (
     queue_logsumexp,
     unit_rows,
 )
-from mixco_lightly.loss.gather import gather_rows, warn_without_process_group
+from mixco_lightly.loss.gather import check_equal_sizes, gather_rows, warn_without_process_group
 from mixco_lightly.loss.key_queue import KeyQueue
-
-if TYPE_CHECKING:
-    from mixco_lightly.data.mixture import Mixture
 
 
 def _is_in_backward() -> bool:
-    """Whether a backward pass runs: then activation checkpointing computes a forward again."""
+    """Returns whether a backward pass runs: activation checkpointing then repeats the forward."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def _autocast_dtype(device_type: str) -> torch.dtype | None:
+    """Returns the dtype that autocast has on a device, or None where it is not enabled."""
+    if not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)
+
+
+# torch.compile cannot trace the question, whose answer never changes.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_fast_bfloat16(device: torch.device) -> bool:
+    return machine.has_fast_bfloat16(device)
 
 
 class MixCoLossComponents(NamedTuple):
@@ -73,10 +85,14 @@ class MixCoLoss(nn.Module):
         gather_distributed: If True, the keys of all processes are candidates (for SimCLR's
             views, for mixtures, and in the queue). All processes must have batches of one size;
             the average over processes then equals the loss of the whole batch on one process.
-            Without a process group there is a warning.
+            Without a process group the loss warns. If False, each of several processes keeps a
+            queue of its own keys, of which the loss warns too: DistributedDataParallel would
+            overwrite them.
 
-    The loss can be differentiated once; a second derivative is an error. torch.compile takes the
-    SimCLR form as one graph, and the form with a queue as one graph but for the enqueue.
+    The loss can be differentiated once; a second derivative is an error. torch.compile makes one
+    graph of it. Only the enqueue and the gathering from several processes stay outside the graph.
+
+    A loss with a queue need not be moved to a GPU: the queue follows the projections.
 
     Raises:
         ValueError: If a temperature is not positive and finite, if mix_weight is negative or
@@ -113,6 +129,7 @@ class MixCoLoss(nn.Module):
         self.mix_temperature = mix_temperature
         self.mix_weight = mix_weight
         self.gather_distributed = gather_distributed
+        self._has_warned = False
         self.queue: KeyQueue | None = None
         if isinstance(memory_bank_size, int):
             if memory_bank_size != 0:
@@ -150,13 +167,17 @@ class MixCoLoss(nn.Module):
     ) -> MixCoLossComponents:
         """Computes the loss and its two terms.
 
-        The queue is read before the keys ``out1`` are added to it, and they are added only in
-        training mode and when ``out0`` requires a gradient; once, too, if activation checkpointing
-        repeats the forward.
+        The queue is read before the keys ``out1`` are added to it. They are added only in training
+        mode and if ``out0`` requires a gradient, and only once if activation checkpointing repeats
+        the forward.
 
-        Sums, exponentials and SimCLR's products are in float32 also under autocast (float64 for
-        float64 projections). Under autocast to bfloat16 the products with the queue are in
-        bfloat16 where the device is faster at that.
+        The loss is computed in float32 even under autocast, and in float64 for float64
+        projections. One exception: under autocast to bfloat16, the products of float32 rows with
+        the queue are in bfloat16 if the device is faster at that. Other float32 products have full
+        precision whatever ``torch.set_float32_matmul_precision`` was given.
+
+        The queue and the mixtures' indices and weights are moved to the device of ``out0`` if they
+        are on another one.
 
         Args:
             out0: Projections of the first view (MoCo: the queries), not normalised, shape
@@ -174,26 +195,29 @@ class MixCoLoss(nn.Module):
             The total and its two terms, scalars.
 
         Raises:
-            ValueError: If shapes do not agree, if the batch has one image and there is no queue,
-                if projections or mixtures are given without the other, if ``mixed1`` is given
-                with a queue, or, with gather_distributed, if the processes' batches have different
-                sizes.
-            FloatingPointError: If a key is NaN or infinite; see :meth:`KeyQueue.enqueue`.
+            TypeError: If the projections are not tensors or a mixture is not a :class:`Mixture`.
+            ValueError: If shapes or dtypes do not fit, if the batch has one image and there is no
+                queue, if a mixture is empty or its values cannot be (checked on a CPU only), if
+                projections or mixtures are given without the other, if ``mixed1`` is given with a
+                queue, or, with gather_distributed, if the processes' batches differ in size.
+            FloatingPointError: If a key is NaN or infinite; see :meth:`KeyQueue.enqueue`. Under
+                autocast to float16 only after more than 20 such steps in a row, because the
+                GradScaler skips them.
         """
         self._check(out0, out1, mixed0, mixture0, mixed1, mixture1)
         if self.gather_distributed:
             warn_without_process_group()
-        device_type = out0.device.type
-        bfloat16 = (
-            torch.is_autocast_enabled(device_type)
-            and torch.get_autocast_dtype(device_type) == torch.bfloat16
-            and machine.has_fast_bfloat16(out0.device)
-        )
+        device, device_type = out0.device, out0.device.type
+        if self.queue is not None:
+            self._warn_of_separate_queues()
+            self.queue.follow(device)
+        autocast_dtype = _autocast_dtype(device_type)
         # Autocast would run all products in half precision, those of the positives too.
         with torch.autocast(device_type=device_type, enabled=False):
             z0, z1 = unit_rows(out0), unit_rows(out1)
             all_z0, all_z1, offset = z0, z1, 0
             if self.gather_distributed and dist.world_size() > 1:
+                check_equal_sizes(len(z0))
                 all_z0 = gather_rows(z0) if self.queue is None else z0
                 all_z1 = gather_rows(z1)
                 offset = dist.rank() * len(z0)
@@ -213,30 +237,55 @@ class MixCoLoss(nn.Module):
                 contrast = nt_xent(z0, z1, all_z0, all_z1, offset, self.temperature)
             else:
                 # One pass over the queue serves the plain and the mixed queries.
-                queries = [z0 / self.temperature, *(z / self.mix_temperature for z, _, _ in mixed)]
+                queries = torch.cat(
+                    [z0 / self.temperature, *(z / self.mix_temperature for z, _, _ in mixed)]
+                )
+                bfloat16 = (
+                    autocast_dtype == torch.bfloat16
+                    and queries.dtype == torch.float32
+                    and _has_fast_bfloat16(device)
+                )
                 # Unit rows have similarities up to 1; a thousandth more for their rounding.
                 max_logit = 1.001 / min(self.temperature, self.mix_temperature)
                 keys = self.queue.keys_before(all_z1) if is_repeated else self.queue.keys
-                queue_lse = queue_logsumexp(torch.cat(queries), keys, max_logit, bfloat16)
+                queue_lse = queue_logsumexp(queries, keys, max_logit, bfloat16)
                 contrast = key_cross_entropy(z0, z1, self.temperature, queue_lse[: len(z0)])
                 mixed_queue_lse = queue_lse[len(z0) :]
 
             mix = z0.new_zeros(())
             for z, mixture, candidates in mixed:
+                first, second, lam = (
+                    x.to(device, non_blocking=True)
+                    for x in (mixture.first, mixture.second, mixture.lam)
+                )
                 mix = mix + mixed_cross_entropy(
                     z,
                     candidates,
-                    mixture.first + offset,
-                    mixture.second + offset,
-                    mixture.lam,
+                    first + offset,
+                    second + offset,
+                    lam,
                     self.mix_temperature,
                     mixed_queue_lse,
                 ) / len(mixed)
             total = contrast + self.mix_weight * mix
 
         if self.queue is not None and extends_queue and not is_repeated:
-            self.queue.enqueue(all_z1)
+            self.queue.enqueue(all_z1, float16=autocast_dtype == torch.float16)
         return MixCoLossComponents(total, contrast, mix)
+
+    def _warn_of_separate_queues(self) -> None:
+        if self._has_warned or self.gather_distributed or not self.training:
+            return
+        if dist.world_size() > 1:
+            self._has_warned = True
+            warnings.warn(
+                "MixCoLoss has a queue and gather_distributed=False, but there are "
+                f"{dist.world_size()} processes: each keeps a queue of its own keys. "
+                "DistributedDataParallel overwrites them with rank 0's keys if the loss is part of "
+                "the wrapped module (mixco_lightly.models.MoCo prevents that). Pass "
+                "gather_distributed=True, or keep the loss out of the wrapped module.",
+                stacklevel=4,
+            )
 
     def _check(
         self,
@@ -247,6 +296,12 @@ class MixCoLoss(nn.Module):
         mixed1: Tensor | None,
         mixture1: Mixture | None,
     ) -> None:
+        for name, out in [("out0", out0), ("out1", out1)]:
+            if not isinstance(out, Tensor):
+                raise TypeError(
+                    f"{name} must be a tensor of projections, got {type(out).__name__}. The "
+                    "arguments are (out0, out1, mixed0, mixture0, mixed1, mixture1)."
+                )
         if out0.dim() != 2 or out0.shape != out1.shape:
             raise ValueError(
                 "out0 and out1 must have the same shape (N, dim), "
@@ -273,26 +328,63 @@ class MixCoLoss(nn.Module):
                     f"{given}{view} was given without {missing}{view}: the mixtures' projections "
                     "and the Mixture they come from belong together."
                 )
-            if mixed is None or mixture is None:
-                continue
-            m = len(mixture.lam)
-            if mixed.shape != (m, dim):
-                raise ValueError(
-                    f"mixed{view} must have shape {(m, dim)} for the {m} mixtures of "
-                    f"mixture{view}, got {tuple(mixed.shape)}."
-                )
-            if not mixture.first.shape == mixture.second.shape == mixture.lam.shape == (m,):
-                raise ValueError(
-                    f"first, second and lam of mixture{view} must have one shape (M,), got "
-                    f"{tuple(mixture.first.shape)}, {tuple(mixture.second.shape)} and "
-                    f"{tuple(mixture.lam.shape)}."
-                )
-            # On a GPU a look at the values would stall the step, and torch.compile has none.
-            is_cpu = mixture.first.device.type == "cpu"
-            if m and is_cpu and not torch.compiler.is_compiling():
-                pairs = torch.stack([mixture.first, mixture.second])
-                if pairs.min() < 0 or pairs.max() >= n:
-                    raise ValueError(
-                        f"mixture{view} names image {int(pairs.max())} of a batch of {n}: it "
-                        "belongs to another batch."
-                    )
+            if mixed is not None and mixture is not None:
+                _check_mixture(view, mixed, mixture, n, dim)
+
+
+def _check_mixture(view: int, mixed: object, mixture: object, n: int, dim: int) -> None:
+    if not isinstance(mixed, Tensor) or not isinstance(mixture, Mixture):
+        if isinstance(mixed, Mixture) and isinstance(mixture, Tensor):
+            advice = f"Swap the two: mixed{view} comes first."
+        else:
+            advice = "Pass one Mixture, such as batch[-1][0] from MixCoCollate, not a list of them."
+        raise TypeError(
+            f"mixed{view} must be a tensor, the projections of mixture{view}.images, and "
+            f"mixture{view} a Mixture, got {type(mixed).__name__} and {type(mixture).__name__}. "
+            + advice
+        )
+    m = len(mixture.lam) if mixture.lam.dim() else 0
+    if not mixture.first.shape == mixture.second.shape == mixture.lam.shape == (m,):
+        raise ValueError(
+            f"first, second and lam of mixture{view} must have one shape (M,), got "
+            f"{tuple(mixture.first.shape)}, {tuple(mixture.second.shape)} and "
+            f"{tuple(mixture.lam.shape)}."
+        )
+    if m == 0:
+        raise ValueError(
+            f"mixture{view} is empty: a batch needs at least 2 images to be mixed. Leave out "
+            f"mixed{view} and mixture{view} for a batch without mixtures."
+        )
+    if mixed.shape != (m, dim):
+        raise ValueError(
+            f"mixed{view} must have shape {(m, dim)} for the {m} mixtures of "
+            f"mixture{view}, got {tuple(mixed.shape)}."
+        )
+    indices = torch.int64, torch.int32
+    if mixture.first.dtype not in indices or mixture.second.dtype not in indices:
+        raise ValueError(
+            f"first and second of mixture{view} must be int64, the indices of images in the batch, "
+            f"got {mixture.first.dtype} and {mixture.second.dtype}."
+        )
+    if not mixture.lam.is_floating_point():
+        raise ValueError(
+            f"lam of mixture{view} must be floating point numbers in [0, 1], the weights of the "
+            f"first images, got {mixture.lam.dtype}."
+        )
+    # To look at the values would make a GPU wait, and torch.compile has none.
+    if torch.compiler.is_compiling():
+        return
+    if mixture.first.device.type == mixture.second.device.type == "cpu":
+        pairs = torch.stack([mixture.first, mixture.second])
+        if pairs.min() < 0 or pairs.max() >= n:
+            wrong = pairs.min() if pairs.min() < 0 else pairs.max()
+            raise ValueError(
+                f"mixture{view} names image {int(wrong)} of a batch of {n}: it belongs to "
+                "another batch."
+            )
+    if mixture.lam.device.type == "cpu":
+        is_weight = (mixture.lam >= 0) & (mixture.lam <= 1)
+        if not is_weight.all():
+            raise ValueError(
+                f"lam of mixture{view} must be in [0, 1], got {mixture.lam[~is_weight][0].item()}."
+            )

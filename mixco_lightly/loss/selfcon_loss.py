@@ -12,8 +12,8 @@ import torch
 from lightly.utils import dist
 from torch import Tensor, distributed, nn
 
-from mixco_lightly.loss.contrastive import mean_cross_entropy, unit_rows
-from mixco_lightly.loss.gather import gather_rows, warn_without_process_group
+from mixco_lightly.loss.contrastive import mean_cross_entropy, product, unit_rows
+from mixco_lightly.loss.gather import check_equal_sizes, gather_rows, warn_without_process_group
 
 
 def positives_cross_entropy(
@@ -38,8 +38,8 @@ def positives_cross_entropy(
         offset: Row of ``all_z`` at which this process's rows start.
         temperature: Divides all similarities.
         num_anchor_exits: The outputs of the first so many exits are anchors.
-        gather_distributed: If True, the mean is that over the anchors of all processes: scaled
-            such that the average over processes is the whole batch's.
+        gather_distributed: If True, the result is scaled so that its average over the processes
+            is the mean over the anchors of all processes.
 
     Returns:
         Mean over the anchors that have a positive, scalar; 0, with a graph, if none has one.
@@ -51,27 +51,26 @@ def positives_cross_entropy(
     # the other rows' outputs at all exits and the row's own at the other exits.
     in_other_rows = is_positive.scatter(1, row, False)  # n x m
     count = e * in_other_rows.sum(dim=1) + e - 1  # n
-    positives = in_other_rows.to(z.dtype) @ all_z.sum(dim=1)  # nm,mc->nc
-    at_other_exits = 1 - torch.eye(num_anchor_exits, e, dtype=z.dtype, device=device)
-    mean_positive = (positives.unsqueeze(1) + at_other_exits @ z) / count.clamp_min(1).view(n, 1, 1)
+    positives = product(in_other_rows.to(z.dtype), all_z.sum(dim=1))  # nm,mc->nc
     anchors = z[:, :num_anchor_exits]  # n x a x c
+    at_other_exits = z.sum(dim=1, keepdim=True) - anchors
+    mean_positive = (positives.unsqueeze(1) + at_other_exits) / count.clamp_min(1).view(n, 1, 1)
     target_logits = (anchors * mean_positive).sum(dim=2) / temperature  # nac,nac->na
     itself = row * e + torch.arange(num_anchor_exits, device=device)  # n x a
 
-    scale = 1.0
+    weights = None
     if e == 1:  # with more exits each anchor has a positive: another output of its row
-        kept = count.nonzero().squeeze(1)
-        anchors, target_logits, itself = anchors[kept], target_logits[kept], itself[kept]
+        # To select the anchors that have one would make a GPU wait; a weight of 0 does not.
+        has_positive = (count > 0).to(z.dtype)  # n
+        total, world_size = has_positive.sum(), 1
         if gather_distributed:
-            total = torch.tensor(len(kept), device=device)
             distributed.all_reduce(total)
-            scale = len(kept) * dist.world_size() / max(1, int(total))
-    if not anchors.numel():
-        return all_z.sum() * 0.0  # the gathered rows too: other processes wait for their gradient
+            world_size = dist.world_size()
+        weights = has_positive * (world_size / total.clamp_min(1))
     queries = anchors.flatten(0, 1) / temperature  # na x c
     candidates = all_z.flatten(0, 1)  # me x c
-    return scale * mean_cross_entropy(
-        queries, candidates, target_logits.flatten(), itself.flatten()
+    return mean_cross_entropy(
+        queries, candidates, target_logits.flatten(), itself.flatten(), query_weights=weights
     )
 
 
@@ -132,8 +131,8 @@ class SelfConLoss(nn.Module):
             must have batches of one size; the average over processes then equals the loss of the
             whole batch on one process. Without a process group there is a warning.
 
-    The loss can be differentiated once; a second derivative is an error. torch.compile takes it as
-    one graph if there are at least two exits and one process.
+    The loss can be differentiated once; a second derivative is an error. torch.compile makes one
+    graph of it, except where it gathers from several processes.
 
     Raises:
         ValueError: If a temperature is not positive and finite, if subnetwork_weight is negative
@@ -205,10 +204,11 @@ class SelfConLoss(nn.Module):
                 images = n // self.num_views
                 labels = torch.arange(images, device=z.device).repeat(self.num_views)
                 labels = labels + images * dist.rank()
-            labels = labels.to(z.device, torch.int64)
+            labels = labels.to(z.device, torch.int64, non_blocking=True)
             all_z, all_labels, offset = z, labels, 0
             gathers = self.gather_distributed and dist.world_size() > 1
             if gathers:
+                check_equal_sizes(n)
                 all_z, all_labels = gather_rows(z), gather_rows(labels)
                 offset = dist.rank() * n
             is_positive = labels.unsqueeze(1) == all_labels  # n x m

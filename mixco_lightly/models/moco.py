@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mixco_lightly.data.collate import find_mixtures
+from mixco_lightly.loss.gather import check_equal_sizes
 from mixco_lightly.loss.mixco_loss import MixCoLoss
 from mixco_lightly.models.backbone import Backbone
 from mixco_lightly.models.optimizer import create_sgd
@@ -128,6 +129,8 @@ class MoCo(LightningModule):
     def _keys(self, images: Tensor) -> Tensor:
         distributed = dist.world_size() > 1
         if distributed:
+            # The shuffle gathers the images: with unequal batches gloo would abort the processes.
+            check_equal_sizes(len(images))
             images, shuffle = batch_shuffle(images, distributed=True)
         keys: Tensor = self.projection_head_momentum(self.backbone_momentum(images))
         return batch_unshuffle(keys, shuffle, distributed=True) if distributed else keys

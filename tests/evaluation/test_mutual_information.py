@@ -4,6 +4,7 @@ import random
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixco_lightly import estimate_mutual_information
 from mixco_lightly.evaluation import mutual_information
@@ -232,6 +233,62 @@ def test_equal_seeds_give_equal_estimates_and_others_others(estimator: str, crit
     torch.set_rng_state(state)
     estimate_mutual_information(x, y, estimator, critic, **QUICK)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_generators_of_other_devices_are_left_alone(monkeypatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    monkeypatch.setattr(torch.mps, "manual_seed", seeds.append)
+    monkeypatch.setattr(torch.xpu, "manual_seed_all", seeds.append)
+    x, y = gaussians(1.0, 500, dim=2)
+    state = torch.get_rng_state()
+    estimate_mutual_information(x, y, **QUICK)
+    assert seeds == []
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would make a GPU wait; a meta tensor stands for one of the GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.indices = 0
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.ops.aten.index.Tensor and args[0].is_meta:
+            self.indices += 1
+            if any(not index.is_meta for index in args[1]):
+                self.waits.append("an index copied to the device")
+        if func is torch.ops.aten._to_copy.default and not args[0].is_meta:
+            to_meta = torch.device(kwargs.get("device") or "cpu").type == "meta"
+            if to_meta and not kwargs.get("non_blocking"):
+                self.waits.append("a blocking copy to the device")
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_no_training_step_makes_a_gpu_wait(estimator: str, monkeypatch) -> None:
+    x, y = gaussians(1.0, 500, dim=2)
+    waits_of_steps: list[int] = []
+    draw_batches = mutual_information._draw_batches
+
+    def noted_batches(*args):
+        for batch in draw_batches(*args):
+            waits_of_steps.append(len(mode.waits))
+            yield batch
+
+    monkeypatch.setattr(mutual_information, "_draw_batches", noted_batches)
+    # A value of a meta tensor is an error: it comes when the validation pairs are first looked at.
+    with Waits() as mode, pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        estimate_mutual_information(
+            x, y, estimator, steps=200, batch_size=32, hidden_dim=8, device="meta"
+        )
+    # Of the 200 steps NWJ and MINE have 160 for their warm-up: a tenth of the rest is 4.
+    assert len(waits_of_steps) == (20 if estimator == "infonce" else 164)
+    assert mode.indices > 2 * len(waits_of_steps)
+    assert set(waits_of_steps) == {waits_of_steps[0]}
 
 
 @pytest.mark.parametrize("estimator", ["nwj", "mine"])

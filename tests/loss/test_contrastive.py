@@ -1,17 +1,21 @@
 import math
 import random
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from mixco_lightly import MixCoLoss, Mixture, SelfConLoss
 from mixco_lightly.loss import contrastive
 from mixco_lightly.loss.contrastive import (
     key_cross_entropy,
     mean_cross_entropy,
     mixed_cross_entropy,
     nt_xent,
+    product,
     queue_logsumexp,
     unit_rows,
 )
@@ -241,6 +245,125 @@ def test_mean_cross_entropy_gradcheck_in_all_inputs(with_queue: bool) -> None:
     assert gradcheck(lambda q, k, t, *lse: mean_cross_entropy(q, k, t, itself, *lse), inputs)
 
 
+@pytest.mark.parametrize("block", [2, 512])
+@pytest.mark.parametrize("with_queue", [True, False])
+def test_weighted_mean_cross_entropy_equals_the_sum_of_the_weighted_ones_with_its_gradients(
+    with_queue: bool, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contrastive, "_block_rows", lambda *_: block)
+    q, k = rows(5, 4, seed=1, grad=True), rows(7, 4, seed=2, grad=True)
+    target = rows(1, 5, seed=3)[0].requires_grad_()
+    queue_lse = rows(1, 5, seed=4)[0].requires_grad_() if with_queue else None
+    weights = torch.tensor([0.5, 0.0, 0.25, 0.0, 0.25], dtype=torch.float64)
+    inputs = [x for x in (q, k, target, queue_lse) if x is not None]
+
+    loss = mean_cross_entropy(q, k, target, None, queue_lse, weights)
+    each = [
+        mean_cross_entropy(
+            q[i, None], k, target[i, None], None, None if queue_lse is None else queue_lse[i, None]
+        )
+        for i in range(5)
+    ]
+    expected = torch.stack(each) @ weights
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    grads = torch.autograd.grad(3 * loss, inputs)
+    for grad, expected_grad in zip(grads, torch.autograd.grad(3 * expected, inputs), strict=True):
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-11, atol=1e-12)
+
+
+def test_product_with_a_constant_is_that_of_matrices_with_its_gradient() -> None:
+    constant, x = rows(3, 5), rows(5, 4, seed=1, grad=True)
+    torch.testing.assert_close(product(constant, x), constant @ x, rtol=0, atol=0)
+    assert gradcheck(lambda x: product(constant, x), x)
+
+
+# Precision of the products
+
+# What a user can set, and the precision that it stands for.
+FLOAT32_SETTINGS = {
+    "high": lambda: torch.set_float32_matmul_precision("high"),
+    "medium": lambda: torch.set_float32_matmul_precision("medium"),
+    "allow_tf32": lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
+    "cuda alone": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+    "mkldnn alone": lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
+}
+BACKENDS = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+
+
+def precision_settings() -> list[str]:
+    try:
+        legacy = torch.get_float32_matmul_precision()
+    except RuntimeError:  # only one of the newer settings was changed
+        legacy = "inconsistent"
+    return [legacy, *(backend.fp32_precision for backend in BACKENDS)]
+
+
+@pytest.fixture(params=FLOAT32_SETTINGS)
+def lowered_precision(request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    """Allows less precise float32 products; gives the settings that were made."""
+    before = [backend.fp32_precision for backend in BACKENDS]
+    FLOAT32_SETTINGS[request.param]()
+    yield precision_settings()
+    torch.set_float32_matmul_precision("highest")
+    for backend, precision in zip(BACKENDS, before, strict=True):
+        backend.fp32_precision = precision
+
+
+class Products(TorchDispatchMode):
+    """Notes matrix products outside of this package's operators, whose bodies it cannot see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in ("mm", "addmm", "addmm_", "bmm", "baddbmm"):
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("form", ["moco", "simclr", "selfcon", "supcon"])
+def test_losses_multiply_in_full_precision_whatever_is_set_and_leave_the_setting(
+    form: str, lowered_precision: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside: list[list[str]] = []
+
+    def spy(owner: object, name: str) -> None:
+        original = getattr(owner, name)
+
+        def noted(*args: object, **kwargs: object) -> object:
+            inside.append(precision_settings()[1:])
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    for owner, name in [(torch, "mm"), (Tensor, "__matmul__"), (Tensor, "addmm_")]:
+        spy(owner, name)
+    x = [rows(6, 4, seed=i).float().requires_grad_() for i in range(3)]
+    with Products() as outside:
+        if form in ("moco", "simclr"):
+            criterion = MixCoLoss(memory_bank_size=(8, 4) if form == "moco" else 0)
+            indices = torch.arange(6)
+            mixture = Mixture(torch.empty(6, 0), indices, indices.flip(0), torch.rand(6))
+            loss = criterion(*x, mixture)
+        else:
+            exits = 2 if form == "selfcon" else 1
+            loss = SelfConLoss()(torch.stack(x[:exits], dim=1), torch.tensor([0, 0, 1, 1, 2, 3]))
+        loss.backward()
+    assert len(inside) > 3
+    assert all(settings == ["ieee", "ieee"] for settings in inside)
+    assert outside.names == []
+    assert precision_settings() == lowered_precision
+
+
+def test_an_error_in_an_operator_leaves_the_precision_that_was_set(
+    lowered_precision: list[str],
+) -> None:
+    with pytest.raises(RuntimeError, match="shape"):
+        queue_logsumexp(torch.ones(2, 3), torch.ones(4, 5))
+    assert precision_settings() == lowered_precision
+
+
 @pytest.mark.parametrize("optional", [True, False])
 def test_operators_keep_the_rules_of_torch_library(optional: bool) -> None:
     # That of AOT dispatch is left out: it differentiates the gradients, which is refused. What it
@@ -250,11 +373,13 @@ def test_operators_keep_the_rules_of_torch_library(optional: bool) -> None:
     target = rows(1, 3, seed=3)[0].requires_grad_()
     itself = torch.tensor([0, 2, 4]) if optional else None
     queue_lse = rows(1, 3, seed=4)[0].requires_grad_() if optional else None
+    weights = rows(1, 3, seed=5)[0] if optional else None
     torch.library.opcheck(
         contrastive._mean_cross_entropy,
-        (queries, keys, target, itself, queue_lse),
+        (queries, keys, target, itself, queue_lse, weights),
         test_utils=rules,
     )
+    torch.library.opcheck(contrastive._product, (rows(3, 5, seed=6), keys), test_utils=rules)
     torch.library.opcheck(
         contrastive._queue_logsumexp,
         (queries, keys.detach(), 60.0 if optional else 61.0, False),

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing
 
-from mixco_lightly import MixCoLoss, Mixture, SelfConLoss
+from mixco_lightly import KeyQueue, MixCoLoss, Mixture, SelfConLoss, create_backbone
+from mixco_lightly.models.moco import MoCo
 
 N, IN_DIM, DIM, STEPS = 5, 6, 4, 10  # N images per process: odd, the last one stays out
 M = N // 2
@@ -192,6 +195,69 @@ def nan_on_one_rank(form: str, rank: int) -> dict[str, Any]:
     }
 
 
+def exchanges(rank: int) -> dict[str, Any]:
+    """What two steps of each loss exchange where the default group cannot, as NCCL's cannot."""
+    notes: dict[str, Any] = {"groups": 0}
+    all_gather, new_group = distributed.all_gather, distributed.new_group
+    sizes: list[tuple[str, bool]] = []
+
+    def noted_all_gather(tensors: list[Tensor], tensor: Tensor, group: Any = None) -> None:
+        if tensor.numel() == 1:
+            sizes.append((tensor.device.type, group in (None, distributed.group.WORLD)))
+        all_gather(tensors, tensor, group=group)
+
+    def noted_new_group(*args: Any, **kwargs: Any) -> Any:
+        notes["groups"] += 1
+        return new_group(*args, **kwargs)
+
+    with (
+        patch.object(distributed, "all_gather", noted_all_gather),
+        patch.object(distributed, "new_group", noted_new_group),
+        patch.object(distributed, "get_backend_config", lambda group=None: "cuda:nccl"),
+    ):
+        for form, length in QUEUES.items():
+            queue = (length, DIM) if length else 0
+            criterion = MixCoLoss(memory_bank_size=queue, gather_distributed=True)
+            for _ in range(2):
+                criterion(torch.randn(N, DIM, requires_grad=True), torch.randn(N, DIM))
+            notes[form] = sizes.copy()
+            sizes.clear()
+        for exits in (1, 2):
+            SelfConLoss(gather_distributed=True)(torch.randn(N, exits, DIM), torch.arange(N) // 2)
+            SelfConLoss(gather_distributed=True)(torch.randn(N, exits, DIM), torch.arange(N) // 2)
+            notes[f"SelfCon, {exits} exits"] = sizes.copy()
+            sizes.clear()
+        queue = KeyQueue((7, DIM), gather_distributed=True)
+        for _ in range(2):
+            queue.enqueue(torch.randn(N, DIM))
+        notes["queue alone"] = sizes.copy()
+    return notes
+
+
+def queue_warnings(gather: bool) -> list[str]:
+    """The warnings of three training steps and one of evaluation, with a queue."""
+    criterion = MixCoLoss(memory_bank_size=(7, DIM), gather_distributed=gather)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        criterion.eval()(torch.randn(N, DIM, requires_grad=True), torch.randn(N, DIM))
+        assert not caught
+        criterion.train()
+        for _ in range(3):
+            criterion(torch.randn(N, DIM, requires_grad=True), torch.randn(N, DIM))
+    return [str(warning.message) for warning in caught]
+
+
+def ragged_shuffle(rank: int) -> str:
+    """The error of MoCo's shuffle of 8 images in the first process and 6 in the others."""
+    backbone = create_backbone("test_resnet", image_size=32)
+    model = MoCo(backbone, MixCoLoss(memory_bank_size=(16, 8), gather_distributed=True))
+    try:
+        model._keys(torch.randn(8 if rank == 0 else 6, 3, 32, 32))
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
 def process(rank: int, world_size: int, folder: str) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
@@ -211,6 +277,9 @@ def process(rank: int, world_size: int, folder: str) -> None:
         for gather in (True, False)
     }
     distinct = torch.arange(world_size * N)
+    result["exchanges"] = exchanges(rank)
+    result["warnings"] = {gather: queue_warnings(gather) for gather in (True, False)}
+    result["shuffle"] = ragged_shuffle(rank)
     result["no positives"] = contrast_exits("SupCon-S", True, rank, world_size, distinct)
     torch.save(result, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
@@ -224,7 +293,9 @@ def results(
 ) -> list[dict[tuple[str, bool], Any]]:
     world_size = request.param
     folder = tmp_path_factory.mktemp("distributed")
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["mixco_lightly", "pytest"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(
+        ["mixco_lightly.models.moco", "pytest"]
+    )
     context = multiprocessing.start_processes(
         process,
         (world_size, str(folder)),
@@ -322,6 +393,32 @@ def test_batches_of_unequal_sizes_are_an_error_in_every_process(
     sizes = [N] * (len(results) - 1) + [N - 1]
     for result in results:
         assert f"need batches of one size, got {sizes}" in result[form]
+
+
+def test_batch_sizes_are_exchanged_once_a_step_on_the_cpu_so_that_a_gpu_does_not_wait(
+    results: list[dict],
+) -> None:
+    for result in results:
+        notes = result["exchanges"]
+        assert notes.pop("groups") == 1
+        assert len(notes) == len(QUEUES) + 3
+        for sizes in notes.values():  # of two steps, over a group for CPU tensors
+            assert sizes == [("cpu", False)] * 2
+
+
+def test_separate_queues_of_several_processes_are_warned_of_once(results: list[dict]) -> None:
+    for result in results:
+        assert result["warnings"][True] == []
+        (warning,) = result["warnings"][False]
+        assert f"there are {len(results)} processes: each keeps a queue of its own" in warning
+        assert "DistributedDataParallel overwrites them" in warning
+        assert "Pass gather_distributed=True" in warning
+
+
+def test_moco_with_8_and_6_images_is_one_error_in_every_process(results: list[dict]) -> None:
+    sizes = [8] + [6] * (len(results) - 1)
+    for result in results:
+        assert f"need batches of one size, got {sizes} (by rank)" in result["shuffle"]
 
 
 @pytest.mark.parametrize("form", QUEUES)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mixco_lightly import KeyQueue, MixCoLoss
 from mixco_lightly.loss.contrastive import unit_rows
+from mixco_lightly.loss.key_queue import TOLERATED_STEPS_IN_FLOAT16
 from tests import reference
 
 SIZES = st.tuples(st.integers(1, 12), st.integers(1, 3))
@@ -240,6 +241,67 @@ def test_where_the_look_comes_later_bad_keys_are_left_out_and_the_first_step_is_
     assert torch.equal(queue.keys, left)
     for _ in range(4):  # it is said once
         queue.enqueue(keys)
+
+
+NAN_KEYS = torch.tensor([[float("nan"), 0.0], [0.0, -1.0]])
+
+
+def test_in_float16_training_a_bad_key_is_left_out_and_the_run_goes_on():
+    queue = KeyQueue(size=(4, 2))
+    old = queue.keys.clone()
+    queue.enqueue(NAN_KEYS, float16=True)
+    assert torch.equal(queue.keys, torch.stack([old[0], NAN_KEYS[1], *old[2:]]))
+    for _ in range(TOLERATED_STEPS_IN_FLOAT16 - 1):
+        queue.enqueue(NAN_KEYS, float16=True)
+    queue.enqueue(torch.eye(2), float16=True)
+    for _ in range(TOLERATED_STEPS_IN_FLOAT16):  # they are counted from the last clean step
+        queue.enqueue(NAN_KEYS, float16=True)
+    assert queue.keys.isfinite().all()
+
+
+@pytest.mark.parametrize("steps_between_looks", [1, 50])
+def test_in_float16_training_more_than_20_steps_in_a_row_with_bad_keys_are_an_error(
+    steps_between_looks, monkeypatch
+):
+    assert TOLERATED_STEPS_IN_FLOAT16 == 20
+    queue = KeyQueue(size=(4, 2))
+    monkeypatch.setattr(queue, "_steps_between_looks", lambda: steps_between_looks)
+    queue.enqueue(torch.eye(2), float16=True)
+    for _ in range(20 if steps_between_looks == 1 else 48):
+        queue.enqueue(NAN_KEYS, float16=True)
+    with pytest.raises(FloatingPointError, match=r"in step 22 of .* after 20 such steps in a row"):
+        queue.enqueue(NAN_KEYS, float16=True)
+    assert queue.keys.isfinite().all()
+
+
+def test_outside_of_float16_training_tolerated_steps_do_not_excuse_the_next_one():
+    queue = KeyQueue(size=(4, 2))
+    queue.enqueue(NAN_KEYS, float16=True)
+    with pytest.raises(FloatingPointError, match="in step 2 of this process"):
+        queue.enqueue(NAN_KEYS)
+
+
+@pytest.mark.parametrize("fullgraph", [None, False, True])
+def test_a_queue_follows_a_device_and_stays_in_the_state_dict(fullgraph):
+    torch.compiler.reset()
+    queue = KeyQueue(size=(4, 2))
+    follow = queue.follow
+    if fullgraph is not None:
+        follow = torch.compile(queue.follow, backend="eager", fullgraph=fullgraph)
+    buffers = queue.keys.data_ptr(), queue.position.data_ptr()
+    follow(torch.device("cpu"))
+    assert buffers == (queue.keys.data_ptr(), queue.position.data_ptr())
+    follow(torch.device("meta"))
+    state = queue.state_dict()
+    assert list(state) == ["keys", "position"]
+    assert all(x.device.type == "meta" for x in state.values())
+
+
+def test_a_queue_alone_follows_the_keys_of_another_device():
+    queue = KeyQueue(size=(4, 2))
+    for batch in (1, 3, 7):
+        queue.enqueue(torch.ones(batch, 2, device="meta"))
+    assert queue.keys.device.type == queue.position.device.type == "meta"
 
 
 def test_keys_before_is_the_queue_without_its_latest_batch():

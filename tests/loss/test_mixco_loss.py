@@ -5,6 +5,7 @@ import pytest
 import torch
 from lightly.loss import NTXentLoss
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck
 from torch.utils.checkpoint import checkpoint
 
@@ -680,6 +681,66 @@ def test_float64_projections_with_a_float32_queue_have_a_float64_loss() -> None:
     assert criterion.queue.position.item() == 5
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_float64_projections_stay_float64_under_autocast_to_bfloat16(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "has_fast_bfloat16", lambda device: True)
+    p, plain = leaves(problem(form)), leaves(problem(form))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = criterion_of(p)(*p.args)
+    expected = criterion_of(plain)(*plain.args)
+    assert torch.equal(loss, expected)
+    loss.backward()
+    expected.backward()
+    assert all(map(torch.equal, gradients(p), gradients(plain)))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_under_autocast_to_float16_a_bad_key_is_left_out_and_the_run_goes_on(bad: float) -> None:
+    p = leaves(rounded_problem("moco", 0.2, "random", torch.float16))
+    criterion = criterion_in_float32(p)
+    keys = p.out1.detach().clone()
+    keys[2, 1] = bad
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert not criterion(p.out0, keys).isfinite()  # which the GradScaler sees
+    assert criterion.queue.keys.isfinite().all()
+    assert torch.equal(criterion.queue.keys[2], p.queue[2].float())
+    assert criterion(p.out0, p.out1).isfinite()
+    with pytest.raises(FloatingPointError, match="in step 3 of"):
+        criterion(p.out0, keys)
+
+
+def test_a_repeated_forward_with_a_bad_key_in_float16_finds_its_queue() -> None:
+    p = rounded_problem("moco", 0.2, "random", torch.float32)
+    p.out1[2, 1] = math.nan
+    p = leaves(p)
+    criterion = criterion_in_float32(p)
+    with torch.autocast("cpu", dtype=torch.float16):
+        checkpoint(criterion, p.out0, p.out1, use_reentrant=False).backward()
+    assert criterion.queue.position.item() == 8
+
+
+# Devices
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_loss_that_was_not_moved_follows_the_projections_and_looks_at_no_value(form: str) -> None:
+    # Fake tensors have no values, and an operator with tensors of two devices is an error.
+    with FakeTensorMode():
+        criterion = MixCoLoss(memory_bank_size=(7, 4) if form == "moco" else 0)
+        out0, out1 = (torch.randn(6, 4, device="cuda", requires_grad=True) for _ in range(2))
+        first = torch.arange(3, device="cuda")
+        lam = torch.rand(3, device="cuda")
+        pairs = Mixture(torch.empty(3, 0), first, first + 3, lam)
+        for _ in range(3):
+            loss = criterion(out0, out1, torch.randn(3, 4, device="cuda"), pairs)
+            assert loss.device.type == "cuda"
+        state = criterion.state_dict()
+        assert list(state) == (["queue.keys", "queue.position"] if form == "moco" else [])
+        assert all(x.device.type == "cuda" for x in state.values())
+
+
 # Errors
 
 
@@ -828,6 +889,54 @@ def test_a_nan_key_is_an_error_with_its_step_and_the_next_clean_step_is_as_witho
     assert torch.equal(injected.queue.keys, clean.queue.keys)
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ("list", TypeError, r"mixture0 a Mixture, got Tensor and list\. Pass one Mixture, such as"),
+        ("swapped", TypeError, r"got Mixture and Tensor\. Swap the two: mixed0 comes first\."),
+        ("projections are images", TypeError, r"mixture0 a Mixture, got Tensor and Tensor\."),
+        ("mixture as key", TypeError, r"^out1 must be a tensor of projections, got Mixture\."),
+        ("list as query", TypeError, r"^out0 must be a tensor of projections, got list\."),
+        ("empty", ValueError, r"^mixture0 is empty: a batch needs at least 2 images"),
+        ("scalar lam", ValueError, r"one shape \(M,\), got \(2,\), \(2,\) and \(\)"),
+        ("lam 1.5", ValueError, r"^lam of mixture0 must be in \[0, 1\], got 1\.5\."),
+        ("lam -0.5", ValueError, r"^lam of mixture0 must be in \[0, 1\], got -0\.5\."),
+        ("lam NaN", ValueError, r"^lam of mixture0 must be in \[0, 1\], got nan\."),
+        ("lam of integers", ValueError, r"^lam of mixture0 must be floating .* torch\.int64\."),
+        ("first of floats", ValueError, r"must be int64, .* got torch\.float32 and torch\.int64\."),
+        ("second of bools", ValueError, r"must be int64, .* got torch\.int64 and torch\.bool\."),
+    ],
+)
+@pytest.mark.parametrize("memory_bank_size", [0, (8, 3)])
+def test_wrong_arguments_are_one_error_that_names_what_was_given(
+    memory_bank_size, change, error, message
+):
+    pairs = Mixture(
+        torch.rand(2, 1, 1, 1), torch.tensor([0, 1]), torch.tensor([2, 3]), torch.rand(2)
+    )
+    out0, out1, mixed = torch.randn(4, 3), torch.randn(4, 3), torch.randn(2, 3)
+    changes = {
+        "scalar lam": {"lam": torch.tensor(0.5)},
+        "lam 1.5": {"lam": torch.tensor([0.5, 1.5])},
+        "lam -0.5": {"lam": torch.tensor([-0.5, 1.0])},
+        "lam NaN": {"lam": torch.tensor([0.5, torch.nan])},
+        "lam of integers": {"lam": torch.tensor([0, 1])},
+        "first of floats": {"first": torch.tensor([0.0, 1.0])},
+        "second of bools": {"second": torch.tensor([False, True])},
+    }
+    args = {
+        "list": (out0, out1, mixed, [pairs]),
+        "swapped": (out0, out1, pairs, mixed),
+        "projections are images": (out0, out1, mixed, pairs.images),
+        "mixture as key": (out0, pairs),
+        "list as query": ([out0], out1),
+        "empty": (out0, out1, mixed[:0], Mixture(*(x[:0] for x in pairs))),
+    }
+    given = args.get(change) or (out0, out1, mixed, pairs._replace(**changes[change]))
+    with pytest.raises(error, match=message):
+        MixCoLoss(memory_bank_size=memory_bank_size)(*given)
+
+
 # torch.compile and activation checkpointing
 
 
@@ -866,6 +975,31 @@ def test_moco_form_compiles_with_the_enqueue_alone_outside_the_graph() -> None:
     # Without the enqueue there is nothing that breaks the graph.
     compiled, eager, p = compiled_and_eager("moco", fullgraph=True)
     torch.testing.assert_close(compiled.eval()(*p.args), eager.eval()(*p.args), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("form", FORMS)
+def test_under_autocast_to_bfloat16_the_loss_compiles_as_one_graph(
+    form: str, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # torch.compile cannot trace the question to the processor.
+    def has_fast_bfloat16(device: torch.device) -> bool:
+        torch._dynamo.graph_break()
+        return fast
+
+    monkeypatch.setattr(machine, "has_fast_bfloat16", has_fast_bfloat16)
+    torch.compiler.reset()
+    p = rounded_problem(form, 0.2, "random", torch.bfloat16)
+    eager, criterion = criterion_in_float32(p).eval(), criterion_in_float32(p).eval()
+    compiled = torch.compile(criterion, backend="aot_eager", fullgraph=True)
+    ours, expected = leaves(p), leaves(p)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, expected_loss = compiled(*ours.args), eager(*expected.args)
+    loss.backward()
+    expected_loss.backward()
+    torch.testing.assert_close(loss, expected_loss)
+    for grad, expected_grad in zip(gradients(ours), gradients(expected), strict=True):
+        torch.testing.assert_close(grad, expected_grad)
 
 
 @pytest.mark.parametrize("encoder_inside", [True, False])

@@ -5,6 +5,7 @@ import pytest
 import torch
 from lightly.loss import NTXentLoss
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck
 
 from mixco_lightly import SelfConLoss
@@ -454,9 +455,30 @@ def test_second_derivative_raises() -> None:
         torch.autograd.grad((grad**2).sum(), p.features)
 
 
-def test_two_exits_compile_as_one_graph_with_equal_value_and_gradient() -> None:
+@pytest.mark.parametrize("method", ["SelfCon-S", "SelfCon-M*", "SupCon-S", "SimCLR"])
+def test_backward_inside_autocast_has_the_gradient_of_the_one_outside(method: str) -> None:
+    p = leaf(rounded_problem(method, 0.2, "random", torch.float32))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss_of(p).backward()
+    assert torch.equal(p.features.grad, gradient(p))
+
+
+@pytest.mark.parametrize("method", SELFCON_METHODS)
+def test_no_value_is_looked_at_which_would_make_a_gpu_wait(method: str) -> None:
+    p = problem(method)
+    # Fake tensors have no values: to ask for one is an error.
+    with FakeTensorMode() as mode:
+        features = mode.from_tensor(p.features).requires_grad_()
+        labels = labels_of(p)
+        loss = criterion_of(p)(features, None if labels is None else mode.from_tensor(labels))
+        loss.backward()
+    assert features.grad.shape == p.features.shape
+
+
+@pytest.mark.parametrize("method", ["SelfCon-S", "SupCon-S"])
+def test_loss_compiles_as_one_graph_with_equal_value_and_gradient(method: str) -> None:
     torch.compiler.reset()
-    p = leaf(problem("SelfCon-S"))
+    p = leaf(problem(method))
     compiled = torch.compile(criterion_of(p), backend="aot_eager", fullgraph=True)
     loss = compiled(p.features, labels_of(p))
     loss.backward()
