@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from lightly.utils import dist
@@ -237,6 +237,24 @@ class MixCoLoss(nn.Module):
         if self.queue is not None and extends_queue and not is_repeated:
             self.queue.enqueue(all_z1)
         return MixCoLossComponents(total, contrast, mix)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles :meth:`forward_components`, and with it :meth:`forward`, in place.
+
+        ``nn.Module.compile`` would compile ``__call__`` alone. As there, a copy is not compiled.
+
+        Args:
+            args: Passed to :func:`torch.compile`.
+            kwargs: Passed to :func:`torch.compile`.
+        """
+        compiled = torch.compile(self.forward_components, *args, **kwargs)
+        self.forward_components = compiled  # type: ignore[method-assign]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns the state for a copy or a pickle, which must not call this module's loss."""
+        state: dict[str, Any] = super().__getstate__()
+        state.pop("forward_components", None)
+        return state
 
     def _check(
         self,
