@@ -63,6 +63,7 @@ from run_folder import (
     probe_output,
     read_steps,
 )
+from torch import nn
 from training_knn import TrainingKNN
 
 import mixco_lightly.machine as machine
@@ -72,6 +73,7 @@ from mixco_lightly.data.datasets import check_name
 from mixco_lightly.data.transforms import create_test_transform
 from mixco_lightly.files import WriteError, replace_file
 from mixco_lightly.models.backbone import Backbone
+from mixco_lightly.models.sync_batchnorm import TimmSyncBatchNorm
 
 
 @dataclass
@@ -128,6 +130,9 @@ class PretrainConfig:
         precision: Lightning's precision. auto takes bf16-mixed where the device is faster at
             that, 16-mixed on other GPUs and 32-true elsewhere. (Weights in half precision are not
             offered: the momentum encoder would stand still.)
+        sync_batchnorm: Whether BatchNorm has the statistics of all devices' images, as in the
+            authors' SimCLR, and not of each device's own. It has no effect on one device, and
+            needs GPUs on several.
         compile: Whether to compile networks and loss with torch.compile; needs a C++ compiler on
             a CPU, and minutes before the first step.
         output_dir: Folder of the run.
@@ -171,6 +176,7 @@ class PretrainConfig:
     devices: PositiveInt = 1
     num_nodes: PositiveInt = 1
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = "auto"
+    sync_batchnorm: bool = False
     compile: bool = False
     output_dir: str = "runs/pretrain"
     resume: bool = False
@@ -224,6 +230,8 @@ def pretrain(
             probe_output(run)
         if config.compile:
             check_compiler(config.accelerator)
+        if config.sync_batchnorm:
+            check_sync_batchnorm(config)
         if machine.runs_on_cpu(config.accelerator):
             machine.keep_freed_memory()
         backbone = create_initial_backbone(config, image_size)
@@ -236,8 +244,7 @@ def pretrain(
         # Convolutions are faster in this layout, on CPUs and, in half precision, on GPUs.
         model = create_model(backbone, config).to(memory_format=torch.channels_last)
         if config.compile:
-            for part in model.children():
-                part.compile()
+            compile_parts(model)
         speed = Speed()
         negatives = None if count_negatives is None else count_negatives(config)
         trainer = create_trainer(config, run, speed, data, image_size, negatives)
@@ -326,6 +333,24 @@ def check_compiler(accelerator: str) -> None:
         )
 
 
+def compile_parts(model: nn.Module) -> None:
+    """Compiles the networks and losses of a model, and each module of its lists."""
+    for part in model.children():
+        # A list is never called itself.
+        for module in part if isinstance(part, nn.ModuleList) else [part]:
+            module.compile()
+
+
+def check_sync_batchnorm(config: PretrainConfig) -> None:
+    """Raises a ValueError if BatchNorm cannot be synchronised: torch can do it on GPUs only."""
+    processes = config.devices * config.num_nodes
+    if processes > 1 and machine.runs_on_cpu(config.accelerator):
+        raise ValueError(
+            f"--sync_batchnorm needs GPUs, but --accelerator {config.accelerator} trains "
+            f"{processes} processes on the CPU: train on GPUs, or leave --sync_batchnorm out."
+        )
+
+
 def create_initial_backbone(config: PretrainConfig, image_size: int) -> Backbone:
     """The backbone at initialisation, which the seed alone decides."""
     assert config.backbone is not None
@@ -386,6 +411,9 @@ def create_trainer(
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
+    plugins: list[Any] = [CheckpointFiles(asdict(config)), *trainer_plugins()]
+    if config.sync_batchnorm:
+        plugins.append(TimmSyncBatchNorm())
     bar = ProgressBar(speed, log_every_n_steps) if terminal else EpochLines(speed)
     return pl.Trainer(
         max_epochs=config.epochs,
@@ -393,7 +421,7 @@ def create_trainer(
         devices=config.devices,
         num_nodes=config.num_nodes,
         precision=config.precision,  # type: ignore[arg-type]
-        plugins=[CheckpointFiles(asdict(config)), *trainer_plugins()],
+        plugins=plugins,
         logger=False,
         log_every_n_steps=log_every_n_steps,
         callbacks=[*callbacks, checkpoints, bar],

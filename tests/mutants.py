@@ -307,7 +307,11 @@ MUTANTS = [
     ),
     Mutant(
         "the momentum encoder stands still", _MOCO,
-        "        self._update_momentum_encoder()\n", "", MODULES,
+        "if is_first_batch_of_step(self, batch_idx):", "if False:", MODULES,
+    ),
+    Mutant(
+        "the momentum encoder moves with every accumulated batch", _MOCO,
+        "if is_first_batch_of_step(self, batch_idx):", "if True:", MODULES,
     ),
     Mutant(
         "the views' mixtures are exchanged", _SIMCLR,

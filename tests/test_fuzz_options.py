@@ -131,7 +131,7 @@ LEGAL = {
     **dict.fromkeys(["data_dir", "output_dir", "device"], lambda x: True),  # the file system says
     **dict.fromkeys(["download", "pretrained", "keep_decoded", "random_init"], one_of(False, True)),
     **dict.fromkeys(["compile", "resume", "overwrite", "positive_views"], one_of(False, True)),
-    "head_batch_norm": one_of(False, True),
+    **dict.fromkeys(["head_batch_norm", "sync_batchnorm"], one_of(False, True)),
     **dict.fromkeys(["projection_dim", "epochs", "knn_k", "devices", "num_nodes"], COUNT),
     **dict.fromkeys(["memory_bank_size", "paper_epochs", "finetune_epochs", "step_size"], COUNT),
     **dict.fromkeys(["seed", "knn_every_n_epochs", "max_broken_images"], is_int(0)),

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from collections import Counter
 
 import pytest
 import timm
@@ -10,6 +11,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from mixco_lightly import load_backbone
 from tests.run_recipe import RECIPES, TINY, Program, run, tiny_run
@@ -261,32 +263,58 @@ def test_precision_auto_is_chosen_printed_and_recorded(
         assert yaml.safe_load((folder / "config.yaml").read_text())["precision"] == precision
 
 
-def test_a_compiled_run_learns_and_exports_as_another(
-    image_folder, tmp_path, run_here, monkeypatch
+@pytest.mark.parametrize(
+    ("recipe", "options", "parts"),
+    [
+        (
+            "moco",
+            ["--memory_bank_size", 8],
+            {"Backbone": 2, "MoCoProjectionHead": 2, "MixCoLoss": 1},
+        ),
+        (
+            "selfcon",
+            ["--objective", "selfcon-mu", "--mix_weight", 1],
+            {"MultiExitBackbone": 1, "MoCoProjectionHead": 2, "SelfConLoss": 1, "MixCoLoss": 1},
+        ),
+    ],
+    ids=["moco", "selfcon"],
+)
+def test_compile_makes_graphs_of_every_network_head_and_loss_and_changes_no_figure(
+    recipe, options, parts, image_folder, tmp_path, run_here, monkeypatch
 ):
     # Without the C++ compiler, which takes minutes for what is not this package's.
-    compile_module = torch.nn.Module.compile
-    compiled_parts = []
+    compile_function, compiled = torch.compile, []
 
-    def compile_without_compiler(module):
-        compiled_parts.append(type(module).__name__)
-        compile_module(module, backend="aot_eager")
+    def compile_and_count(function, **options):
+        backend = CompileCounterWithBackend("aot_eager")
+        compiled.append((type(function.__self__).__name__, backend))
+        return compile_function(function, backend=backend)
 
-    monkeypatch.setattr(torch.nn.Module, "compile", compile_without_compiler)
-    options = tiny_run(image_folder, "--memory_bank_size", 8)
+    monkeypatch.setattr(torch, "compile", compile_and_count)
+    torch.compiler.reset()
+    options = tiny_run(image_folder, *options, "--knn_every_n_epochs", 0, "--protocol", "knn")
+    options += ["--random_init", "false", "--precision", "32-true"]
     losses = []
-    for compiled in ("false", "true"):
-        folder = tmp_path / compiled
-        code, _, error = run_here("moco", *options, f"--compile={compiled}", "--output_dir", folder)
+    for compile_parts in ("false", "true"):
+        folder = tmp_path / compile_parts
+        flags = [f"--compile={compile_parts}", "--output_dir", folder]
+        code, _, error = run_here(recipe, *options, *flags)
         assert code == 0, error
         with (folder / "metrics.csv").open(newline="") as file:
             losses.append([float(row["loss"]) for row in csv.DictReader(file) if row["loss"]])
-    assert compiled_parts.count("Backbone") == 2
-    assert "MixCoLoss" in compiled_parts
+        if compile_parts == "false":
+            assert not compiled
+    assert Counter(name for name, _ in compiled) == parts
+    assert all(backend.frame_count > 0 for _, backend in compiled), compiled
     # The same run but for rounding.
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     names = [load_file(tmp_path / c / "backbone.safetensors").keys() for c in ("false", "true")]
     assert names[0] == names[1]
+    states = [
+        torch.load(tmp_path / c / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for c in ("false", "true")
+    ]
+    assert states[0].keys() == states[1].keys()
 
 
 def test_compile_without_a_compiler_is_one_line(image_folder, tmp_path, run_here, monkeypatch):
@@ -297,6 +325,57 @@ def test_compile_without_a_compiler_is_one_line(image_folder, tmp_path, run_here
     assert code == 1
     assert "--compile needs a C++ compiler" in error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("accelerator", ["cpu", "auto"])
+def test_sync_batchnorm_on_several_cpu_processes_is_one_line_before_anything_is_written(
+    accelerator, image_folder, tmp_path, run_here, monkeypatch
+):
+    from mixco_lightly import machine
+
+    monkeypatch.setattr(machine, "runs_on_cpu", lambda accelerator: True)
+    options = ["--sync_batchnorm", "--devices", 2, "--accelerator", accelerator]
+    options += ["--output_dir", tmp_path / "run"]
+    code, _, error = run_here("simclr", *tiny_run(image_folder, *options))
+    assert code == 1
+    (line,) = error.splitlines()
+    assert line.startswith(f"error: --sync_batchnorm needs GPUs, but --accelerator {accelerator}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_sync_batchnorm_gives_lightning_the_plugin_that_keeps_timms_activations(
+    image_folder, tmp_path, run_here, monkeypatch
+):
+    from mixco_lightly.models.sync_batchnorm import TimmSyncBatchNorm
+
+    given = []
+
+    def fit(trainer, *args, **kwargs):
+        given.append(trainer.strategy._layer_sync)
+        raise SystemExit(3)
+
+    monkeypatch.setattr("pytorch_lightning.Trainer.fit", fit)
+    # Otherwise Lightning would start the second process.
+    monkeypatch.setattr("mixco_lightly.machine.runs_on_cpu", lambda accelerator: False)
+    options = ["--devices", 2, "--accelerator", "cpu", "--augment", "workers"]
+    for number, flags in enumerate(([], ["--sync_batchnorm"])):
+        run = ["--output_dir", tmp_path / str(number), *flags]
+        code, _, error = run_here("simclr", *tiny_run(image_folder, *options, *run))
+        assert code == 3, error
+    assert given[0] is None
+    assert type(given[1]) is TimmSyncBatchNorm
+
+
+def test_sync_batchnorm_has_no_effect_on_one_device(image_folder, tmp_path, run_here):
+    options = tiny_run(image_folder, "--memory_bank_size", 8, "--accelerator", "cpu")
+    options += ["--protocol", "knn", "--random_init", "false", "--knn_every_n_epochs", 0]
+    for flag in ("false", "true"):
+        run = [f"--sync_batchnorm={flag}", "--output_dir", tmp_path / flag]
+        code, _, error = run_here("moco", *options, *run)
+        assert code == 0, error
+    weights = [load_file(tmp_path / flag / "backbone.safetensors") for flag in ("false", "true")]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_classes_that_differ_between_train_and_test_are_named(image_folder, tmp_path, run_here):

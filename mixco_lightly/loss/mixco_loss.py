@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightly.utils import dist
@@ -286,6 +286,24 @@ class MixCoLoss(nn.Module):
                 "gather_distributed=True, or keep the loss out of the wrapped module.",
                 stacklevel=4,
             )
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles :meth:`forward_components`, and with it :meth:`forward`, in place.
+
+        ``nn.Module.compile`` would compile ``__call__`` alone. As there, a copy is not compiled.
+
+        Args:
+            args: Passed to :func:`torch.compile`.
+            kwargs: Passed to :func:`torch.compile`.
+        """
+        compiled = torch.compile(self.forward_components, *args, **kwargs)
+        self.forward_components = compiled  # type: ignore[method-assign]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns the state for a copy or a pickle, which must not call this module's loss."""
+        state: dict[str, Any] = super().__getstate__()
+        state.pop("forward_components", None)
+        return state
 
     def _check(
         self,

@@ -12,7 +12,7 @@ from lightly.models.utils import batch_shuffle, batch_unshuffle, deactivate_requ
 from lightly.utils import dist
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mixco_lightly.data.collate import find_mixtures
@@ -20,7 +20,13 @@ from mixco_lightly.loss.gather import check_equal_sizes
 from mixco_lightly.loss.mixco_loss import MixCoLoss
 from mixco_lightly.models.backbone import Backbone
 from mixco_lightly.models.optimizer import create_sgd
-from mixco_lightly.models.step_log import is_logged_step, log_step, queue_similarities
+from mixco_lightly.models.step_log import (
+    is_first_batch_of_step,
+    is_logged_step,
+    log_step,
+    queue_similarities,
+)
+from mixco_lightly.models.sync_batchnorm import keep_activations
 
 
 class MoCo(LightningModule):
@@ -31,9 +37,13 @@ class MoCo(LightningModule):
     query encoder, so that its BatchNorm statistics are those of 1.5 batches.
 
     BatchNorm can tell which keys were computed in one batch with a query's positive. On several
-    devices the keys' batch is shuffled over the devices, as in MoCo. On one device there is
-    nothing to shuffle it with, and nothing is done: neither does the authors' code, whose split
-    BatchNorm is never used in pretraining.
+    devices the keys' batch is shuffled over the devices, as in MoCo. On one device keys are not
+    shuffled, nor are they in the authors' code, which never uses its split BatchNorm in
+    pretraining.
+
+    On several devices give the loss ``gather_distributed=True``: the queue then has the keys of
+    all processes and is equal on all of them. Otherwise each process has a queue of its own keys,
+    and a checkpoint keeps that of the first.
 
     - [0]: MoCo v2, 2020, https://arxiv.org/abs/2003.04297
     - [1]: MixCo, 2020, https://arxiv.org/abs/2010.06300
@@ -80,6 +90,11 @@ class MoCo(LightningModule):
         deactivate_requires_grad(self.backbone_momentum)
         deactivate_requires_grad(self.projection_head_momentum)
         self.criterion = criterion
+        # DDP would send rank 0's queue to all ranks in each forward. Gathered keys keep the queues
+        # equal without that, and without gathered keys each rank has a queue of its own.
+        self._ddp_params_and_buffers_to_ignore = [
+            f"criterion.queue.{name}" for name, _ in criterion.queue.named_buffers()
+        ]
         self.momentum = momentum
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
@@ -90,10 +105,25 @@ class MoCo(LightningModule):
         features: Tensor = self.backbone(images)
         return features
 
+    def setup(self, stage: str) -> None:
+        """Makes Lightning's ``sync_batchnorm`` keep the activations of timm's layers."""
+        keep_activations(self)
+
+    def on_train_start(self) -> None:
+        """Sends rank 0's queue to all processes, where gathered keys then keep the queues equal."""
+        if self.criterion.gather_distributed and dist.world_size() > 1:
+            assert self.criterion.queue is not None
+            for buffer in self.criterion.queue.buffers():
+                distributed.broadcast(buffer, src=0)
+
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
-        """One step: momentum update, queries with mixtures, keys, loss."""
+        """Runs one step: momentum update, queries with mixtures, keys, loss.
+
+        Batches whose gradients are accumulated share one momentum update, before the first.
+        """
         query_images, key_images = batch[0]
-        self._update_momentum_encoder()
+        if is_first_batch_of_step(self, batch_idx):
+            self._update_momentum_encoder()
 
         if self.criterion.mix_weight > 0:
             (mixture,) = find_mixtures(batch, count=1)
@@ -136,5 +166,5 @@ class MoCo(LightningModule):
         return batch_unshuffle(keys, shuffle, distributed=True) if distributed else keys
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """SGD with a cosine schedule."""
+        """Returns SGD with a cosine schedule."""
         return create_sgd(self, self.learning_rate, self.weight_decay, self.warmup_epochs)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import pytorch_lightning as pl
 from lightly.utils.scheduler import CosineWarmupScheduler
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
@@ -15,28 +18,28 @@ def create_sgd(
     warmup_epochs: float,
     final_factor: float = 0.0,
 ) -> OptimizerLRSchedulerConfig:
-    """SGD with momentum 0.9 and a cosine schedule, for a module with a trainer.
+    """Creates SGD with momentum 0.9 and a cosine schedule, for a module with a trainer.
+
+    The schedule ends where the trainer ends: after its ``max_epochs`` or ``max_steps``, whichever
+    comes first.
 
     Args:
         module: Its parameters that require a gradient are trained.
         learning_rate: Highest learning rate.
         weight_decay: L2 penalty, on all parameters as in the authors' code.
         warmup_epochs: Epochs of linear warm-up from zero, before the cosine.
-        final_factor: Part of the highest learning rate that the cosine ends at.
+        final_factor: The cosine ends at this factor of the highest learning rate.
 
     Returns:
-        What ``configure_optimizers`` returns. The schedule moves with every step.
+        What ``configure_optimizers`` returns. The schedule moves with every optimiser step.
 
     Raises:
-        ValueError: If the warm-up is not shorter than the training.
+        ValueError: If the trainer's options do not tell how long the training is, or if the
+            warm-up is not shorter than the training.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = SGD(parameters, lr=learning_rate, momentum=0.9, weight_decay=weight_decay)
-    total_steps = int(module.trainer.estimated_stepping_batches)
-    epochs = module.trainer.max_epochs or 1
-    if not 0 <= warmup_epochs < epochs:
-        raise ValueError(f"warmup_epochs must be in [0, {epochs}), got {warmup_epochs}.")
-    warmup_steps = round(total_steps * warmup_epochs / epochs)
+    total_steps, warmup_steps = _count_steps(module.trainer, warmup_epochs)
     scheduler = CosineWarmupScheduler(
         optimizer, warmup_epochs=warmup_steps, max_epochs=total_steps, end_value=final_factor
     )
@@ -44,3 +47,44 @@ def create_sgd(
         "optimizer": optimizer,
         "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
     }
+
+
+def _count_steps(trainer: pl.Trainer, warmup_epochs: float) -> tuple[int, int]:
+    """Returns how many optimiser steps the training and its warm-up have."""
+    max_epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
+    # Without a limit of epochs only the warm-up asks for the loader.
+    steps_per_epoch = math.inf if max_epochs == -1 and not warmup_epochs else _epoch_steps(trainer)
+    limits = [trainer.max_steps] if trainer.max_steps != -1 else []
+    if max_epochs != -1 and steps_per_epoch < math.inf:
+        limits.append(int(steps_per_epoch) * max(max_epochs, 1))
+    if not limits:
+        unknown = (
+            "it has no limit of epochs or steps"
+            if max_epochs == -1
+            else "its data loader has no length"
+        )
+        raise ValueError(
+            "The learning rate's schedule needs the number of steps, which this Trainer does not "
+            f"tell: {unknown}. Set Trainer(max_steps=...)."
+        )
+    total_steps = min(limits)
+    if not warmup_epochs or not total_steps:
+        return total_steps, 0
+    if steps_per_epoch == math.inf:
+        raise ValueError(
+            f"warmup_epochs={warmup_epochs} needs the number of steps in an epoch, but the data "
+            "loader has no length. Set warmup_epochs=0, or say how many batches an epoch has with "
+            "Trainer(limit_train_batches=...)."
+        )
+    epochs = total_steps / steps_per_epoch
+    if not 0 <= warmup_epochs < epochs:
+        raise ValueError(f"warmup_epochs must be in [0, {epochs:g}), got {warmup_epochs}.")
+    return total_steps, round(total_steps * warmup_epochs / epochs)
+
+
+def _epoch_steps(trainer: pl.Trainer) -> float:
+    """Returns the optimiser steps of an epoch; infinity for a loader without a length."""
+    if trainer.train_dataloader is None:
+        trainer.fit_loop.setup_data()
+    batches = trainer.num_training_batches
+    return math.ceil(batches / trainer.accumulate_grad_batches) if batches < math.inf else math.inf

@@ -20,6 +20,7 @@ from mixco_lightly.models.backbone import Backbone
 from mixco_lightly.models.multi_exit import MultiExitBackbone
 from mixco_lightly.models.optimizer import create_sgd
 from mixco_lightly.models.step_log import is_logged_step
+from mixco_lightly.models.sync_batchnorm import keep_activations
 
 # The authors' cosine ends at lr * 0.1^3.
 _FINAL_FACTOR = 1e-3
@@ -37,12 +38,13 @@ class SelfCon(LightningModule):
     of the authors changes with the epoch, and their warm-up of batches of 1024 starts at 0.01; the
     end, a thousandth of the highest, is the same.
 
-    MixCo and SelfCon compose without labels: given a ``mix_criterion``, mixtures of the images
-    take part in the forward, and MixCo's term is added for the backbone's projections. A view's
-    mixtures are contrasted with the plain projections of the other view or, where there is only
-    one, of that view. With labels they do not: MixCo's soft targets name the two images of a
-    pair, and all others are negatives, among them those of the same class, which SelfCon pulls
-    together. That would take soft targets over classes, which is another loss.
+    MixCo and SelfCon compose without labels: with a ``mix_criterion``, mixtures of the images
+    join the forward, and MixCo's term is added for the backbone's projections. A view's mixtures
+    are contrasted with the plain projections of the other view or, if there is only one view, of
+    that view; more than two views are an error. With labels they do not compose: MixCo's soft
+    targets name the two images of a pair, and all other images are negatives, also those of the
+    same class, which SelfCon pulls together. That would need soft targets over classes, which is
+    another loss.
 
     - [0]: SelfCon, 2021, https://arxiv.org/abs/2106.15499; settings as in
       raymin0223/self-contrastive-learning at commit 5e7c2c5
@@ -115,11 +117,25 @@ class SelfCon(LightningModule):
         features: Tensor = self.backbone(images)
         return features
 
+    def setup(self, stage: str) -> None:
+        """Makes Lightning's ``sync_batchnorm`` keep the activations of timm's layers."""
+        keep_activations(self)
+
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
-        """One step: all views and, with a mix_criterion, their mixtures in one forward."""
+        """Runs one step: all views and, with a mix_criterion, their mixtures in one forward.
+
+        Raises:
+            ValueError: If there is a mix_criterion and each image has more than two views.
+        """
         views = batch[0]
         mixtures: list[Mixture] = []
         if self.mix_criterion is not None:
+            if len(views) > 2:
+                raise ValueError(
+                    f"MixCo's term contrasts the mixtures of one view with the other view, but the "
+                    f"batch has {len(views)} views of each image. Use one view or two, or leave "
+                    "out mix_criterion."
+                )
             mixtures = find_mixtures(batch, count=len(views))
         parts = [*views, *(mixture.images for mixture in mixtures)]
         projections = self._project(torch.cat(parts)).split([len(part) for part in parts])
@@ -156,7 +172,7 @@ class SelfCon(LightningModule):
         ).mix
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """SGD with a cosine schedule."""
+        """Returns SGD with a cosine schedule."""
         return create_sgd(
             self, self.learning_rate, self.weight_decay, self.warmup_epochs, _FINAL_FACTOR
         )
@@ -251,8 +267,12 @@ class SelfConClassifier(LightningModule):
         """Logits (N, num_classes) of each exit from its features (N, feature_dim)."""
         return [classifier(x) for classifier, x in zip(self.classifiers, features, strict=True)]
 
+    def setup(self, stage: str) -> None:
+        """Makes Lightning's ``sync_batchnorm`` keep the activations of timm's layers."""
+        keep_activations(self)
+
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
-        """One step: cross-entropy of all exits and, with a criterion, their contrast."""
+        """Runs one step: cross-entropy of all exits and, with a criterion, their contrast."""
         views, targets = batch[:2]
         targets = targets.repeat(len(views))
         features = self.network(torch.cat(views))
@@ -270,7 +290,7 @@ class SelfConClassifier(LightningModule):
         return loss
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """SGD with a cosine schedule."""
+        """Returns SGD with a cosine schedule."""
         return create_sgd(
             self, self.learning_rate, self.weight_decay, self.warmup_epochs, _FINAL_FACTOR
         )

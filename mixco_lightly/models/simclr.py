@@ -17,6 +17,7 @@ from mixco_lightly.loss.mixco_loss import MixCoLoss
 from mixco_lightly.models.backbone import Backbone
 from mixco_lightly.models.optimizer import create_sgd
 from mixco_lightly.models.step_log import batch_similarities, is_logged_step, log_step
+from mixco_lightly.models.sync_batchnorm import keep_activations
 
 
 class SimCLR(LightningModule):
@@ -74,8 +75,12 @@ class SimCLR(LightningModule):
         features: Tensor = self.backbone(images)
         return features
 
+    def setup(self, stage: str) -> None:
+        """Makes Lightning's ``sync_batchnorm`` keep the activations of timm's layers."""
+        keep_activations(self)
+
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
-        """One step: both views and, unless mix_weight is 0, both views' mixtures."""
+        """Runs one step: both views and, unless mix_weight is 0, both views' mixtures."""
         z0, z1 = (self._project(view) for view in batch[0])
         mixtures: list[Mixture] = []
         if self.criterion.mix_weight > 0:
@@ -101,5 +106,5 @@ class SimCLR(LightningModule):
         return mixed0, mixed1
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """SGD with a cosine schedule."""
+        """Returns SGD with a cosine schedule."""
         return create_sgd(self, self.learning_rate, self.weight_decay, self.warmup_epochs)

@@ -1,4 +1,4 @@
-"""What is logged of a training step, computed only in the steps that are logged."""
+"""Where a training step stands in the training, and what is logged of it."""
 
 from __future__ import annotations
 
@@ -28,6 +28,24 @@ def is_logged_step(module: LightningModule) -> bool:
         return False
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return every > 0 and (trainer.global_step + 1) % every == 0
+
+
+def is_first_batch_of_step(module: LightningModule, batch_idx: int) -> bool:
+    """Returns whether a batch is the first whose gradient goes into its optimiser step.
+
+    Args:
+        module: The module in its training step.
+        batch_idx: Index of the batch in its epoch.
+
+    Returns:
+        False in the further batches of ``accumulate_grad_batches``, otherwise True; always True
+        without a trainer.
+    """
+    try:
+        # Lightning counts from the start of each epoch, and steps after an epoch's last batch.
+        return batch_idx % module.trainer.accumulate_grad_batches == 0
+    except RuntimeError:  # it is not attached to one
+        return True
 
 
 @torch.no_grad()

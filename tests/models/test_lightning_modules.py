@@ -133,6 +133,83 @@ def test_momentum_encoder_moves_in_float32_toward_a_constant_by_the_closed_form(
     torch.testing.assert_close(model.backbone_momentum.get_parameter(name), expected)
 
 
+class CountUpdates(pl.Callback):
+    """Counts optimiser steps, and notes in which of them the momentum encoder moved."""
+
+    def __init__(self):
+        self.steps = 0
+        self.moved_before_step = []
+
+    def on_train_start(self, trainer, module):
+        update = module._update_momentum_encoder
+
+        def counted_update():
+            self.moved_before_step.append(trainer.global_step)
+            update()
+
+        module._update_momentum_encoder = counted_update
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        self.steps += 1
+
+
+def count_updates(accumulate, *callbacks, ckpt_path=None):
+    """Fits MoCo for epochs of 10 batches."""
+    torch.manual_seed(0)
+    criterion = MixCoLoss(memory_bank_size=(10, 16))
+    model = MoCo(create_backbone("test_resnet", image_size=16), criterion, momentum=0.9)
+    samples = [([torch.rand(3, 16, 16), torch.rand(3, 16, 16)], 0) for _ in range(20)]
+    loader = torch.utils.data.DataLoader(samples, batch_size=2, collate_fn=MixCoCollate())
+    counts = CountUpdates()
+    trainer = pl.Trainer(
+        max_epochs=2,
+        accumulate_grad_batches=accumulate,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=bool(callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[counts, *callbacks],
+    )
+    trainer.fit(model, loader, ckpt_path=ckpt_path, weights_only=True)
+    return counts, trainer
+
+
+@pytest.mark.parametrize("accumulate", [1, 4, 5, 20])
+def test_the_momentum_encoder_moves_once_for_each_optimiser_step(accumulate):
+    counts, _ = count_updates(accumulate)
+    # With 4 the last two batches of an epoch of 10 are a step too.
+    assert counts.steps == 2 * -(-10 // accumulate)
+    assert counts.moved_before_step == list(range(counts.steps))
+
+
+@pytest.mark.parametrize("saved_step", [2, 3])  # in the middle of an epoch, and at its end
+def test_after_a_resume_the_momentum_encoder_moves_once_for_each_optimiser_step(
+    saved_step, tmp_path
+):
+    checkpoint = pl.callbacks.ModelCheckpoint(
+        tmp_path, "{step}", save_top_k=-1, every_n_train_steps=saved_step
+    )
+    whole, _ = count_updates(4, checkpoint)
+    assert whole.moved_before_step == list(range(6))
+    counts, trainer = count_updates(4, ckpt_path=tmp_path / f"step={saved_step}.ckpt")
+    assert counts.moved_before_step == list(range(saved_step, saved_step + counts.steps))
+    assert trainer.global_step == saved_step + counts.steps >= 6
+
+
+def test_without_a_trainer_the_momentum_encoder_moves_in_every_step():
+    model = create_moco(momentum=0.0)
+    model._trainer = None
+    for batch_idx in range(2):
+        with torch.no_grad():
+            model.backbone.get_parameter("model.conv1.0.weight").add_(1.0)
+        model.training_step(create_batch(4, (0,)), batch_idx)
+        for new, old in zip(
+            model.backbone.parameters(), model.backbone_momentum.parameters(), strict=True
+        ):
+            assert torch.equal(new, old)
+
+
 def test_simclr_loss_mixes_both_views_at_half_weight_against_the_other_view():
     model = create_simclr()
     twin = copy.deepcopy(model)

@@ -178,6 +178,19 @@ def test_mixtures_are_refused_where_labels_or_a_queue_contradict_them():
         model.training_step([batch_of()[0], LABELS], 0)
 
 
+def test_mixtures_of_more_than_two_views_are_refused_and_not_ignored():
+    model = selfcon_of(supervised=False, mix_criterion=MixCoLoss())
+    with pytest.raises(ValueError, match="the batch has 3 views"):
+        model.training_step(batch_of(3, mixed=True), 0)
+
+
+def test_three_views_train_without_mixtures():
+    model = selfcon_of()
+    losses = record_inputs(model.criterion)
+    assert model.training_step(batch_of(3), 0).isfinite()
+    assert losses[0][1].tolist() == LABELS.tolist() * 3
+
+
 def classifier_of(exits=(2,), **options):
     return attach(SelfConClassifier(network_of(exits), 3, projection_dim=16, **options))
 
