@@ -39,6 +39,7 @@ _INDEXING = {
     *(torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default),
     *(torch.ops.aten.index_put_.default, torch.ops.aten._index_put_impl_.default),
 }
+_LIKE_ANOTHER = {torch.Tensor.to, torch.Tensor.type_as}
 _WAITING_TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
@@ -190,7 +191,7 @@ class PretendedGpu(TorchDispatchMode):
             _check_devices(func, args, on_cpu)
         definition = torch._library.custom_ops.OPDEFS.get(func._schema.name)
         if definition is not None:
-            with self:
+            with _Arguments(), self:
                 return definition._init_fn(*args, **kwargs)
         self._count_wait(func, args, kwargs)
         inner_args, inner_kwargs = tree_map(_inner, (args, kwargs))
@@ -258,14 +259,17 @@ class PretendedGpu(TorchDispatchMode):
 
 
 class _Arguments(TorchFunctionMode):
-    """Makes cuda:0 of cuda, else C++ asks the driver which is meant; checks generators' devices."""
+    """Mends what C++ would get wrong about devices, and checks those of generators."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         if func is torch.Tensor.cuda and type(args[0]) is not GpuTensor:
             options = {"non_blocking": kwargs.get("non_blocking", len(args) > 2 and args[2])}
             return args[0].to(DEVICE, **options)
-        if kwargs.get("device") is not None or func in (torch.Tensor.to, torch.ops.aten.to):
+        if func in _LIKE_ANOTHER and len(args) > 1 and isinstance(args[1], torch.Tensor):
+            return args[0].to(args[1].device, args[1].dtype, *args[2:], **kwargs)
+        if kwargs.get("device") is not None or func is torch.Tensor.to:
+            # Of cuda alone C++ asks the driver which one is meant.
             args, kwargs = tree_map(_first_device, (args, kwargs))
         generator, device = kwargs.get("generator"), kwargs.get("device")
         on_gpu = isinstance(args[0], GpuTensor) if device is None and args else device == DEVICE

@@ -46,6 +46,8 @@ WAITS = {
     "tolist": lambda x: x.tolist(),
     "write to a CPU tensor": lambda x: torch.zeros(3).copy_(x),
     "to the GPU": lambda x: torch.zeros(3).to("cuda"),
+    "to one on the GPU": lambda x: torch.zeros(3).to(x),
+    "type_as": lambda x: torch.zeros(3).type_as(x),
     "cuda": lambda x: torch.zeros(3).cuda(),
     "write from a CPU tensor": lambda x: x.copy_(torch.zeros(3)),
     "a slice from a CPU tensor": lambda x: x.__setitem__(slice(2), torch.zeros(2)),

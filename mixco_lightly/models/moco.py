@@ -15,7 +15,7 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from mixco_lightly.data.collate import find_mixtures
+from mixco_lightly.data.collate import find_mixtures, find_views
 from mixco_lightly.loss.mixco_loss import MixCoLoss
 from mixco_lightly.models.backbone import Backbone
 from mixco_lightly.models.optimizer import create_sgd
@@ -91,11 +91,11 @@ class MoCo(LightningModule):
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """One step: momentum update, queries with mixtures, keys, loss."""
-        query_images, key_images = batch[0]
+        query_images, key_images = find_views(batch, count=2)
         self._update_momentum_encoder()
 
         if self.criterion.mix_weight > 0:
-            (mixture,) = find_mixtures(batch, count=1)
+            (mixture,) = find_mixtures(batch, count=1, check_views=batch_idx == 0)
             images = torch.cat([query_images, mixture.images])  # 1.5n x C x H x W
             projections = self.projection_head(self.backbone(images))
             queries, mixed = projections.split([len(query_images), len(mixture.images)])
