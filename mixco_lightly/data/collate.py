@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.utils.data import default_collate
 
-from mixco_lightly.data.mixture import Mixture, mix_pairs
+from mixco_lightly.data.mixture import Mixture, check_alpha, mix_pairs
 
 
 class MixCoCollate:
@@ -31,8 +33,11 @@ class MixCoCollate:
             (views, target) and Lightly's (views, target, filename).
 
     Raises:
-        ValueError: If ``views`` is empty or names a view that the samples do not have, if a
-            sample is not a list of views, or if a batch has fewer than two samples.
+        TypeError: If ``views`` is not a sequence of integers.
+        ValueError: If ``views`` is empty, negative, or names a view twice or one that the samples
+            do not have, if a sample or the inner collate function's batch does not start with a
+            list of views, if the images of a view differ in size, or if a batch has fewer than two
+            samples.
 
     Examples:
         >>> import torch
@@ -49,43 +54,133 @@ class MixCoCollate:
         alpha: float = 1.0,
         collate_fn: Callable[[list[Any]], Any] = default_collate,
     ) -> None:
-        if not views:
-            raise ValueError("views must name at least one view to mix.")
-        if not 0 < alpha < float("inf"):
-            raise ValueError(f"alpha must be positive and finite, got {alpha}.")
-        self.views = tuple(views)
+        self.views = _checked_views(views)
+        check_alpha(alpha)
         self.alpha = alpha
         self.collate_fn = collate_fn
 
     def __call__(self, batch: list[Any]) -> list[Any]:
         """Collates a batch of samples and appends its mixtures."""
-        collated = self.collate_fn(batch)
+        if batch and isinstance(batch[0], Mapping):
+            raise ValueError(
+                "Each sample must be (views, target) or (views, target, filename), got a dict with "
+                f"the keys {list(batch[0])}. Give MixCoCollate a dataset of tuples."
+            )
+        try:
+            collated = self.collate_fn(batch)
+        except RuntimeError as error:
+            if message := _find_sizes(batch):
+                raise ValueError(message) from error
+            raise
+        if not isinstance(collated, Sequence) or not collated:
+            raise ValueError(
+                "collate_fn must return a batch that starts with the list of views, got "
+                f"{_kind(collated)}."
+            )
         views = collated[0]
         if not isinstance(views, (list, tuple)):
             raise ValueError(
                 "Each sample must start with a list of views, as Lightly's transforms return "
-                f"it; the collated first element is a {type(views).__name__}."
+                f"it; the collated first element is {_kind(views)}."
             )
         for view in self.views:
-            if not 0 <= view < len(views):
+            if view >= len(views):
                 raise ValueError(
                     f"views names view {view}, but each sample has {len(views)} views."
                 )
         return [*collated, [mix_pairs(views[view], alpha=self.alpha) for view in self.views]]
 
 
-def find_mixtures(batch: Sequence[Any], count: int) -> list[Mixture]:
+def _checked_views(views: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(views, Sequence) or isinstance(views, str):
+        raise TypeError(
+            f"views must be a sequence of view indices such as (0,), got {views!r}. "
+            "The weights' law is set by alpha=."
+        )
+    if not views:
+        raise ValueError("views must name at least one view to mix, such as (0,).")
+    if not all(isinstance(view, int) and not isinstance(view, bool) for view in views):
+        raise TypeError(f"views must be view indices such as (0,), got {views!r}.")
+    if min(views) < 0:
+        raise ValueError(f"views must not be negative, got {min(views)}: they count from 0.")
+    if len(set(views)) < len(views):
+        raise ValueError(f"views must name each view once, got {tuple(views)}.")
+    return tuple(views)
+
+
+def _kind(value: Any) -> str:
+    """What a value is, for an error."""
+    if isinstance(value, Mapping):
+        return f"a dict with the keys {list(value)}"
+    is_empty = isinstance(value, Sequence) and not value
+    return f"an empty {type(value).__name__}" if is_empty else f"a {type(value).__name__}"
+
+
+def _find_sizes(batch: list[Any]) -> str:
+    """Says which view has images of several sizes; empty if none has."""
+    views = [sample[0] for sample in batch if isinstance(sample, Sequence) and sample]
+    if not all(isinstance(images, Sequence) for images in views):
+        return ""
+    for view, images in enumerate(zip(*views, strict=False)):
+        shapes = sorted({tuple(image.shape) for image in images if isinstance(image, Tensor)})
+        if len(shapes) > 1:
+            return (
+                f"View {view} has images of the shapes {shapes[0]} and {shapes[1]} in one batch: "
+                "crop or resize each view to one size in the transform."
+            )
+    return ""
+
+
+def find_views(batch: Any, count: int | None = None) -> Sequence[Tensor]:
+    """Takes the views out of a batch.
+
+    Args:
+        batch: A batch that starts with a list of views (N, C, H, W).
+        count: How many views are needed. None: any number, of one size.
+
+    Returns:
+        The views.
+
+    Raises:
+        ValueError: If the batch does not start with a list of views, if there are more or fewer of
+            them, or, without a count, if they have several sizes.
+    """
+    views = batch[0] if isinstance(batch, Sequence) and batch else None
+    if not isinstance(views, (list, tuple)):
+        raise ValueError(
+            "The batch must start with a list of views, as Lightly's transforms return it, got "
+            f"{_kind(batch if views is None else views)}."
+        )
+    if count is not None and len(views) != count:
+        raise ValueError(
+            f"The batch has {len(views)} views of each image, {count} are needed: choose a "
+            "transform with as many."
+        )
+    shapes = [tuple(view.shape[1:]) for view in views]
+    if count is None and len(set(shapes)) > 1:
+        raise ValueError(
+            "All views go through the network in one batch and must have one size, got "
+            f"{', '.join(map(str, shapes))}."
+        )
+    return views
+
+
+def find_mixtures(batch: Sequence[Any], count: int, check_views: bool = False) -> list[Mixture]:
     """Takes the mixtures out of a batch.
 
     Args:
         batch: A batch of :class:`MixCoCollate`.
-        count: How many mixed views are needed.
+        count: How many mixed views are needed: the first, second, ... mixtures must be of the
+            first, second, ... views.
+        check_views: Whether to compare the first image of each mixture with what the view gives.
+            It stalls a GPU for an instant, so the modules do so in the first step of each epoch.
 
     Returns:
         The first ``count`` mixtures.
 
     Raises:
-        ValueError: If the batch does not end with that many mixtures.
+        ValueError: If the batch does not end with that many mixtures, if one of them is empty, or,
+            with check_views, if one is of another view or of another batch.
     """
     mixtures = batch[-1]
     if not isinstance(mixtures, list) or not all(isinstance(m, Mixture) for m in mixtures):
@@ -98,4 +193,48 @@ def find_mixtures(batch: Sequence[Any], count: int) -> list[Mixture]:
             f"The batch has mixtures of {len(mixtures)} view(s), {count} are needed: set views "
             f"of MixCoCollate to {tuple(range(count))}."
         )
-    return mixtures[:count]
+    mixtures = mixtures[:count]
+    for view, mixture in enumerate(mixtures):
+        if not len(mixture.images):
+            raise ValueError(
+                f"The Mixture of view {view} is empty: mix_pairs makes one of at least 2 images."
+            )
+        if check_views:
+            _check_view(mixture, view, batch[0], count)
+    return mixtures
+
+
+@torch.no_grad()
+def _check_view(mixture: Mixture, expected: int, views: Sequence[Tensor], count: int) -> None:
+    """Raises a ValueError if a mixture is of another batch, or of another view than expected.
+
+    Images that no view gives may be cut or masked, and pass.
+    """
+    pairs = torch.stack([mixture.first, mixture.second]).tolist()
+    used = [index for indices in pairs for index in indices]
+    n = len(views[expected])
+    if min(used) < 0 or max(used) >= n:
+        wrong = min(used) if min(used) < 0 else max(used)
+        raise ValueError(
+            f"The Mixture of view {expected} names image {wrong} of a batch of {n}: it belongs to "
+            "another batch."
+        )
+    image, lam = mixture.images[0].double(), mixture.lam[0].double()
+    epsilon = torch.finfo(mixture.images.dtype).eps  # the images were mixed in this precision
+
+    def is_of(view: Tensor) -> bool:
+        if view.shape[1:] != image.shape:
+            return False
+        first, second = (view[indices[0]].double() for indices in pairs)
+        mixed = torch.lerp(second, first, lam)
+        scale = torch.maximum(first.abs().amax(), second.abs().amax())
+        return bool((image - mixed).abs().amax() <= 4 * epsilon * scale)
+
+    if is_of(views[expected]):
+        return
+    for other, view in enumerate(views):
+        if is_of(view):
+            raise ValueError(
+                f"Mixtures of view {expected} are needed, but the batch has those of view {other}: "
+                f"set views of MixCoCollate to {tuple(range(count))}."
+            )

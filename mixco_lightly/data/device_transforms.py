@@ -37,8 +37,9 @@ class DeviceTransform(nn.Module):
       and not in its centre.
 
     All random numbers come from torch's global generator of the CPU, also for images on a GPU: a
-    seed gives the same augmentations on each device, and the GPU is never waited for. There are no
-    parameters, no buffers and no gradient.
+    seed gives the same augmentations on each device. The CPU draws the parameters, decides by them
+    which images a step changes, and sends them to the GPU without waiting for it. The module has
+    no parameters, no buffers and no gradient.
 
     Args:
         transform: Lightly's transform, as
@@ -161,6 +162,14 @@ def _rotation(degrees: Sequence[float]) -> _Step:
     )
 
 
+def _send(drawn: Tensor, images: Tensor) -> Tensor:
+    """Copies parameters that were drawn on the CPU to the images' device without waiting for it.
+
+    CUDA stages sources as small as these, so they need no pinned memory.
+    """
+    return drawn.to(images.device, non_blocking=True)
+
+
 def _in_turn(steps: Sequence[_Step], images: Tensor) -> Tensor:
     for step in steps:
         images = step(images)
@@ -172,17 +181,17 @@ def _sometimes(probability: float, step: _Step) -> _Step | None:
 
 
 def _apply_to_some(images: Tensor, probability: float, step: _Step) -> Tensor:
-    """Changes each image with the probability, in place, and leaves the others' work undone."""
+    """Changes each image with the probability, in place, and skips the others."""
     chosen = (torch.rand(len(images)) < probability).nonzero().flatten()
     if len(chosen) == 0:
         return images
-    chosen = chosen.to(images.device)
+    chosen = _send(chosen, images)
     return images.index_copy_(0, chosen, step(images[chosen]))
 
 
 def _crop(images: Tensor, crop: Any) -> Tensor:
     """Crops a box for each image and resizes it as Pillow does."""
-    corners = crop.generate_parameters(images.shape)["src"].to(images.device)
+    corners = _send(crop.generate_parameters(images.shape)["src"], images)
     start, length = corners[:, 0], corners[:, 2] - corners[:, 0] + 1  # (N, 2), x before y
     height, width = crop.flags["size"]
     rows = _resize_weights(start[:, 1], length[:, 1], images.shape[2], height)
@@ -218,7 +227,7 @@ def _jitter(images: Tensor, jitter: Any) -> Tensor:
     ]
     for index in drawn["order"].tolist():
         name, change = changes[index]
-        images = change(images, drawn[name].to(images.device))
+        images = change(images, _send(drawn[name], images))
     return images
 
 
@@ -249,7 +258,7 @@ def _turn_hue(images: Tensor, turns: Tensor) -> Tensor:
 
 def _blur(images: Tensor, low: float, high: float) -> Tensor:
     """Pillow's Gaussian blur, with a sigma in [low, high] for each image."""
-    sigma = torch.empty(len(images)).uniform_(low, high).to(images.device)
+    sigma = _send(torch.empty(len(images)).uniform_(low, high), images)
     height, width = images.shape[2:]
     rows = _blur_weights(sigma, height, high)
     columns = rows if height == width else _blur_weights(sigma, width, high)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+# Lightning copies to these with a wait too: on MPS values were read too early.
+_BLOCKING_DEVICES = ("cpu", "mps")
 
 
 class Mixture(NamedTuple):
@@ -26,9 +30,27 @@ class Mixture(NamedTuple):
     second: Tensor
     lam: Tensor
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Mixture:
-        """Moves all four tensors to a device; Lightning does so by itself."""
+    def to(self, device: torch.device | str, non_blocking: bool | None = None) -> Mixture:
+        """Copies all four tensors to a device; Lightning calls this for each batch.
+
+        Args:
+            device: The device.
+            non_blocking: Whether the copies return before they are done. None: yes to a GPU, which
+                does its work in order, and no to the CPU, which could read the values too early.
+
+        Returns:
+            The mixture on the device.
+        """
+        if non_blocking is None:  # Lightning passes it to tensors only
+            non_blocking = torch.device(device).type not in _BLOCKING_DEVICES
         return Mixture(*(tensor.to(device, non_blocking=non_blocking) for tensor in self))
+
+
+def check_alpha(alpha: float) -> None:
+    """Raises a ValueError if alpha is not the parameter of a Beta law."""
+    is_number = isinstance(alpha, (int, float)) and not isinstance(alpha, bool)
+    if not (is_number and 0 < alpha < math.inf):
+        raise ValueError(f"alpha must be positive and finite, got {alpha!r}.")
 
 
 @torch.no_grad()
@@ -53,6 +75,7 @@ def mix_pairs(
         M = N // 2 mixtures. For an odd N the last image stays out.
 
     Raises:
+        TypeError: If images is no tensor.
         ValueError: If there are fewer than two images, if they are not a floating point
             tensor of four dimensions, or if alpha is not positive and finite.
 
@@ -63,6 +86,8 @@ def mix_pairs(
         >>> mixture.images.shape, mixture.first.tolist(), mixture.second.tolist()
         (torch.Size([3, 3, 32, 32]), [0, 1, 2], [3, 4, 5])
     """
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a tensor (N, C, H, W), got a {type(images).__name__}.")
     if images.dim() != 4 or not images.is_floating_point():
         raise ValueError(
             "images must be a floating point tensor of shape (N, C, H, W), "
@@ -73,8 +98,7 @@ def mix_pairs(
             f"Mixing needs a batch of at least 2 images, got {len(images)}. If it is the last "
             "batch of an epoch, give the DataLoader drop_last=True."
         )
-    if not 0 < alpha < float("inf"):
-        raise ValueError(f"alpha must be positive and finite, got {alpha}.")
+    check_alpha(alpha)
 
     num_pairs = len(images) // 2
     first = torch.arange(num_pairs, device=images.device)

@@ -15,7 +15,7 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, distributed
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from mixco_lightly.data.collate import find_mixtures
+from mixco_lightly.data.collate import find_mixtures, find_views
 from mixco_lightly.loss.gather import check_equal_sizes
 from mixco_lightly.loss.mixco_loss import MixCoLoss
 from mixco_lightly.models.backbone import Backbone
@@ -121,12 +121,12 @@ class MoCo(LightningModule):
 
         Batches whose gradients are accumulated share one momentum update, before the first.
         """
-        query_images, key_images = batch[0]
+        query_images, key_images = find_views(batch, count=2)
         if is_first_batch_of_step(self, batch_idx):
             self._update_momentum_encoder()
 
         if self.criterion.mix_weight > 0:
-            (mixture,) = find_mixtures(batch, count=1)
+            (mixture,) = find_mixtures(batch, count=1, check_views=batch_idx == 0)
             images = torch.cat([query_images, mixture.images])  # 1.5n x C x H x W
             projections = self.projection_head(self.backbone(images))
             queries, mixed = projections.split([len(query_images), len(mixture.images)])

@@ -12,7 +12,7 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from mixco_lightly.data.collate import find_mixtures
+from mixco_lightly.data.collate import find_mixtures, find_views
 from mixco_lightly.data.mixture import Mixture
 from mixco_lightly.loss.mixco_loss import MixCoLoss
 from mixco_lightly.loss.selfcon_loss import SelfConLoss
@@ -127,7 +127,7 @@ class SelfCon(LightningModule):
         Raises:
             ValueError: If there is a mix_criterion and each image has more than two views.
         """
-        views = batch[0]
+        views = find_views(batch)
         mixtures: list[Mixture] = []
         if self.mix_criterion is not None:
             if len(views) > 2:
@@ -136,7 +136,7 @@ class SelfCon(LightningModule):
                     f"batch has {len(views)} views of each image. Use one view or two, or leave "
                     "out mix_criterion."
                 )
-            mixtures = find_mixtures(batch, count=len(views))
+            mixtures = find_mixtures(batch, len(views), check_views=batch_idx == 0)
         parts = [*views, *(mixture.images for mixture in mixtures)]
         projections = self._project(torch.cat(parts)).split([len(part) for part in parts])
         plain, mixed = projections[: len(views)], projections[len(views) :]
@@ -273,7 +273,7 @@ class SelfConClassifier(LightningModule):
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """Runs one step: cross-entropy of all exits and, with a criterion, their contrast."""
-        views, targets = batch[:2]
+        views, targets = find_views(batch), batch[1]
         targets = targets.repeat(len(views))
         features = self.network(torch.cat(views))
         *exits, last = (cross_entropy(logits, targets) for logits in self.classify(features))

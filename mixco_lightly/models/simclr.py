@@ -11,7 +11,7 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from mixco_lightly.data.collate import find_mixtures
+from mixco_lightly.data.collate import find_mixtures, find_views
 from mixco_lightly.data.mixture import Mixture
 from mixco_lightly.loss.mixco_loss import MixCoLoss
 from mixco_lightly.models.backbone import Backbone
@@ -81,10 +81,10 @@ class SimCLR(LightningModule):
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """Runs one step: both views and, unless mix_weight is 0, both views' mixtures."""
-        z0, z1 = (self._project(view) for view in batch[0])
+        z0, z1 = (self._project(view) for view in find_views(batch, count=2))
         mixtures: list[Mixture] = []
         if self.criterion.mix_weight > 0:
-            mixtures = find_mixtures(batch, count=2)
+            mixtures = find_mixtures(batch, count=2, check_views=batch_idx == 0)
             mixture0, mixture1 = mixtures
             mixed0, mixed1 = self._project_mixtures(mixture0.images, mixture1.images)
             loss = self.criterion.forward_components(z0, z1, mixed0, mixture0, mixed1, mixture1)

@@ -27,6 +27,7 @@ from mixco_lightly.data import device_transforms
 from mixco_lightly.data.datasets import DATASETS
 from mixco_lightly.data.device_transforms import DeviceTransform
 from mixco_lightly.data.transforms import create_pretrain_transform
+from tests.pretended_gpu import pretended_gpu
 
 LEVEL = 1 / 255
 # Height and width of the image, and size of the views: enlarged, alike and reduced.
@@ -509,6 +510,51 @@ def test_a_pickled_transform_draws_the_same_views():
     copy = pickle.loads(pickle.dumps(transform))  # noqa: S301
     torch.manual_seed(0)
     assert torch.equal(torch.cat(copy(images)), expected)
+
+
+@pytest.mark.parametrize("method", ["moco", "simclr", "selfcon"])
+@pytest.mark.parametrize(("dataset", "size", "image_size"), SETTINGS)
+def test_views_on_a_gpu_are_those_of_the_cpu_bit_by_bit_without_waits(
+    method, dataset, size, image_size
+):
+    transform = DeviceTransform(create_pretrain_transform(method, dataset, image_size))
+    assert_same_on_a_gpu(transform, noise(size, count=12))
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        v2.RandomResizedCrop(24, scale=(0.2, 1.0)),
+        v2.RandomHorizontalFlip(0.5),
+        v2.RandomVerticalFlip(0.5),
+        v2.ColorJitter(0.8, 0.8, 0.8, 0.2),
+        v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.5),
+        v2.RandomGrayscale(0.5),
+        GaussianBlur(prob=0.5, sigmas=(0.1, 2)),
+        RandomRotateDegrees(0.5, 40),
+        RandomRotate(0.5),
+        v2.RandomRotation(20),
+        v2.Normalize((0.5, 0.4, 0.3), (0.2, 0.2, 0.1)),
+    ],
+    ids=lambda transform: repr(transform).split("(")[0].split(" ")[0],
+)
+@pytest.mark.parametrize("size", [32, 64])
+def test_each_step_on_a_gpu_is_that_of_the_cpu_bit_by_bit_without_waits(transform, size):
+    assert_same_on_a_gpu(DeviceTransform(steps(transform)), noise(size, count=12))
+
+
+def assert_same_on_a_gpu(transform, images):
+    torch.manual_seed(0)
+    expected, state = transform(images), torch.get_rng_state()
+    with pretended_gpu() as gpu:
+        on_gpu = images.to("cuda", non_blocking=True)
+        torch.manual_seed(0)
+        views = transform.to("cuda")(on_gpu)
+        assert gpu.waits == []
+        assert {view.device.type for view in views} == {"cuda"}
+        for view, wanted in zip(views, expected, strict=True):
+            assert torch.equal(gpu.values(view), wanted)
+        assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_missing_kornia_is_named(monkeypatch):

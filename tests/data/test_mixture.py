@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mixco_lightly import Mixture, mix_pairs
+from tests.pretended_gpu import pretended_gpu
 
 
 def generator(seed):
@@ -169,3 +170,31 @@ def test_a_mixture_moves_as_a_whole():
     mixture = mix_pairs(torch.rand(4, 3, 2, 2)).to("meta")
     assert isinstance(mixture, Mixture)
     assert {tensor.device.type for tensor in mixture} == {"meta"}
+
+
+@pytest.mark.parametrize("images", [0.5, [torch.rand(3, 4, 4)]], ids=["number", "list"])
+def test_images_that_are_no_tensor_are_named(images):
+    with pytest.raises(TypeError, match=f"images must be a tensor .*got a {type(images).__name__}"):
+        mix_pairs(images)
+
+
+@pytest.mark.parametrize("alpha", [generator(0), "1", None, True])
+def test_an_alpha_that_is_no_number_is_named(alpha):
+    with pytest.raises(ValueError, match="alpha must be positive and finite, got"):
+        mix_pairs(torch.rand(4, 3, 4, 4), alpha)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
+@pytest.mark.parametrize("has_generator", [False, True])
+def test_mixing_on_a_gpu_is_that_on_the_cpu_bit_by_bit_without_waits(alpha, has_generator):
+    images = torch.rand(7, 3, 8, 8)
+    torch.manual_seed(2)
+    expected = mix_pairs(images, alpha, generator(2) if has_generator else None)
+    with pretended_gpu() as gpu:
+        on_gpu = images.to("cuda", non_blocking=True)
+        torch.manual_seed(2)
+        rng = torch.Generator(device="cuda").manual_seed(2) if has_generator else None
+        mixture = mix_pairs(on_gpu, alpha, rng)
+        assert gpu.waits == []
+        assert {tensor.device.type for tensor in mixture} == {"cuda"}
+        assert all(torch.equal(gpu.values(x), y) for x, y in zip(mixture, expected, strict=True))

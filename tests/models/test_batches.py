@@ -1,0 +1,74 @@
+"""Batches that a module cannot train on: mixtures of another view, too many views, other sizes."""
+
+import pytest
+import torch
+
+from mixco_lightly import MixCoCollate, MixCoLoss, MultiExitBackbone, SelfConLoss, create_backbone
+from mixco_lightly.models.moco import MoCo
+from mixco_lightly.models.selfcon import SelfCon, SelfConClassifier
+from mixco_lightly.models.simclr import SimCLR
+
+
+def create(name):
+    torch.manual_seed(0)
+    if name == "moco":
+        return MoCo(create_backbone("test_resnet", 16), MixCoLoss(memory_bank_size=(10, 128)))
+    if name == "simclr":
+        return SimCLR(create_backbone("test_resnet", 16), MixCoLoss())
+    network = MultiExitBackbone("test_resnet", 16, exits=(2,))
+    if name == "selfcon":
+        return SelfCon(network, SelfConLoss(), supervised=False, mix_criterion=MixCoLoss())
+    return SelfConClassifier(network, num_classes=3, criterion=SelfConLoss())
+
+
+def samples_of(*sizes):
+    torch.manual_seed(1)
+    return [([torch.rand(3, size, size) for size in sizes], i % 3) for i in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("name", "views", "right"),
+    [("moco", (1,), (0,)), ("simclr", (1, 0), (0, 1)), ("selfcon", (1, 0), (0, 1))],
+)
+def test_mixtures_of_the_wrong_view_are_refused_and_the_option_is_named(name, views, right):
+    batch = MixCoCollate(views)(samples_of(16, 16))
+    model = create(name)
+    with pytest.raises(ValueError, match=r"of view 0 are needed, .* of view 1: set views") as error:
+        model.training_step(batch, 0)
+    assert str(right) in str(error.value)
+    batch = MixCoCollate(right)(samples_of(16, 16))
+    assert model.training_step(batch, 0).isfinite()
+
+
+@pytest.mark.parametrize("name", ["moco", "simclr", "selfcon"])
+def test_an_empty_mixture_and_one_of_another_batch_are_refused(name):
+    batch = MixCoCollate((0, 1))(samples_of(16, 16))
+    mixture = batch[-1][0]
+    model = create(name)
+    batch[-1][0] = type(mixture)(*(tensor[:0] for tensor in mixture))
+    with pytest.raises(ValueError, match="Mixture of view 0 is empty"):
+        model.training_step(batch, 1)
+    batch[-1][0] = mixture._replace(second=mixture.second + 3)
+    with pytest.raises(ValueError, match="belongs to another batch"):
+        model.training_step(batch, 0)
+
+
+@pytest.mark.parametrize("name", ["moco", "simclr"])
+@pytest.mark.parametrize("sizes", [(16,), (16, 16, 8, 8)])
+def test_a_method_of_two_views_says_how_many_a_batch_has(name, sizes):
+    batch = MixCoCollate()(samples_of(*sizes))
+    with pytest.raises(ValueError, match=f"has {len(sizes)} views of each image, 2 are needed"):
+        create(name).training_step(batch, 0)
+
+
+@pytest.mark.parametrize("name", ["selfcon", "classifier"])
+def test_views_that_share_a_forward_must_have_one_size(name):
+    batch = MixCoCollate((0, 1))(samples_of(16, 8))
+    with pytest.raises(ValueError, match=r"must have one size, got \(3, 16, 16\), \(3, 8, 8\)"):
+        create(name).training_step(batch, 0)
+
+
+@pytest.mark.parametrize("name", ["moco", "simclr", "selfcon", "classifier"])
+def test_a_batch_that_is_a_dict_is_named_with_its_keys(name):
+    with pytest.raises(ValueError, match=r"list of views.*dict with the keys \['image'\]"):
+        create(name).training_step({"image": torch.rand(6, 3, 16, 16)}, 0)
