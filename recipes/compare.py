@@ -168,7 +168,9 @@ def plan(config: CompareConfig, output_dir: Path) -> list[Run]:
                         f"{group} {arm}: ".lstrip() + f"transfer {further} must be names of "
                         f"the study's transfer, {list(transfer)}."
                     )
-                options["data_dir"] = str(Path(config.data_root) / options.get("data_dir", "data"))
+                if options.keys() & {"dataset", "data_dir"}:  # else it is the digits
+                    folder_name = options.get("data_dir", "data")
+                    options["data_dir"] = str(Path(config.data_root) / folder_name)
                 if seed == config.seeds[0]:
                     try:
                         check_options(RECIPES[recipe], options)
