@@ -210,7 +210,9 @@ def plan(config: CompareConfig, output_dir: Path) -> list[Run]:
                     if (place, recipe) not in checked:
                         _check_part(place, part, recipe)
                         checked.add((place, recipe))
-                options["data_dir"] = str(Path(config.data_root) / options.get("data_dir", "data"))
+                if options.keys() & {"dataset", "data_dir"}:  # else it is the digits
+                    folder_name = options.get("data_dir", "data")
+                    options["data_dir"] = str(Path(config.data_root) / folder_name)
                 runs.append(
                     Run(group, arm, recipe, options, folder, {x: transfer[x] for x in further})
                 )

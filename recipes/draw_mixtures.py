@@ -1,7 +1,7 @@
 """Draw mixtures of a real batch: the query view, its partner, the weight and the mixture.
 
     python recipes/draw_mixtures.py
-    python recipes/draw_mixtures.py --dataset imagefolder --data_dir cifar10-images --image_size 32
+    python recipes/draw_mixtures.py --data_dir cifar10-images --image_size 32
 
 The batch is what MoCo trains on: augmented by Lightly, collated and mixed by MixCoCollate.
 """
@@ -20,6 +20,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from command_line import fail_in_one_line, parse_options
+from dataset_choice import choose_dataset
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -34,8 +35,9 @@ class DrawConfig:
     """Options of the picture.
 
     Args:
-        dataset: One of digits, cifar10, cifar100, tiny-imagenet, imagefolder.
-        data_dir: Folder of the data; not used for digits.
+        dataset: One of digits, cifar10, cifar100, tiny-imagenet, imagefolder. Default: what is
+            found in data_dir, or digits without it.
+        data_dir: Folder of the data; not used for digits. Default: data.
         image_size: Height and width in pixels. Default: the dataset's.
         pairs: Number of mixtures to draw.
         alpha: The mixtures' weights follow Beta(alpha, alpha); 1 is uniform.
@@ -43,8 +45,8 @@ class DrawConfig:
         output: The picture, PNG, SVG or PDF.
     """
 
-    dataset: str = "digits"
-    data_dir: str = "data"
+    dataset: str | None = None
+    data_dir: str | None = None
     image_size: PositiveInt | None = None
     pairs: PositiveInt = 8
     alpha: PositiveFloat = 1.0
@@ -81,12 +83,13 @@ def main() -> None:
     """Draws the mixtures of one batch."""
     config = parse_options(DrawConfig, __doc__)
     with fail_in_one_line():
-        info = check_name(config.dataset)
+        dataset, data_dir = choose_dataset(config.dataset, config.data_dir)
+        info = check_name(dataset)
         image_size = config.image_size or info.image_size
         if image_size is None:
-            raise ValueError(f"{config.dataset} has no image size of its own: give --image_size.")
-        transform = create_pretrain_transform("moco", config.dataset, image_size)
-        images = create_dataset(config.dataset, config.data_dir, True, transform)
+            raise ValueError(f"{dataset} has no image size of its own: give --image_size.")
+        transform = create_pretrain_transform("moco", dataset, image_size)
+        images = create_dataset(dataset, data_dir, True, transform)
         pl.seed_everything(config.seed, verbose=False)
         loader: DataLoader[Any] = DataLoader(
             images,  # type: ignore[arg-type]
@@ -101,7 +104,7 @@ def main() -> None:
             for x in (view[mixture.first], view[mixture.second], mixture.images)
         )
         draw(query, partner, mixed, mixture.lam, Path(config.output))
-    print(f"{len(mixture.lam)} mixtures of {config.dataset} are in {config.output}.")
+    print(f"{len(mixture.lam)} mixtures of {dataset} are in {config.output}.")
 
 
 if __name__ == "__main__":

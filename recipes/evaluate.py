@@ -48,6 +48,7 @@ from typing import Any, Literal, NamedTuple
 import pytorch_lightning as pl
 import torch
 from command_line import fail_in_one_line, parse_options, print_table
+from dataset_choice import choose_dataset
 from evaluation_report import (
     PROTOCOL_LABELS,
     Record,
@@ -131,7 +132,8 @@ class EvaluateConfig:
         random_init: Whether the same is measured with the backbone of each backbone_dir at its
             initialisation, once where several runs began with the same one.
         dataset: One or more of digits, cifar10, cifar100, tiny-imagenet, imagefolder. Default:
-            the one that the first backbone was trained on, else digits.
+            the one that the first backbone was trained on; without one, or if that was digits,
+            what is found in data_dir, or digits without it.
         data_dir: Folder of the data: one for all datasets, or one for each. Default: the one that
             the first backbone was trained from, else data.
         download: Whether to download CIFAR if it is missing.
@@ -450,6 +452,8 @@ def open_subjects(config: EvaluateConfig) -> list[Subject]:
     trainings = [description.get("training", {}) for description in descriptions]
     first = trainings[0] if trainings else {}
     names = config.dataset or [str(first.get("dataset", "digits"))]
+    if not config.dataset and config.data_dir and names == ["digits"]:
+        names = [choose_dataset(None, folder)[0] for folder in config.data_dir]
     folders = config.data_dir or [str(first.get("data_dir", "data"))]
     if len(folders) not in (1, len(names)):
         raise ValueError(
@@ -462,6 +466,8 @@ def open_subjects(config: EvaluateConfig) -> list[Subject]:
         images, _ = create_train_test(
             name, folder, download=config.download, max_broken_images=config.max_broken_images
         )
+        if len(images.classes) < 2:
+            raise ValueError(f"{folder} has a single class, {images.classes[0]}: give two or more.")
         for fraction in config.label_fractions:
             try:
                 choose_part(torch.tensor(images.targets), fraction)

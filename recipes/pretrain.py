@@ -24,6 +24,7 @@ from typing import Any, Literal, TypeVar
 import pytorch_lightning as pl
 import torch
 from command_line import fail_in_one_line
+from dataset_choice import choose_dataset
 from diagnosis import WarnAtChance, describe_chance, find_below_random, find_chance
 from evaluate import (
     PROTOCOL_NAMES,
@@ -81,8 +82,11 @@ class PretrainConfig:
     """Options of a pretraining run.
 
     Args:
-        dataset: One of digits, cifar10, cifar100, tiny-imagenet, imagefolder.
-        data_dir: Folder of the data; not used for digits.
+        dataset: One of digits, cifar10, cifar100, tiny-imagenet, imagefolder. Default: what is
+            found in data_dir, or digits without it. An imagefolder has labels only in
+            train/CLASS beside test/CLASS or val/CLASS; of any other folder all images, or those
+            in its folder train, are trained on without labels.
+        data_dir: Folder of the data; not used for digits. Default: data.
         download: Whether to download CIFAR if it is missing.
         image_size: Height and width of the views in pixels. Default: the dataset's;
             an imagefolder has none and needs this.
@@ -115,7 +119,8 @@ class PretrainConfig:
             opened, of the training and of the test images each. If it is not 0 every image is
             opened once before the run, and those left out are listed in
             output_dir/broken_images.txt. With 0 the first broken image stops the run.
-        protocol: What is measured at the end: torch and sklearn are linear probes.
+        protocol: What is measured at the end: torch and sklearn are linear probes. With none
+            neither that nor knn_every_n_epochs is measured, nor is it on images without labels.
         random_init: Whether the same is measured with the backbone at initialisation.
         knn_k: Number of neighbours of the kNN evaluation.
         knn_every_n_epochs: After how many epochs nearest neighbours are tried on a few training
@@ -141,8 +146,8 @@ class PretrainConfig:
         overwrite: Whether to replace the run in output_dir.
     """
 
-    dataset: str = "digits"
-    data_dir: str = "data"
+    dataset: str | None = None
+    data_dir: str | None = None
     download: bool = False
     image_size: PositiveInt | None = None
     min_scale: PositiveFloat | None = None
@@ -166,7 +171,7 @@ class PretrainConfig:
     augment: Literal["auto", "device", "workers"] = "auto"
     keep_decoded: bool = True
     max_broken_images: NonNegativeInt = 0
-    protocol: list[Protocol] = field(default_factory=lambda: list(PROTOCOL_NAMES))
+    protocol: list[Literal[Protocol, "none"]] = field(default_factory=lambda: [*PROTOCOL_NAMES])
     random_init: bool = True
     knn_k: PositiveInt = 200
     knn_every_n_epochs: NonNegativeInt = 5
@@ -196,6 +201,7 @@ def pretrain(
     num_views: int = 2,
     evaluate: Evaluate | None = None,
     count_negatives: Callable[[Config], int] | None = None,
+    needs_labels: bool = False,
 ) -> None:
     """Pretrains a backbone, exports it, and compares its features with random initialisation.
 
@@ -211,20 +217,25 @@ def pretrain(
             of the backbone. Default: evaluate_backbone.
         count_negatives: The number of negatives of a query in the contrast term, from which its
             chance level follows. Default: the run does not mention a chance level.
+        needs_labels: Whether the method trains with labels.
     """
     end_with_first_process()
     run = Path(config.output_dir)
-    is_digits = config.dataset == "digits"
-    config = replace(
-        config,
-        backbone=config.backbone or ("test_resnet" if is_digits else "resnet18"),
-        stem=config.stem or ("timm" if is_digits else "auto"),
-        precision=machine.choose_precision(config.precision, config.accelerator),  # type: ignore[arg-type]
-    )
     with fail_in_one_line((ValueError, OSError, MisconfigurationException)):
-        image_size = config.image_size or check_name(config.dataset).image_size
+        dataset, data_dir = choose_dataset(config.dataset, config.data_dir)
+        is_digits = dataset == "digits"
+        config = replace(
+            config,
+            dataset=dataset,
+            data_dir=data_dir,
+            backbone=config.backbone or ("test_resnet" if is_digits else "resnet18"),
+            stem=config.stem or ("timm" if is_digits else "auto"),
+            precision=machine.choose_precision(config.precision, config.accelerator),  # type: ignore[arg-type]
+            protocol=choose_protocols(config.protocol),
+        )
+        image_size = config.image_size or check_name(dataset).image_size
         if image_size is None:
-            raise ValueError(f"{config.dataset} has no image size of its own: give --image_size.")
+            raise ValueError(f"{dataset} has no image size of its own: give --image_size.")
         check_processes(config.devices, config.num_nodes)
         if is_rank_zero():
             probe_output(run)
@@ -240,6 +251,11 @@ def pretrain(
             # Published weights go with images that are normalised as theirs were.
             normalize=(backbone.mean, backbone.std),
         )
+        if needs_labels and data.unlabelled:
+            raise ValueError(
+                f"{method} trains with labels, and {data.unlabelled}: add the folders, or choose a "
+                "method without labels."
+            )
         config = replace(config, augment=data.config.augment, num_workers=data.config.num_workers)
         # Convolutions are faster in this layout, on CPUs and, in half precision, on GPUs.
         model = create_model(backbone, config).to(memory_format=torch.channels_last)
@@ -273,6 +289,11 @@ def pretrain(
     if data.broken:
         print_on_rank_zero(
             f"{len(data.broken):,} broken images are left out: {run / 'broken_images.txt'}"
+        )
+    if data.unmeasured:
+        print_on_rank_zero(
+            f"No kNN while training and no probes at the end: {data.unmeasured}. evaluate.py "
+            "measures the backbone on labelled images afterwards."
         )
 
     def describe(error: BaseException) -> str | None:
@@ -318,9 +339,20 @@ def pretrain(
     if trainer.is_global_zero:
         device = trainer.strategy.root_device
         with fail_in_one_line((WriteError,)):
+            # What cannot be measured on these images stays in config.yaml as it was asked for.
+            measured = replace(config, protocol=[]) if data.unmeasured else config
             finish_run(
-                *(method, config, run, model, speed, device, data.normalize, evaluate, negatives)
+                *(method, measured, run, model, speed, device, data.normalize, evaluate, negatives)
             )
+
+
+def choose_protocols(
+    names: Sequence[Literal[Protocol, "none"]],
+) -> list[Literal[Protocol, "none"]]:
+    """The protocols without "none"; ValueError if that is mixed with others."""
+    if "none" in names and set(names) != {"none"}:
+        raise ValueError(f"--protocol none stands alone, got {' '.join(names)}.")
+    return [name for name in names if name != "none"]
 
 
 def check_compiler(accelerator: str) -> None:
@@ -387,7 +419,8 @@ def create_trainer(
     terminal = Console().is_terminal
     log_every_n_steps = min(10, data.steps_per_epoch)
     callbacks: list[Callback] = [speed, StopOnNonFiniteLoss(log_every_n_steps), LogLearningRate()]
-    if config.knn_every_n_epochs:
+    if config.knn_every_n_epochs and not data.unmeasured:
+        assert config.dataset is not None
         callbacks.append(
             TrainingKNN(
                 data.images,
@@ -444,6 +477,9 @@ def finish_run(
     negatives: int | None,
 ) -> None:
     """Exports the backbone, measures it beside its initialisation, and writes the summary."""
+    assert config.dataset is not None
+    assert config.data_dir is not None
+    protocols = [name for name in config.protocol if name != "none"]
     info = check_name(config.dataset)
     mean, std = normalize[0] or info.mean, normalize[1] or info.std
     settings = {"method": method, **asdict(config)}
@@ -464,18 +500,20 @@ def finish_run(
         "device": device,
         "normalize": normalize,
     }
-    data = (config.dataset, config.data_dir, config.protocol)
+    data = (config.dataset, config.data_dir, protocols)
     parts: dict[str, dict[Any, ProbeResult]]
     with fail_in_one_line():
-        if evaluate is None:
+        if not protocols:
+            parts = {}
+        elif evaluate is None:
             trained_name = "plain" if config.mix_weight == 0 else "MixCo"
             parts = {trained_name: evaluate_backbone(backbone, *data, **options)}
         else:
             parts = evaluate(model, backbone, *data, **options)
         rows = {f"{method}, {name}".replace("_", " "): part for name, part in parts.items()}
         # Of what a method measures beside its backbone the keys start with the part's name.
-        prefixes = ["", *(f"{name}_" for name in list(parts)[1:])]
-        if config.random_init:
+        prefixes = [f"{name}_" if index else "" for index, name in enumerate(parts)]
+        if protocols and config.random_init:
             initial = create_initial_backbone(
                 replace(config, pretrained=False), backbone.image_size
             )
@@ -486,7 +524,7 @@ def finish_run(
         for prefix, results in zip(prefixes, rows.values(), strict=True)
         for protocol, result in results.items()
     }
-    own = next(iter(parts.values()))
+    own = next(iter(parts.values()), {})
     if "torch" in own:
         summary["linear_top5"] = own["torch"].top5
     summary |= {
@@ -505,15 +543,16 @@ def finish_run(
     export_backbone(backbone, run, mean=mean, std=std, training=settings, metrics=summary)
     with replace_file(run / "summary.json") as file:
         file.write((json.dumps(summary, indent=2) + "\n").encode())
-    print_results(
-        f"{config.dataset}, test images, after {config.epochs} epochs",
-        "backbone",
-        rows,
-    )
+    if rows:
+        print_results(
+            f"{config.dataset}, test images, after {config.epochs} epochs",
+            "backbone",
+            rows,
+        )
     findings = []
     if negatives is not None:
         findings.append(find_chance(run, config.epochs, config.epochs, negatives))
-    if config.random_init:
+    if "random initialisation" in rows:
         findings.append(find_below_random(own, rows["random initialisation"]))
     print("".join(f"{line}\n" for line in findings if line), end="")
     print(

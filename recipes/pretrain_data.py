@@ -22,10 +22,13 @@ from mixco_lightly.data.batches import in_batches
 from mixco_lightly.data.datasets import (
     LabelledImages,
     broken_images,
+    create_dataset,
     create_train_test,
+    has_labels,
     have_one_size,
 )
 from mixco_lightly.data.device_transforms import DeviceTransform
+from mixco_lightly.data.image_folder import find_splits
 from mixco_lightly.data.subset import choose_part
 from mixco_lightly.data.transforms import create_pretrain_transform
 
@@ -34,7 +37,12 @@ if TYPE_CHECKING:
 
 
 class PretrainData(pl.LightningDataModule):
-    """Batches of views and their mixtures, in an order that seed and epoch decide."""
+    """Batches of views and their mixtures, in an order that seed and epoch decide.
+
+    Attributes:
+        unlabelled: Why the images have no labels to train or measure with; empty if they have.
+        unmeasured: Why nothing can be measured, or should not be; empty otherwise.
+    """
 
     def __init__(
         self,
@@ -46,6 +54,8 @@ class PretrainData(pl.LightningDataModule):
         normalize: Normalisation = (None, None),
     ) -> None:
         super().__init__()
+        assert config.dataset is not None
+        assert config.data_dir is not None
         transform = create_pretrain_transform(
             method,
             config.dataset,
@@ -57,15 +67,23 @@ class PretrainData(pl.LightningDataModule):
         )
         # The test images are opened here too, so that a missing one fails before the training.
         with one_at_a_time(Path(config.data_dir), create=config.download):
+            options: dict[str, Any] = {
+                "download": config.download,
+                "keep_decoded": config.keep_decoded,
+                "max_broken_images": config.max_broken_images,
+            }
             self.images: LabelledImages
-            self.images, test_images = create_train_test(
-                config.dataset,
-                config.data_dir,
-                download=config.download,
-                keep_decoded=config.keep_decoded,
-                max_broken_images=config.max_broken_images,
-            )
-        self.broken = broken_images(self.images, test_images)
+            test_images: list[LabelledImages] = []
+            if has_labels(config.dataset, config.data_dir):
+                self.images, *test_images = create_train_test(
+                    config.dataset, config.data_dir, **options
+                )
+            else:
+                check_output(Path(config.output_dir), find_splits(config.data_dir).train)
+                self.images = create_dataset(config.dataset, config.data_dir, train=True, **options)
+        self.broken = broken_images(self.images, *test_images)
+        self.unlabelled = describe_labels(self.images, Path(config.data_dir))
+        self.unmeasured = self.unlabelled if config.protocol else "--protocol none"
         one_size = have_one_size(self.images)
         if config.augment == "device" and not one_size:
             raise ValueError(
@@ -150,6 +168,27 @@ class PretrainData(pl.LightningDataModule):
             images = self.device_transform.to(images.device)(images)
         mixtures = [mix_pairs(images[view], self.config.alpha) for view in self.mixed_views]
         return [images, targets, mixtures]
+
+
+def check_output(output_dir: Path, images: Path) -> None:
+    """Raises a ValueError if a run's pictures would be images to train on."""
+    if output_dir.resolve().is_relative_to(images.resolve()):
+        raise ValueError(
+            f"All images in {images} are trained on, and --output_dir {output_dir} is in it: "
+            "choose a folder elsewhere."
+        )
+
+
+def describe_labels(images: LabelledImages, data_dir: Path) -> str:
+    """Why images have no labels to train or measure with; empty if they have."""
+    if not images.classes:
+        return (
+            f"{data_dir} has no labels (these are train/CLASS/*.jpg beside test/CLASS/*.jpg or "
+            "val/CLASS/*.jpg)"
+        )
+    if len(images.classes) == 1:
+        return f"{data_dir} has a single class, {images.classes[0]}"
+    return ""
 
 
 def seed_worker(epoch_seed: int, worker: int) -> None:

@@ -187,6 +187,8 @@ def create_model(backbone: Backbone, config: SelfConConfig) -> SelfCon | SelfCon
         "warmup_epochs": config.warmup_epochs,
     }
     if objective.classifies:
+        assert config.dataset is not None
+        assert config.data_dir is not None
         images, _ = create_train_test(
             config.dataset,
             config.data_dir,
@@ -307,6 +309,7 @@ def main() -> None:
         transform="cross-entropy" if objective.classifies else "selfcon",
         num_views=objective.num_views,
         evaluate=evaluate_exits,
+        needs_labels=objective.supervised,
     )
 
 

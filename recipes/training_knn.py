@@ -57,6 +57,9 @@ class TrainingKNN(Callback):
     themselves are trained on, without labels. The test images are left for the end.) Neither
     weights, BatchNorm's statistics nor any random number of the training depend on it.
 
+    What cannot be measured never ends a run: too few images and a single class are said at its
+    start, features that are not finite in the epoch that has them.
+
     Args:
         images: The training images.
         transform: Makes an image a tensor.
@@ -84,19 +87,22 @@ class TrainingKNN(Callback):
         bank, queries = choose_images(targets, seed)
         self._bank: Subset[Any] = Subset(in_batches(plain), bank)
         self._queries: Subset[Any] = Subset(in_batches(plain), queries)
+        self._missing = ""
+        if not queries:
+            self._missing = "a fifth of the images is not two of any class"
+        elif len({targets[index] for index in bank}) < 2:
+            self._missing = "all images are of one class"
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Says so if there is nothing to classify."""
-        if not len(self._queries):
-            print_on_rank_zero(
-                "No kNN while training: a fifth of the images is not two of any class."
-            )
+        if self._missing:
+            print_on_rank_zero(f"No kNN while training: {self._missing}.")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measures it in the first process, whose backbone is the one that is exported."""
         epochs = trainer.current_epoch + 1
         is_due = epochs % self._every_n_epochs == 0 or epochs == trainer.max_epochs
-        if not (is_due and trainer.is_global_zero and len(self._queries)):
+        if self._missing or not (is_due and trainer.is_global_zero):
             return
         backbone: Any = pl_module.backbone
         # Compiled again for eval mode it would take longer than it saves.
@@ -105,6 +111,9 @@ class TrainingKNN(Callback):
                 extract_features(backbone, self._loader(images))
                 for images in (self._bank, self._queries)
             )
+        if not all(torch.isfinite(part.features).all() for part in (bank, queries)):
+            print_on_rank_zero(f"No kNN in epoch {epochs}: there are features that are not finite.")
+            return
         top1 = knn_probe(bank, queries, k=min(_NEIGHBOURS, len(self._bank))).top1
         # Not with self.log, which writes after the checkpoint: a kill in between would lose it.
         metrics = {"epoch": trainer.current_epoch, "knn_top1": top1}

@@ -169,7 +169,8 @@ BAD_OPTIONS = {
 def test_bad_input_ends_with_one_line_that_names_it(case, tmp_path, monkeypatch, run_here):
     options, named = BAD_OPTIONS[case]
     monkeypatch.chdir(tmp_path)
-    code, _, error = run_here("moco", *TINY, "--data_dir", "nowhere", *options)
+    data = ["--dataset", "digits", "--data_dir", "nowhere"]
+    code, _, error = run_here("moco", *TINY, *data, *options)
     assert code not in (0, None)
     assert "Traceback" not in error
     last = error.strip().splitlines()[-1]
@@ -417,7 +418,10 @@ def test_a_folder_with_a_run_is_neither_replaced_nor_resumed_with_other_options(
         (["--backbone", "resnet81"], "resnet18"),
         (["--backbone", "test_vit", "--dataset", "mnist"], "mnist"),
         (["--backbone", "test_vit", "--protocol", "svm"], "svm"),
-        (["--backbone", "test_vit", "--data_dir", "a", "b"], "2 folders for 1 datasets"),
+        (
+            ["--backbone", "test_vit", "--dataset", "digits", "--data_dir", "a", "b"],
+            "2 folders for 1 datasets",
+        ),
         (["--backbone", "test_vit", "--device", "abacus"], "--device abacus"),
     ],
 )

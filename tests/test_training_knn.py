@@ -131,7 +131,8 @@ def test_knn_is_due_every_few_epochs_and_after_the_last(epoch, due, monkeypatch)
 
     from mixco_lightly.data.datasets import create_dataset
 
-    monkeypatch.setattr(training_knn, "extract_features", lambda *_: None)
+    features = types.SimpleNamespace(features=torch.ones(2, 2))
+    monkeypatch.setattr(training_knn, "extract_features", lambda *_: features)
     monkeypatch.setattr(
         training_knn, "knn_probe", lambda *_, k: types.SimpleNamespace(top1=float(k))
     )
@@ -140,6 +141,39 @@ def test_knn_is_due_every_few_epochs_and_after_the_last(epoch, due, monkeypatch)
     trainer.max_epochs, trainer.current_epoch = 5, epoch
     knn.on_train_epoch_end(trainer, types.SimpleNamespace(backbone=None))
     assert bool(trainer.rows) == (epoch in (1, 3, 4))
+
+
+def test_features_that_are_not_finite_leave_one_knn_out_and_the_run_goes_on(capsys):
+    from training_knn import TrainingKNN
+
+    from mixco_lightly import create_backbone
+    from mixco_lightly.data.datasets import create_dataset
+    from mixco_lightly.data.transforms import create_test_transform
+
+    images = create_dataset("digits", "", train=True)
+    knn = TrainingKNN(images, create_test_transform("digits", 16), 1, 64, 0, 0)
+    trainer, backbone = Steps(), create_backbone("test_resnet", 16)
+    with torch.no_grad():
+        backbone.model.bn1.weight.fill_(torch.inf)
+    knn.on_train_epoch_end(trainer, types.SimpleNamespace(backbone=backbone))
+    assert trainer.rows == []
+    assert capsys.readouterr().out == (
+        "No kNN in epoch 4: there are features that are not finite.\n"
+    )
+
+
+def test_images_of_one_class_have_no_knn_and_one_line_says_so(capsys):
+    from training_knn import TrainingKNN
+
+    from mixco_lightly.data.datasets import create_dataset
+
+    images = create_dataset("digits", "", train=True)
+    images.targets = [0] * len(images)
+    knn, trainer = TrainingKNN(images, None, 1, 64, 0, 0), Steps()
+    knn.on_fit_start(trainer, None)
+    knn.on_train_epoch_end(trainer, types.SimpleNamespace(backbone=None))
+    assert trainer.rows == []
+    assert capsys.readouterr().out == "No kNN while training: all images are of one class.\n"
 
 
 def test_metrics_go_to_tensorboard_too_where_it_is_installed(tmp_path, monkeypatch):

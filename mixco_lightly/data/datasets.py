@@ -14,6 +14,13 @@ from torchvision import datasets
 from mixco_lightly.data.archive import unpack_once
 from mixco_lightly.data.broken import ImageError, find_broken
 from mixco_lightly.data.decoded import DecodedImages, decode_once
+from mixco_lightly.data.image_folder import (
+    UnlabelledImages,
+    describe_folder,
+    find_images,
+    find_splits,
+    open_split,
+)
 from mixco_lightly.data.tiny_imagenet import TINY_IMAGENET, TinyImageNet
 
 Transform = Callable[[Image.Image], Any]
@@ -47,9 +54,14 @@ DATASETS = {
     "imagefolder": DatasetInfo(None, IMAGENET_MEAN, IMAGENET_STD),
 }
 
+_CIFAR = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
+
 
 class LabelledImages(Protocol):
-    """A map-style dataset of (image, target) with its targets and class names."""
+    """A map-style dataset of (image, target) with its targets and class names.
+
+    Images without labels have the target 0 and no class names.
+    """
 
     classes: list[str]
     targets: list[int]
@@ -137,7 +149,9 @@ def create_dataset(
         name: "digits" (embedded in scikit-learn), "cifar10" or "cifar100" (torchvision's
             layout), "tiny-imagenet" (the official folder, the folder it lies in, or the official
             archive, which is unpacked beside itself), or "imagefolder"
-            (``data_dir/train/CLASS/*`` and ``data_dir/test`` or ``data_dir/val``).
+            (``data_dir/train/CLASS/*`` and ``data_dir/test`` or ``data_dir/val``; any other folder
+            of images has training images without labels, see
+            :func:`mixco_lightly.data.image_folder.find_splits`).
         data_dir: Folder of the data; not used for digits.
         train: Whether to open the training images or the test images.
         transform: Called with each PIL image.
@@ -174,8 +188,8 @@ def create_dataset(
         images = TinyImageNet(root, split, transform, loader=open_image)
         return _prepare(images, Path(images.root), split, keep_decoded, max_broken_images)
     if name == "imagefolder":
-        folder = _image_folder(root, train, transform)
-        split = Path(folder.root).name
+        folder = open_split(root, train, transform, open_image)
+        split = "images" if Path(folder.root) == root else Path(folder.root).name
         return _prepare(folder, root, split, keep_decoded, max_broken_images)
     return _cifar(name, root, train, transform, download)
 
@@ -205,10 +219,16 @@ def create_train_test(
 
     Raises:
         ValueError: If the two have different classes, or as for :func:`create_dataset`.
-        FileNotFoundError: As for :func:`create_dataset`.
+        FileNotFoundError: If the images have no labels, or as for :func:`create_dataset`.
     """
     options = (download, keep_decoded, max_broken_images)
     train = create_dataset(name, data_dir, True, train_transform, *options)
+    if not train.classes:
+        root = Path(data_dir)
+        raise FileNotFoundError(
+            f"The images in {data_dir} have no labels: expected are {root / 'train'}/CLASS/*.jpg "
+            f"and {root / 'test'}/CLASS/*.jpg (or {root / 'val'}); {describe_folder(root)}."
+        )
     test = create_dataset(name, data_dir, False, test_transform, *options)
     if train.classes != test.classes:
         differing = sorted(set(train.classes) ^ set(test.classes))
@@ -236,6 +256,72 @@ def check_name(name: str) -> DatasetInfo:
     return DATASETS[name]
 
 
+def find_dataset(data_dir: str | Path) -> tuple[str, str]:
+    """Finds out which dataset a folder has, by its layout.
+
+    ``cifar-10-batches-py`` is cifar10, ``cifar-100-python`` is cifar100, ``wnids.txt`` (in the
+    folder, or in ``tiny-imagenet-200`` there) and ``tiny-imagenet-200.zip`` are tiny-imagenet, and
+    any other images are an imagefolder.
+
+    Args:
+        data_dir: Folder of the data, or TinyImageNet's archive.
+
+    Returns:
+        The dataset's name, and what was found, in words.
+
+    Raises:
+        FileNotFoundError: If there is no dataset in the folder.
+        ValueError: If there are several.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from mixco_lightly.data.datasets import find_dataset
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "a.jpg").write_bytes(b"")
+        0
+        >>> find_dataset(folder)
+        ('imagefolder', 'images')
+    """
+    root = Path(data_dir)
+    choice = f"Give --dataset, one of: {', '.join(DATASETS)}."
+    found = []
+    for name, cls in _CIFAR.items():
+        if (root / cls.base_folder).is_dir():
+            found.append((name, cls.base_folder))
+    folders = [root, root / TINY_IMAGENET.folder]
+    tiny = next((x for x in folders if (x / TINY_IMAGENET.marker).is_file()), None)
+    if tiny is not None or root.name == f"{TINY_IMAGENET.folder}.zip":
+        found.append(("tiny-imagenet", TINY_IMAGENET.folder))
+    if tiny != root and any(find_images(root, without=tiny)):
+        found.append(("imagefolder", "images"))
+    if len(found) > 1:
+        names = ", ".join(f"{name} ({what})" for name, what in found)
+        raise ValueError(f"{data_dir} has several datasets: {names}. {choice}")
+    if not found:
+        raise FileNotFoundError(
+            f"There is neither a dataset nor an image in {data_dir}: {describe_folder(root)}. "
+            f"{choice}"
+        )
+    return found[0]
+
+
+def has_labels(name: str, data_dir: str | Path) -> bool:
+    """Whether a dataset has labels, and test images to measure by.
+
+    All have but folders of images, where :func:`~mixco_lightly.data.image_folder.find_splits`
+    decides.
+
+    Args:
+        name: As for :func:`create_dataset`.
+        data_dir: As for :func:`create_dataset`.
+
+    Raises:
+        FileNotFoundError: If a folder has test images and no folder ``train``.
+    """
+    return name != "imagefolder" or find_splits(data_dir).test is not None
+
+
 def have_one_size(images: LabelledImages) -> bool:
     """Whether all images of a dataset have one size, so that a batch of them is one tensor."""
     return isinstance(images, (Digits, DecodedImages, datasets.CIFAR10))
@@ -247,7 +333,7 @@ def broken_images(*parts: LabelledImages) -> dict[str, str]:
 
 
 def _prepare(
-    images: TinyImageNet | datasets.ImageFolder,
+    images: TinyImageNet | datasets.ImageFolder | UnlabelledImages,
     folder: Path,
     split: str,
     keep_decoded: bool,
@@ -260,6 +346,8 @@ def _prepare(
         broken = find_broken(paths, folder, split, max_broken_images, open_image, _progress)
         images.samples = [sample for sample in images.samples if sample[0] not in broken]
         images.targets = [target for _, target in images.samples]
+        if not images.samples:
+            raise ImageError(f"Every image in {folder} is broken. {next(iter(broken.values()))}")
         if empty := set(range(len(images.classes))) - set(images.targets):
             raise ImageError(
                 f"Every image of {images.classes[min(empty)]} in {split} is broken. "
@@ -283,29 +371,12 @@ def _progress(items: Sequence[Any], title: str) -> Iterable[Any]:
     return track(items, title, console=console, disable=not console.is_terminal)
 
 
-def _image_folder(root: Path, train: bool, transform: Transform | None) -> datasets.ImageFolder:
-    layout = (
-        f"imagefolder expects {root / 'train'}/CLASS/*.jpg and {root / 'test'}/CLASS/*.jpg "
-        f"(or {root / 'val'}), with one folder for each class"
-    )
-    names = ["train"] if train else ["test", "val"]
-    split = next((root / name for name in names if (root / name).is_dir()), None)
-    if split is None:
-        missing = " nor ".join(str(root / name) for name in names)
-        raise FileNotFoundError(f"There is no folder {missing}: {layout}. Set --data_dir.")
-    try:
-        return datasets.ImageFolder(str(split), transform=transform, loader=open_image)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{split} has no classes, or one without images: {layout}. {error}"
-        ) from error
-
-
 def _cifar(
     name: str, root: Path, train: bool, transform: Transform | None, download: bool
 ) -> LabelledImages:
-    cls = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    archive = f"{root / cls.filename}, unpacked to {root / cls.base_folder}"
+    cls = _CIFAR[name]
+    folder = root / cls.base_folder
+    archive = f"{root / cls.filename}, unpacked to {folder}"
     try:
         return cls(str(root), train=train, transform=transform, download=download)
     except OSError as error:
@@ -318,7 +389,11 @@ def _cifar(
     except RuntimeError as error:
         if download:
             raise FileNotFoundError(f"{name} in {root} is damaged: {error}") from error
+        missing = (
+            f"{folder} is incomplete or damaged, it is not as it was published"
+            if folder.is_dir()
+            else f"{name} is not in {root}, expected is {archive}; {describe_folder(root)}"
+        )
         raise FileNotFoundError(
-            f"{name} is not in {root}: expected {archive}. Set --data_dir to where it is, or "
-            "add --download to fetch it."
+            f"{missing}. Add --download to fetch it, or name another --data_dir."
         ) from error

@@ -11,6 +11,7 @@ from torchvision.datasets import VisionDataset
 from torchvision.datasets.folder import default_loader
 
 from mixco_lightly.data.archive import Contents
+from mixco_lightly.data.image_folder import describe_folder
 
 # The official archive has 120,000 images of a few kilobytes and some 200 texts.
 TINY_IMAGENET = Contents("tiny-imagenet-200", "wnids.txt", max_files=200_000, max_bytes=2 * 2**30)
@@ -55,8 +56,8 @@ class TinyImageNet(VisionDataset):
         super().__init__(str(root), transform=transform)
         if not (root / "wnids.txt").is_file():
             raise FileNotFoundError(
-                f"TinyImageNet is not in {root}: there is no wnids.txt. Set --data_dir to "
-                "the official archive tiny-imagenet-200.zip, or to the folder it makes."
+                f"TinyImageNet is not in {root}: there is no wnids.txt; {describe_folder(root)}. "
+                "Give the official archive tiny-imagenet-200.zip, or the folder it makes."
             )
         self.loader = loader
         self.classes = sorted((root / "wnids.txt").read_text().split())
