@@ -25,10 +25,16 @@ kept. It is written to mutual_information.json, .md and, drawn over the epochs w
     python recipes/selfcon.py --keep_every_n_epochs 5 --output_dir runs/selfcon
     python recipes/evaluate.py --backbone_dir runs/selfcon --protocol mutual-information
 
-Images are resized to the backbone's size and normalised by the dataset's statistics. The tables
-are printed and written, as evaluation.json and evaluation.md, to --output_dir (default: the
-backbone's folder), each result as soon as it is there. They are added to what is there already;
-results that were measured with other settings are replaced only with --overwrite.
+Images: the shorter side is resized to image_size up to 64 pixels, and to 8/7 of image_size above;
+then the centre square of image_size pixels is cropped. So an image that is not square loses its
+margins. Pixels are normalised by the dataset's statistics, or as published weights want it.
+
+Features and probes are computed in float32, whatever precision a run was trained in, unless
+--precision says otherwise.
+
+The tables are printed and written to --output_dir (default: the backbone's folder) as
+evaluation.json and evaluation.md, each result as soon as it is measured. Earlier results stay in
+the files. Results of other settings are replaced only with --overwrite.
 """
 
 from __future__ import annotations
@@ -64,6 +70,9 @@ from evaluation_report import (
 from exit_information import (
     COLUMNS,
     Checkpoints,
+    SingleExit,
+    StackedExits,
+    extract_datasets,
     iterate_cells,
     measure_checkpoints,
     open_checkpoints,
@@ -72,16 +81,16 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from lightly.transforms.multi_view_transform import MultiViewTransform
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 from rich.console import Console
-from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch import Tensor, nn
+from torch.utils.data import Subset
 from torchvision.transforms import PILToTensor
 
 import mixco_lightly.machine as machine
 from mixco_lightly import (
     Features,
+    MultiExitBackbone,
     ProbeResult,
     create_backbone,
-    extract_features,
     knn_probe,
     linear_probe,
     load_backbone,
@@ -97,6 +106,7 @@ from mixco_lightly.data.datasets import (
 from mixco_lightly.data.device_transforms import DeviceTransform
 from mixco_lightly.data.subset import choose_part
 from mixco_lightly.data.transforms import create_probe_transform, create_test_transform
+from mixco_lightly.evaluation.exit_probe import exit_probe, select_exit
 from mixco_lightly.evaluation.image_probes import EpochResults, finetune_probe, paper_probe
 from mixco_lightly.export import read_config
 from mixco_lightly.models.backbone import Backbone
@@ -105,6 +115,8 @@ from mixco_lightly.models.image_size import TIMM_ERRORS, measure_feature_dim
 Protocol = Literal["torch", "sklearn", "knn", "paper", "finetune"]
 # The default, and what a pretraining run ends with: these work on features, extracted once.
 FEATURE_PROTOCOLS: tuple[Protocol, ...] = ("torch", "sklearn", "knn")
+# The ensemble is the mean of the scores of linear classifiers; it has no features of its own.
+ENSEMBLE_PROTOCOLS: tuple[Protocol, ...] = ("torch", "sklearn")
 PROTOCOL_NAMES: dict[Protocol, str] = {name: PROTOCOL_LABELS[name] for name in FEATURE_PROTOCOLS}
 
 # Of these the torch probe takes the one that is best on a tenth of the training features: different
@@ -161,7 +173,8 @@ class EvaluateConfig:
         seed: Seed of the probes and of the label fractions, and of the random weights with
             --backbone.
         device: Where to compute, such as cpu or cuda. Default: cuda where there is one.
-        precision: Precision of the networks; 16-mixed and bf16-mixed are faster on a GPU.
+        precision: Precision of the networks. The default float32 is the precision that every run
+            is evaluated in at its end; 16-mixed and bf16-mixed are faster on a GPU.
         output_dir: Where evaluation.json and evaluation.md are written. Default: each backbone's
             results into its backbone_dir; with --backbone nothing is written unless this is given.
         overwrite: Whether results may replace those of other settings or weights.
@@ -206,10 +219,11 @@ class Measurement(NamedTuple):
     """What a protocol measured with a part of the labels.
 
     Attributes:
-        label_fraction: The part.
+        label_fraction: The part of the labels.
         training_images: The number of training images in it.
         test_images: The number of test images.
         protocol: The protocol.
+        part: What was measured: the backbone, a sub-network, or the ensemble of all exits.
         last: Accuracies after the last epoch.
         epochs: The last and the best epoch, for the protocols that test after each.
     """
@@ -218,8 +232,29 @@ class Measurement(NamedTuple):
     training_images: int
     test_images: int
     protocol: Protocol
+    part: str
     last: ProbeResult
     epochs: EpochResults | None
+
+
+class Extraction(NamedTuple):
+    """A network, a dataset, and the network's features of its images.
+
+    Attributes:
+        network: A backbone, or a network with sub-networks.
+        images: Training images, without augmentation.
+        test_images: Test images.
+        train: Features of the training images: (N, D), or (N, E, D) of E exits.
+        test: Features of the test images, of the same shape.
+        augmentation: Crops and flips a training image for the protocols paper and finetune.
+    """
+
+    network: Backbone | MultiExitBackbone
+    images: LabelledImages
+    test_images: LabelledImages
+    train: Features
+    test: Features
+    augmentation: Callable[[Any], Any]
 
 
 def evaluate_backbone(
@@ -227,20 +262,42 @@ def evaluate_backbone(
     dataset: str,
     data_dir: str | Path,
     protocols: list[Protocol],
+    **options: Any,
+) -> dict[Protocol, ProbeResult]:
+    """Measures a backbone on a dataset with all labels, as a pretraining run does at its end.
+
+    The options are those of evaluate_parts.
+    """
+    parts, _ = evaluate_parts(backbone, dataset, data_dir, protocols, **options)
+    return parts["backbone"]
+
+
+def evaluate_parts(
+    network: Backbone | MultiExitBackbone,
+    dataset: str,
+    data_dir: str | Path,
+    protocols: list[Protocol],
     *,
     image_size: int,
-    batch_size: int,
     num_workers: int,
-    knn_k: int = 200,
+    batch_size: int = EvaluateConfig.batch_size,
+    knn_k: int = EvaluateConfig.knn_k,
     seed: int = 0,
     device: torch.device | str | None = None,
     download: bool = False,
-    precision: Any = "32-true",
+    precision: Any = EvaluateConfig.precision,
     keep_decoded: bool = True,
     max_broken_images: int = 0,
     normalize: Normalisation = (None, None),
-) -> dict[Protocol, ProbeResult]:
-    """Measures a backbone on a dataset with all labels, as a pretraining run does at its end."""
+) -> tuple[dict[str, dict[Protocol, ProbeResult]], Extraction]:
+    """Measures a network on a dataset with all labels: its backbone, sub-networks and ensemble.
+
+    The defaults are those of this command, so that both find the same figures.
+
+    Returns:
+        The results by part and protocol, those of the backbone first; and what they were measured
+        on.
+    """
     config = EvaluateConfig(
         protocol=[*protocols],
         batch_size=batch_size,
@@ -253,27 +310,27 @@ def evaluate_backbone(
         max_broken_images=max_broken_images,
     )
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    measurements = measure(backbone, dataset, data_dir, config, image_size, device, normalize)
-    return {measurement.protocol: measurement.last for measurement in measurements}
+    extraction = extract(network, dataset, data_dir, config, image_size, device, normalize)
+    parts: dict[str, dict[Protocol, ProbeResult]] = {"backbone": {}}
+    for measurement in measure(extraction, config, device):
+        parts.setdefault(measurement.part, {})[measurement.protocol] = measurement.last
+    return parts, extraction
 
 
-def measure(
-    backbone: Backbone,
+def extract(
+    network: Backbone | MultiExitBackbone,
     dataset: str,
     data_dir: str | Path,
     config: EvaluateConfig,
     image_size: int,
     device: torch.device,
     normalize: Normalisation = (None, None),
-    title: str = "",
-) -> Iterator[Measurement]:
-    """Measures a backbone on a dataset with each protocol and each part of the labels.
+) -> Extraction:
+    """Extracts the features of a dataset, all exits at once.
 
     Images are normalised by the dataset's statistics, as in the authors' transfer, or by the
     given mean and standard deviation.
     """
-    # Convolutions are faster in this layout.
-    backbone = backbone.to(memory_format=torch.channels_last)
     transform = create_test_transform(dataset, image_size, *normalize)
     images, test_images = create_train_test(
         dataset,
@@ -284,75 +341,140 @@ def measure(
         config.keep_decoded,
         config.max_broken_images,
     )
-    broken = broken_images(images, test_images)
-    num_workers = machine.default_num_workers(config.num_workers)
-    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(config.precision)
-    with torch.autocast(device.type, dtype=half, enabled=half is not None):
-        train, test = (
-            extract_features(
-                backbone,
-                DataLoader(in_batches(part), batch_size=config.batch_size, num_workers=num_workers),
-                device=device,
-                progress=Console().is_terminal,
-            )
-            for part in (images, test_images)
-        )
+    train, test = extract_datasets(
+        StackedExits(network) if isinstance(network, MultiExitBackbone) else network,
+        (images, test_images),
+        batch_size=config.batch_size,
+        num_workers=machine.default_num_workers(config.num_workers),
+        device=device,
+        precision=config.precision,
+        progress=Console().is_terminal,
+    )
+    augmentation = create_probe_transform(dataset, image_size, *normalize)
+    return Extraction(network, images, test_images, train, test, augmentation)
 
+
+def measure(
+    extraction: Extraction, config: EvaluateConfig, device: torch.device, title: str = ""
+) -> Iterator[Measurement]:
+    """Measures a network with each protocol and each part of the labels.
+
+    A network with sub-networks is measured part by part: backbone, sub-networks and, with the
+    linear probes on features, the ensemble.
+    """
+    images, test_images = extraction.images, extraction.test_images
+    broken = broken_images(images, test_images)
     options: dict[str, Any] = {}
     augmented = images
     protocols = accuracy_protocols(config)
     if not set(protocols) <= set(FEATURE_PROTOCOLS):
-        augmented, augment = prepare_augmentation(
-            images, create_probe_transform(dataset, image_size, *normalize)
-        )
+        augmented, augment = prepare_augmentation(images, extraction.augmentation)
+        # A worker beside a network on the same processors only takes turns with it.
+        idle_workers = augment is not None and device.type == "cpu"
         options = {
             "num_classes": len(images.classes),
             "batch_size": config.step_size,
             "augment": augment,
-            # A worker beside a network on the same processors only takes turns with it.
-            "num_workers": 0 if augment and device.type == "cpu" else num_workers,
+            "num_workers": 0 if idle_workers else machine.default_num_workers(config.num_workers),
             "seed": config.seed,
             "device": device,
             "precision": config.precision,
         }
 
     for fraction in config.label_fractions:
-        chosen = choose_part(train.targets, fraction, config.seed)
-        labelled = Features(train.features[chosen], train.targets[chosen])
+        chosen = choose_part(extraction.train.targets, fraction, config.seed)
+        labelled = Features(*(values[chosen] for values in extraction.train))
         labelled_images: Subset[Any] = Subset(in_batches(augmented), chosen.tolist())
         for protocol in protocols:
             name = f"{title}{100 * fraction:g}% of the labels, {PROTOCOL_LABELS[protocol]}"
-            result: ProbeResult | EpochResults
-            if protocol == "knn":
-                result = knn_probe(labelled, test, k=config.knn_k)
-            elif protocol == "paper":
-                result = paper_probe(
-                    backbone,
+            for part, result in run_protocol(
+                protocol, extraction, labelled, labelled_images, config, device, options, name
+            ):
+                epochs = result if isinstance(result, EpochResults) else None
+                last = result.last if isinstance(result, EpochResults) else result
+                if broken:
+                    notes = [f"{len(broken):,} broken images are left out", last.note]
+                    last = last._replace(note="; ".join(filter(None, notes)))
+                yield Measurement(
+                    fraction, len(chosen), len(test_images), protocol, part, last, epochs
+                )
+
+
+def run_protocol(
+    protocol: Protocol,
+    extraction: Extraction,
+    labelled: Features,
+    labelled_images: Subset[Any],
+    config: EvaluateConfig,
+    device: torch.device,
+    image_options: Mapping[str, Any],
+    title: str,
+) -> Iterator[tuple[str, ProbeResult | EpochResults]]:
+    """Measures each part of a network with one protocol.
+
+    Args:
+        protocol: The protocol.
+        extraction: The network and its features.
+        labelled: Features of the training images whose labels are used.
+        labelled_images: These images.
+        config: The options.
+        device: Where to compute.
+        image_options: Of paper_probe and finetune_probe.
+        title: Of the progress bar.
+
+    Yields:
+        A part's name and its result. The ensemble has none for knn, paper and finetune.
+    """
+    if protocol in ENSEMBLE_PROTOCOLS:
+        results = probe_linearly(labelled, extraction.test, protocol, config.seed, device)
+        yield from zip(name_parts(extraction.network), results, strict=True)
+        return
+    for index, name in enumerate(name_parts(extraction.network)):
+        if name == "ensemble":
+            continue
+        network: nn.Module = extraction.network
+        train, test, heading = labelled, extraction.test, title
+        if isinstance(network, MultiExitBackbone):
+            network = SingleExit(network, index)
+            train, test = (select_exit(features, index) for features in (train, test))
+            heading = f"{title}, {name.replace('_', ' ')}"
+        if protocol == "knn":
+            yield name, knn_probe(train, test, k=config.knn_k)
+        elif protocol == "paper":
+            yield (
+                name,
+                paper_probe(
+                    network,
                     labelled_images,
                     test,
                     epochs=config.paper_epochs,
                     learning_rate=config.paper_learning_rate,
-                    callbacks=[create_progress(name)],
-                    **options,
-                )
-            elif protocol == "finetune":
-                result = finetune_probe(
-                    backbone,
+                    callbacks=[create_progress(heading)],
+                    **image_options,
+                ),
+            )
+        else:
+            yield (
+                name,
+                finetune_probe(
+                    network,
                     labelled_images,
-                    test_images,  # type: ignore[arg-type]
+                    extraction.test_images,  # type: ignore[arg-type]
                     epochs=config.finetune_epochs,
                     learning_rate=config.finetune_learning_rate,
-                    callbacks=[create_progress(name)],
-                    **options,
-                )
-            else:
-                result = probe_linearly(labelled, test, protocol, config.seed, device)
-            epochs = result if isinstance(result, EpochResults) else None
-            last = result.last if isinstance(result, EpochResults) else result
-            if broken:
-                notes = [f"{len(broken):,} broken images are left out", last.note]
-                last = last._replace(note="; ".join(filter(None, notes)))
-            yield Measurement(fraction, len(chosen), len(test_images), protocol, last, epochs)
+                    callbacks=[create_progress(heading)],
+                    **image_options,
+                ),
+            )
+
+
+def name_parts(network: Backbone | MultiExitBackbone) -> list[str]:
+    """Names what is measured: the exits in the order of their features, then their ensemble."""
+    if not isinstance(network, MultiExitBackbone) or not network.exits:
+        return ["backbone"]
+    if len(network.exits) == 1:
+        return ["subnetwork", "backbone", "ensemble"]
+    return [*(f"subnetwork_{stage}" for stage in network.exits), "backbone", "ensemble"]
 
 
 def prepare_augmentation(
@@ -378,15 +500,24 @@ def prepare_augmentation(
 
 def probe_linearly(
     train: Features, test: Features, solver: str, seed: int, device: torch.device
-) -> ProbeResult:
-    """A linear probe with its setting chosen on a tenth of the training features."""
-    if train.targets.bincount().max() > 1:
-        return linear_probe(
-            train, test, solver, learning_rate=LEARNING_RATES, C=C_VALUES, seed=seed, device=device
-        )
-    result = linear_probe(train, test, solver, seed=seed, device=device)
+) -> list[ProbeResult]:
+    """Trains linear classifiers whose setting is chosen on a tenth of the training features.
+
+    Returns:
+        One result, or for features (N, E, D) one for each exit and that of the ensemble.
+    """
+    options: dict[str, Any] = {"solver": solver, "seed": seed, "device": device}
     reason = "one image a class, none to choose a setting on: linear_probe's default is taken"
-    return result._replace(note="; ".join(filter(None, [reason, result.note])))
+    if train.targets.bincount().max() > 1:
+        reason = ""
+        options |= {"learning_rate": LEARNING_RATES, "C": C_VALUES}
+    if train.features.dim() == 3:
+        results = exit_probe(train, test, **options)
+    else:
+        results = [linear_probe(train, test, **options)]
+    return [
+        result._replace(note="; ".join(filter(None, [reason, result.note]))) for result in results
+    ]
 
 
 def create_progress(title: str) -> Callback:
@@ -738,7 +869,7 @@ def main() -> None:
             return
         records: list[Record] = []
         for subject, plan in zip(subjects, plans, strict=True):
-            for measurement in measure(
+            extraction = extract(
                 subject.backbone,
                 subject.dataset,
                 subject.data_dir,
@@ -746,8 +877,9 @@ def main() -> None:
                 subject.image_size,
                 device,
                 subject.normalize,
-                title=f"{subject.name}, {subject.dataset}, ",
-            ):
+            )
+            title = f"{subject.name}, {subject.dataset}, "
+            for measurement in measure(extraction, config, device, title):
                 record = plan[measurement.label_fraction, measurement.protocol]
                 add_record(records, complete(record, measurement))
                 if subject.folder is not None:

@@ -5,15 +5,16 @@
     python recipes/moco.py --mix_weight 0      (plain MoCo v2: the baseline, same code path)
 
 Without options it trains on the digits images that scikit-learn embeds: a minute on two CPU cores,
-linear probe 98.0% (random initialisation 90.7%), kNN 92.7% (66.4%); seed 0, last of 30 epochs.
+linear probe 98.0% (random initialisation 90.7%), kNN 92.7% (66.4%); seed 0, last of 30 epochs, in
+float32 (--precision 32-true).
 
-To begin with photographs take the settings that were measured, and change them from there:
+For photographs, start from a measured preset:
 
     python recipes/moco.py --config recipes/presets/start-moco.yaml --data_dir FOLDER
     python recipes/moco.py --config recipes/presets/start-moco-crop-flip.yaml --data_dir FOLDER
 
-The second is for images whose class may depend on colour or sharpness. The head of each file has
-what it reached on CIFAR-10, beside plain MoCo v2.
+The second is for images whose class may depend on colour or sharpness. Each file starts with what
+it reached on CIFAR-10, beside plain MoCo v2.
 """
 
 from __future__ import annotations

@@ -486,12 +486,11 @@ def finish_run(
     export_backbone(model, run, mean=mean, std=std, training=settings)
     draw_curves(run)
 
-    # What was exported is what is measured; it is not compiled.
+    # What was exported is what is measured; it is not compiled. Precision and batch size are
+    # evaluate.py's defaults, whatever those of the training, so that it finds the same figures.
     backbone = load_backbone(run)
     options: dict[str, Any] = {
         "image_size": backbone.image_size,
-        "batch_size": max(config.batch_size, 256),
-        "precision": config.precision,
         "keep_decoded": config.keep_decoded,
         "max_broken_images": config.max_broken_images,
         "num_workers": machine.default_num_workers(config.num_workers),

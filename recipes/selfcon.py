@@ -12,10 +12,11 @@ Objectives; s and m have one view of each image and two, u means without labels:
     cross-entropy                               a classifier on the backbone
     one-stage                                   classifiers on all exits and SelfCon's loss
 
-At the end a linear classifier is trained on the frozen features of the backbone, of each
-sub-network, and their ensemble is tested, the mean of the logits; cross-entropy and one-stage have
-classifiers of their own too. The augmentations are the authors': crops of at least 20% of the
-area, flips, colour jitter and grey without blur; for cross-entropy and one-stage crops and flips.
+At the end each --protocol measures the backbone and every sub-network. torch and sklearn measure
+their ensemble too, the mean of the linear classifiers' scores. cross-entropy and one-stage train
+classifiers of their own, which are measured as well. The augmentations are the authors': crops of
+at least 20% of the area, flips, colour jitter and grey without blur; for cross-entropy and
+one-stage crops and flips.
 
 MixCo and SelfCon compose without labels: with --mix_weight 1 selfcon-su, selfcon-mu and simclr
 get MixCo's term for mixtures beside their own. With labels they do not: MixCo's term takes images
@@ -23,10 +24,10 @@ of the same class for negatives.
 
 Without options it trains SelfCon-S on the digits images that scikit-learn embeds: a minute on two
 CPU cores, linear probe 98.9% on the backbone, 99.1% on the sub-network, 98.9% for both (random
-initialisation 90.7%), kNN 98.4% (66.4%); seed 0, last of 30 epochs. Where the loss stays at
-temperature / base_temperature * log(candidates), all projections are one: the projection heads'
-BatchNorm (--head_batch_norm, the default; not the authors') is against that, and so are warm-up
-epochs.
+initialisation 90.7%), kNN 98.4% (66.4%); seed 0, last of 30 epochs, in float32 (--precision
+32-true). Where the loss stays at temperature / base_temperature * log(candidates), all projections
+are the same; BatchNorm in the projection heads (--head_batch_norm, the default, not the authors')
+and warm-up epochs prevent that.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from command_line import fail_in_one_line, parse_options
-from evaluate import C_VALUES, LEARNING_RATES, Normalisation
-from exit_information import extract_exits
+from evaluate import ENSEMBLE_PROTOCOLS, Protocol, evaluate_parts, name_parts
+from evaluation_report import PROTOCOL_LABELS
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from pretrain import PretrainConfig, pretrain
-from rich.console import Console
+from processes import print_on_rank_zero
 
 from mixco_lightly import (
     Features,
@@ -53,12 +54,8 @@ from mixco_lightly import (
     MultiExitBackbone,
     ProbeResult,
     SelfConLoss,
-    knn_probe,
-    linear_probe,
 )
 from mixco_lightly.data.datasets import create_train_test
-from mixco_lightly.data.transforms import create_test_transform
-from mixco_lightly.evaluation.exit_probe import exit_probe, select_exit
 from mixco_lightly.evaluation.linear_probe import rank_scores
 from mixco_lightly.models.backbone import Backbone
 from mixco_lightly.models.selfcon import SelfCon, SelfConClassifier
@@ -224,75 +221,48 @@ def evaluate_exits(
     backbone: Backbone,
     dataset: str,
     data_dir: str,
-    protocols: list[str],
-    *,
-    image_size: int,
-    batch_size: int,
-    precision: str,
-    keep_decoded: bool,
-    max_broken_images: int,
-    num_workers: int,
-    knn_k: int,
-    seed: int,
-    device: torch.device,
-    normalize: Normalisation,
+    protocols: list[Protocol],
+    **options: Any,
 ) -> dict[str, dict[str, ProbeResult]]:
-    """Measures backbone, sub-networks and their ensemble with one extraction of all features."""
+    """Measures backbone, sub-networks and their ensemble with one extraction of all features.
+
+    The options are those of evaluate_parts.
+    """
     trained = model.network
     # Around the backbone as it was exported; it is not compiled.
     network = MultiExitBackbone.from_backbone(backbone, trained.exits, trained.subnetwork)
     network.load_state_dict(trained.state_dict())
-    transform = create_test_transform(dataset, image_size, *normalize)
-    datasets = create_train_test(
-        dataset,
-        data_dir,
-        transform,
-        transform,
-        keep_decoded=keep_decoded,
-        max_broken_images=max_broken_images,
+    parts, extraction = evaluate_parts(
+        network if network.exits else backbone, dataset, data_dir, protocols, **options
     )
-    train, test = extract_exits(
-        network,
-        datasets,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        device=device,
-        precision=precision,
-        progress=Console().is_terminal,
-    )
-    options: dict[str, Any] = {"learning_rate": LEARNING_RATES, "seed": seed, "device": device}
-    *subnetworks, last, ensemble = exit_probe(train, test, **options)
-    results = {"backbone": {"torch": last}}
-    train_last, test_last = (select_exit(features, -1) for features in (train, test))
-    if "sklearn" in protocols:
-        results["backbone"]["sklearn"] = linear_probe(
-            train_last, test_last, "sklearn", C=C_VALUES, seed=seed
-        )
-    if "knn" in protocols:
-        results["backbone"]["knn"] = knn_probe(train_last, test_last, k=knn_k)
-    names = [
-        "subnetwork" if len(subnetworks) == 1 else f"subnetwork_{stage}" for stage in trained.exits
-    ]
-    results |= {name: {"torch": x} for name, x in zip(names, subnetworks, strict=True)}
-    if subnetworks:
-        results["ensemble"] = {"torch": ensemble}
+    results: dict[str, dict[str, ProbeResult]] = {
+        name: {str(protocol): result for protocol, result in part.items()}
+        for name, part in parts.items()
+    }
     if isinstance(model, SelfConClassifier):
-        own = measure_classifiers(model, test)
-        # The backbone's is the last of the exits, before the ensemble's.
-        for name, result in zip([*names, "backbone", "ensemble"], own, strict=True):
-            if name in results:
-                results[name]["classifier"] = result
+        own = measure_classifiers(model, extraction.test)
+        for name, result in zip(name_parts(network), own, strict=True):
+            results.setdefault(name, {})["classifier"] = result
     return results
 
 
 @torch.no_grad()
 def measure_classifiers(model: SelfConClassifier, test: Features) -> list[ProbeResult]:
-    """Accuracies of the classifiers that were trained, and of the mean of their logits."""
+    """Measures the classifiers that were trained, and the mean of their logits.
+
+    Args:
+        model: The trained module.
+        test: Features of all exits (N, E, D), or of the backbone alone (N, D).
+
+    Returns:
+        The results of the exits in their order and, of several, the ensemble's.
+    """
     classifiers = model.classifiers.cpu()
-    logits = [
-        classifier(x) for classifier, x in zip(classifiers, test.features.unbind(1), strict=True)
-    ]
-    return [rank_scores(x, test.targets) for x in (*logits, torch.stack(logits).mean(dim=0))]
+    exits = test.features.unbind(1) if test.features.dim() == 3 else [test.features]
+    logits = [classifier(x) for classifier, x in zip(classifiers, exits, strict=True)]
+    if len(logits) > 1:
+        logits.append(torch.stack(logits).mean(dim=0))
+    return [rank_scores(x, test.targets) for x in logits]
 
 
 def main() -> None:
@@ -301,6 +271,12 @@ def main() -> None:
     with fail_in_one_line():
         config = check_options(config)
     objective = OBJECTIVES[config.objective]
+    alone = [x for x in PROTOCOL_LABELS if x in config.protocol and x not in ENSEMBLE_PROTOCOLS]
+    if config.exits and alone:
+        print_on_rank_zero(
+            f"Not measured for the ensemble: {', '.join(alone)}. It is the mean of linear "
+            "classifiers' scores and has no features of its own."
+        )
     pretrain(
         config.objective,
         config,

@@ -105,8 +105,9 @@ class TrainingKNN(Callback):
         if self._missing or not (is_due and trainer.is_global_zero):
             return
         backbone: Any = pl_module.backbone
-        # Compiled again for eval mode it would take longer than it saves.
-        with trainer.precision_plugin.forward_context(), torch.compiler.set_stance("force_eager"):
+        # In float32, as at the end of the run: no autocast is active here. Compiled again for eval
+        # mode it would take longer than it saves.
+        with torch.compiler.set_stance("force_eager"):
             bank, queries = (
                 extract_features(backbone, self._loader(images))
                 for images in (self._bank, self._queries)

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+# MIXCO_TEST_FAST_BFLOAT16=0 or 1 forces the processor's answer; all tests pass with each.
+import tests.forced_machine  # noqa: F401
 from tests.run_recipe import RECIPES, command
 
 collect_ignore = ["benchmarks", "mutants.py", "soak.py"]  # scripts

@@ -2,6 +2,7 @@
 
 import sys
 
+import tests.forced_machine  # noqa: F401
 from tests.run_recipe import RECIPES
 
 sys.path.insert(0, str(RECIPES))

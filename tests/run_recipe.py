@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+# The precision is pinned, so that a run is the same on every processor.
 TINY = ["--backbone", "test_resnet", "--num_workers", "0", "--knn_k", "5"]
+TINY += ["--precision", "32-true"]
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["tests.preload_recipes"])

@@ -1,6 +1,7 @@
 """The SelfCon recipe as its users call it, and its presets."""
 
 import csv
+import importlib
 import json
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from torch import nn
 import mixco_lightly
 from mixco_lightly import create_backbone, load_backbone
 from mixco_lightly.models.selfcon import SelfCon, SelfConClassifier
+from tests.run_recipe import TINY
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 VIEWS = {
@@ -38,7 +40,7 @@ FIGURES = {
 
 def tiny_run(folder, *options):
     return [
-        *("--backbone", "test_resnet", "--num_workers", 0, "--knn_k", 5),
+        *TINY,
         *("--dataset", "imagefolder", "--data_dir", folder, "--image_size", 16),
         *("--epochs", 1, "--batch_size", 12),
         *options,
@@ -80,13 +82,15 @@ def test_each_objective_trains_on_its_views_and_measures_its_exits(
     summary = json.loads((folder / "summary.json").read_text())
     figures = set(FIGURES)
     if objective in HAVE_EXITS:
-        figures |= {"subnetwork_linear_top1", "ensemble_linear_top1"}
+        figures |= {f"subnetwork_{name}_top1" for name in ("linear", "sklearn", "knn")}
+        figures |= {f"ensemble_{name}_top1" for name in ("linear", "sklearn")}
     if objective in ("cross-entropy", "one-stage"):
         figures.add("classifier_top1")
     if objective == "one-stage":
         figures |= {"subnetwork_classifier_top1", "ensemble_classifier_top1"}
     assert {name for name in summary if "_top" in name} == figures
     assert all(0 <= summary[name] <= 100 for name in figures)
+    assert ("Not measured for the ensemble: knn." in printed) == (objective in HAVE_EXITS)
     assert ("ensemble" in printed) == (objective in HAVE_EXITS)
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["exits"] == ([2] if objective in HAVE_EXITS else [])
@@ -142,6 +146,61 @@ def test_the_backbones_figures_are_those_of_evaluate_and_all_exits_are_extracted
     names = {"torch": "linear_top1", "sklearn": "sklearn_top1", "knn": "knn_top1"}
     for protocol, name in names.items():
         assert results[protocol]["top1"] == pytest.approx(summary[name])
+
+
+def few_epochs(module, monkeypatch, epochs=2):
+    """Shortens the protocols that train on images; gives what each was called with."""
+    calls = []
+
+    def shorten(name):
+        function = getattr(module, name)
+
+        def call(network, *args, **kwargs):
+            calls.append((name, network))
+            return function(network, *args, **{**kwargs, "epochs": epochs})
+
+        monkeypatch.setattr(module, name, call)
+
+    for name in ("paper_probe", "finetune_probe"):
+        shorten(name)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("protocols", "parts"),
+    [
+        (["paper"], ["subnetwork", ""]),
+        (["finetune"], ["subnetwork", ""]),
+        (["knn"], ["subnetwork", ""]),
+        (["sklearn"], ["subnetwork", "", "ensemble"]),
+    ],
+)
+def test_all_parts_are_measured_by_the_protocols_that_were_asked_for(
+    protocols, parts, image_folder, tmp_path, run, monkeypatch
+):
+    monkeypatch.syspath_prepend(str(RECIPES))
+    calls = few_epochs(importlib.import_module("evaluate"), monkeypatch)
+    folder = tmp_path / "run"
+    options = ["--protocol", *protocols, "--output_dir", folder]
+    code, printed, error = run(*tiny_run(image_folder, *options))
+    assert code == 0, error
+    summary = json.loads((folder / "summary.json").read_text())
+    assert {name for name in summary if "_top" in name} == {
+        f"{part}_{protocol}_top1".removeprefix("_")
+        for protocol in protocols
+        for part in [*parts, "random_init"]
+    }
+    lines = [line for line in printed.splitlines() if "Not measured for the ensemble" in line]
+    assert len(lines) == ("ensemble" not in parts)
+    if lines:  # one line, before the training
+        assert printed.index(protocols[0]) < printed.index("epoch 1/1")
+    if protocols[0] in ("paper", "finetune"):
+        images = torch.rand(3, 3, 16, 16)
+        features = [network.eval()(images) for _, network in calls]
+        assert [x.shape for x in features] == [(3, 96)] * 3
+        assert not torch.equal(features[0], features[1])
+        torch.testing.assert_close(features[1], load_backbone(folder).eval()(images))
+        assert not torch.equal(features[1], features[2])
 
 
 def test_mixcos_term_is_added_without_labels_and_logged(image_folder, tmp_path, run):

@@ -65,7 +65,7 @@ def test_a_run_with_knn_in_every_epoch_has_the_weights_and_metrics_of_one_withou
 
 
 class Steps:
-    """The part of a trainer that the callback asks."""
+    """The part of a trainer in bf16-mixed that the callback asks."""
 
     is_global_zero, max_epochs, current_epoch, global_step = True, 4, 3, 40
 
@@ -75,7 +75,7 @@ class Steps:
         self.precision_plugin = self
 
     def forward_context(self):
-        return torch.autocast("cpu", enabled=False)
+        return torch.autocast("cpu", dtype=torch.bfloat16)
 
     def log_metrics(self, metrics, step):
         self.rows.append((metrics, step))
@@ -121,6 +121,31 @@ def test_knn_is_that_of_plain_images_in_eval_mode_and_leaves_the_module_and_the_
     assert step == 39
     assert metrics == {"epoch": 3, "knn_top1": pytest.approx(expected)}
     assert 20 < expected < 100  # chance is 10
+
+
+def test_knn_while_training_is_measured_in_float32_whatever_the_training_precision(monkeypatch):
+    import training_knn
+
+    from mixco_lightly import create_backbone
+    from mixco_lightly.data.datasets import create_dataset
+    from mixco_lightly.data.transforms import create_test_transform
+
+    images = create_dataset("digits", "", train=True)
+    transform = create_test_transform("digits", 16)
+    backbone = create_backbone("test_resnet", 16)
+    measured = []
+    monkeypatch.setattr(
+        training_knn,
+        "knn_probe",
+        lambda *features, k: measured.extend(features) or types.SimpleNamespace(top1=0.0),
+    )
+    knn = training_knn.TrainingKNN(images, transform, 5, batch_size=64, num_workers=0, seed=3)
+    knn.on_train_epoch_end(Steps(), types.SimpleNamespace(backbone=backbone))
+    for part, indices in zip(measured, training_knn.choose_images(images.targets, 3), strict=True):
+        with torch.no_grad():
+            expected = backbone.eval()(torch.stack([transform(images[i][0]) for i in indices]))
+        # In bfloat16 the difference is about 1e-2.
+        torch.testing.assert_close(part.features, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

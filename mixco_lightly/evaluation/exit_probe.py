@@ -13,10 +13,11 @@ from mixco_lightly.evaluation.linear_probe import ProbeResult, linear_scores, ra
 def exit_probe(train: Features, test: Features, **options: Any) -> list[ProbeResult]:
     """Trains a linear classifier on each exit's features and tests each and their ensemble.
 
-    The classifiers are those of :func:`mixco_lightly.linear_probe` with solver "torch"; the
-    ensemble is the mean of their logits, as in SelfCon's authors' code [0]. (They train on
-    augmented images and report the best epoch on the test images for each exit and for the
-    ensemble. Here features are extracted once, and the last epoch counts.)
+    The classifiers are those of :func:`mixco_lightly.linear_probe`. The ensemble is the mean of
+    their scores: with solver "torch" of their logits, as in SelfCon's authors' code [0], with
+    "sklearn" of their probabilities. (The authors train on augmented images and report the best
+    epoch on the test images for each exit and for the ensemble. Here features are extracted once,
+    and the last epoch counts.)
 
     - [0]: SelfCon, 2021, https://arxiv.org/abs/2106.15499; raymin0223/self-contrastive-learning at
       commit 5e7c2c5
@@ -24,8 +25,8 @@ def exit_probe(train: Features, test: Features, **options: Any) -> list[ProbeRes
     Args:
         train: Features of E exits to fit, of shapes (N, E, D) and (N,).
         test: Features to classify, of shapes (M, E, D) and (M,).
-        **options: Of ``linear_probe``, such as ``learning_rate`` and ``seed``. A choice between
-            several values is made for each exit.
+        **options: Of ``linear_probe``, such as ``solver``, ``learning_rate`` and ``seed``. A choice
+            between several values is made for each exit.
 
     Returns:
         E + 1 results, in percent: those of the exits in their order, and the ensemble's.
@@ -66,7 +67,7 @@ def exit_probe(train: Features, test: Features, **options: Any) -> list[ProbeRes
 
 
 def select_exit(features: Features, index: int) -> Features:
-    """The features of one exit.
+    """Selects the features of one exit.
 
     Args:
         features: Of shapes (N, E, D) and (N,).

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from lightly.utils.benchmarking import FinetuneClassifier, LinearClassifier, MetricCallback
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.callbacks import Callback, ProgressBar
 from torch import Tensor, nn
 from torch.optim import SGD
@@ -22,7 +26,7 @@ from mixco_lightly.evaluation.linear_probe import ProbeResult
 
 # Features that are classified at a time.
 _TEST_BATCH = 4096
-# What Lightning says of a loader without workers and of the frozen backbone's eval mode is meant.
+# A loader without workers and a frozen backbone in eval mode are meant; Lightning warns of both.
 _EXPECTED_WARNINGS = (
     ".*does not have many workers.*",
     ".*in eval mode at the start of training.*",
@@ -35,9 +39,9 @@ class EpochResults(NamedTuple):
 
     Attributes:
         last: After the last epoch. This is the figure to compare.
-        best: After the epoch with the highest top-1, the earliest of equals. The epoch was chosen
-            on the test images, so that it is too high a figure: that of the authors' evaluation
-            (which prints the last epoch's top-5 beside it).
+        best: After the epoch with the highest top-1, the earliest of equals. The epoch is chosen
+            on the test images, so it is biased upwards. The authors' evaluation reports this
+            figure, with the last epoch's top-5 beside it.
         best_epoch: That epoch, from 1.
     """
 
@@ -109,8 +113,9 @@ def paper_probe(
             TinyImageNet.
         augment: Called with the images of a batch, on the device.
         num_workers: Processes that load images.
-        seed: Seed of initial weights, order and augmentations; torch's generators are left as they
-            were. On a CPU the same seed gives the same figures.
+        seed: Seed of initial weights, order and augmentations. All random generators (PyTorch's
+            on every device, NumPy's and Python's) are afterwards as they were before. On a CPU
+            the same seed gives the same figures.
         device: Where to run. Default: where the backbone is.
         precision: Lightning's precision.
         callbacks: For Lightning's trainer, such as a progress bar.
@@ -294,10 +299,27 @@ class _Batches(pl.LightningDataModule):
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds torch's generators, and leaves them afterwards as they were."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    """Seeds all generators that a probe may draw from, and restores them afterwards.
+
+    torch.manual_seed would also seed the generators of devices that the probe does not use.
+    """
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    module: Any = None if device.type == "cpu" else torch.get_device_module(device)
+    place = () if device.type == "mps" else (device,)  # torch.mps has one device and no argument
+    device_state = module.get_rng_state(*place) if module else None
+    try:
+        torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        if module:
+            module.set_rng_state(torch.Generator(device).manual_seed(seed).get_state(), *place)
         yield
+    finally:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])  # noqa: NPY002
+        if module:
+            module.set_rng_state(device_state, *place)
 
 
 def _top_k(num_classes: int) -> tuple[int, int]:
@@ -320,21 +342,25 @@ def _fit(
         )
     metrics = MetricCallback()
     on_gpu = device.type == "cuda"
-    trainer = pl.Trainer(
-        max_epochs=epochs,
-        accelerator="gpu" if on_gpu else device.type,
-        devices=[device.index or 0] if on_gpu else 1,
-        precision=precision,  # type: ignore[arg-type]
-        callbacks=[metrics, *callbacks],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
-    with warnings.catch_warnings():
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
         for message in _EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
+        trainer = pl.Trainer(
+            max_epochs=epochs,
+            accelerator="gpu" if on_gpu else device.type,
+            devices=[device.index or 0] if on_gpu else 1,
+            precision=precision,  # type: ignore[arg-type]
+            # A probe is one process, also in a SLURM job. Lightning would otherwise requeue the
+            # job, and would load an hpc_ckpt_*.ckpt that it finds in its default_root_dir.
+            plugins=[LightningEnvironment()],
+            default_root_dir=folder,
+            callbacks=[metrics, *callbacks],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
         trainer.fit(classifier, datamodule=batches)
     values = metrics.val_metrics
     if not torch.tensor(values["val_loss"]).isfinite().all():

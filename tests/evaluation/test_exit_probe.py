@@ -44,6 +44,12 @@ def test_the_ensemble_is_the_mean_of_the_logits_and_can_beat_each_exit():
     assert ensemble.top1 > max(result.top1 for result in exits) + 10
 
 
+def test_the_ensemble_of_scikit_learns_classifiers_is_the_mean_of_their_probabilities():
+    ensemble = exit_probe(TRAIN, TEST, solver="sklearn")[-1]
+    scores = [linear_scores(*exit_of(index), "sklearn")[0] for index in range(3)]
+    assert ensemble == rank_scores(sum(scores) / 3, TEST.targets)
+
+
 def test_learning_rates_are_chosen_for_each_exit():
     results = exit_probe(TRAIN, TEST, epochs=5, learning_rate=(0.01, 0.1))
     assert all("learning_rate=0.01" in r.note or "learning_rate=0.1" in r.note for r in results[:3])

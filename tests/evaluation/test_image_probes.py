@@ -1,6 +1,10 @@
 import copy
+import os
+import random
+import signal
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from pytorch_lightning.callbacks import Callback
@@ -8,6 +12,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from mixco_lightly import Features, create_backbone
+from mixco_lightly.evaluation import image_probes
 from mixco_lightly.evaluation.image_probes import finetune_probe, paper_probe
 
 
@@ -150,21 +155,87 @@ def test_top5_of_few_classes_says_what_it_is(run):
     assert results.last.note == results.best.note == "top5 is top3: 3 classes"
 
 
+def draw_from_all(batch):
+    """Noise from each generator that an augmentation may use."""
+    noise = torch.rand(len(batch), 1, 1, 1) + random.random() + np.random.random()  # noqa: NPY002
+    return batch + noise
+
+
 @pytest.mark.parametrize("run", PROBES)
-def test_the_seed_decides_and_torchs_generator_is_left_alone(run):
+def test_the_seed_decides_and_all_generators_are_left_as_they_were(run, monkeypatch):
     def outcome(seed):
         spy = Spy()
-        augment = lambda batch: batch + torch.randn_like(batch)  # noqa: E731
-        run(backbone, batch_size=7, seed=seed, augment=augment, callbacks=[spy])
+        run(backbone, batch_size=7, seed=seed, augment=draw_from_all, callbacks=[spy])
         return spy.heads[-1][0]
 
+    def states():
+        numpy_state = np.random.get_state()[1].tolist()  # noqa: NPY002
+        return torch.get_rng_state().tolist(), random.getstate(), numpy_state
+
     backbone = SmallBackbone()  # seeds too
-    before = torch.random.get_rng_state()
+    # The generators of a GPU that is there and not used.
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeds CUDA"))
+    before, environment = states(), dict(os.environ)
     first = outcome(0)
-    assert torch.equal(torch.random.get_rng_state(), before)
-    torch.rand(3)
+    assert states() == before
+    assert dict(os.environ) == environment  # PL_GLOBAL_SEED
+    torch.rand(3), random.random(), np.random.random()  # noqa: NPY002
     assert torch.equal(outcome(0), first)
     assert not torch.equal(outcome(1), first)
+
+
+@pytest.mark.parametrize("run", PROBES)
+def test_a_probe_that_fails_leaves_all_generators_as_they_were(run):
+    backbone = SmallBackbone()  # seeds
+    before = torch.get_rng_state(), random.getstate()
+    with pytest.raises(ZeroDivisionError):
+        run(backbone, augment=lambda batch: draw_from_all(batch) / (1 // 0))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+
+
+def test_the_generator_of_the_probes_gpu_is_seeded_and_restored_and_no_other(monkeypatch):
+    class Generators:
+        """torch.cuda's functions for two devices."""
+
+        def __init__(self):
+            self.states = {0: "first", 1: "second"}
+
+        def get_rng_state(self, device):
+            return self.states[device.index]
+
+        def set_rng_state(self, state, device):
+            self.states[device.index] = state
+
+    cuda, create = Generators(), torch.Generator
+    monkeypatch.setattr(torch, "get_device_module", lambda device: cuda)
+    monkeypatch.setattr(torch, "Generator", lambda device="cpu": create())
+    with image_probes._seeded(7, torch.device("cuda", 1)):
+        assert cuda.states[0] == "first"
+        assert torch.equal(cuda.states[1], create().manual_seed(7).get_state())
+    assert cuda.states == {0: "first", 1: "second"}
+
+
+@pytest.mark.parametrize("run", PROBES)
+def test_in_a_slurm_job_no_requeueing_is_installed_and_no_stray_checkpoint_loaded(
+    run, tmp_path, monkeypatch
+):
+    class Handlers(Callback):
+        def on_train_start(self, trainer, pl_module):
+            handlers.append(signal.getsignal(signal.SIGUSR1))
+
+    handlers = [signal.getsignal(signal.SIGUSR1)]
+    expected = run(callbacks=[Handlers()])
+    variables = {"NTASKS": 4, "JOB_NAME": "mixco", "JOB_ID": 1, "PROCID": 0, "LOCALID": 0}
+    for name, value in variables.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hpc_ckpt_1.ckpt").write_text("of another program")
+    assert run(callbacks=[Handlers()]) == expected
+    assert len(handlers) == 3
+    assert len(set(handlers)) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["hpc_ckpt_1.ckpt"]
 
 
 @pytest.mark.parametrize("run", PROBES)

@@ -624,14 +624,20 @@ def test_autocast_to_bfloat16_is_right_to_a_hundredth_where_bfloat16_is_faster(
     assert all(grad.isfinite().all() for grad in gradients(p))
 
 
+@pytest.mark.parametrize("is_fast", [False, True])
 @pytest.mark.parametrize("form", FORMS)
-def test_backward_inside_autocast_has_the_gradient_of_the_one_outside(form: str) -> None:
+def test_backward_inside_autocast_has_the_gradient_of_the_one_outside(
+    form: str, is_fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "has_fast_bfloat16", lambda device: is_fast)
     inside, outside = leaves(problem(form)), leaves(problem(form))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         criterion_of(inside)(*inside.args).backward()
     criterion_of(outside)(*outside.args).backward()
     for grad, expected in zip(gradients(inside), gradients(outside), strict=True):
-        assert torch.equal(grad, expected)
+        # Of a queue's products in bfloat16 the gradient has the rounding.
+        tolerance = 0.02 * expected.abs().max().item() if is_fast and form == "moco" else 0.0
+        torch.testing.assert_close(grad, expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize(
