@@ -24,6 +24,7 @@ import copy
 import linecache
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
@@ -330,13 +331,27 @@ def pretended_gpu():
         "set_rng_state_all": lambda states: gpu.set_rng_state(states[0]),
         "empty_cache": lambda: None,
     }
-    accelerator = {"is_available": lambda: True, "current_accelerator": lambda *_, **__: DEVICE}
+    accelerator = {
+        "is_available": lambda: True,
+        "current_accelerator": lambda *_, **__: DEVICE,
+        "current_stream": lambda *_: SimpleNamespace(is_capturing=lambda: False),
+    }
+    group_tensors = torch._C._group_tensors_by_device_and_dtype
+
+    def group(tensors, with_indices):
+        groups = group_tensors(tensors, with_indices)
+        return {
+            (lists[0][0].device, dtype): (lists, indices)
+            for (_, dtype), (lists, indices) in groups.items()
+        }
+
     lifts = torch._C._only_lift_cpu_tensors()
     overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
     with (
         patch.multiple(torch.cuda, **cuda),
         patch.multiple(torch.accelerator, **accelerator),
         patch.object(torch, "Generator", GpuGenerator),
+        patch.object(torch._C, "_group_tensors_by_device_and_dtype", group),
         _Arguments(),
         gpu,
     ):

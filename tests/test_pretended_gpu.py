@@ -112,16 +112,22 @@ def test_a_generator_of_the_cpu_and_an_early_read_raise():
             torch.zeros(2, device="cuda").to("cpu", non_blocking=True)
 
 
-def test_a_network_trains_as_on_the_cpu_bit_by_bit_without_waits():
+@pytest.mark.parametrize(
+    "create",
+    [lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9), torch.optim.Adam],
+    ids=["SGD", "Adam"],
+)
+def test_a_network_trains_as_on_the_cpu_bit_by_bit_without_waits(create):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2))
     images, targets = torch.rand(5, 3, 8, 8), torch.tensor([0, 1, 1, 0, 1])
 
     def train(network, images, targets):
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+        optimizer = create(network.parameters())
         for _ in range(3):
             optimizer.zero_grad()
             nn.functional.cross_entropy(network(images), targets).backward()
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
 
     twin = copy.deepcopy(network)

@@ -61,11 +61,6 @@ class MixCoCollate:
 
     def __call__(self, batch: list[Any]) -> list[Any]:
         """Collates a batch of samples and appends its mixtures."""
-        if batch and isinstance(batch[0], Mapping):
-            raise ValueError(
-                "Each sample must be (views, target) or (views, target, filename), got a dict with "
-                f"the keys {list(batch[0])}. Give MixCoCollate a dataset of tuples."
-            )
         try:
             collated = self.collate_fn(batch)
         except RuntimeError as error:
@@ -74,8 +69,8 @@ class MixCoCollate:
             raise
         if not isinstance(collated, Sequence) or not collated:
             raise ValueError(
-                "collate_fn must return a batch that starts with the list of views, got "
-                f"{_kind(collated)}."
+                f"The collated batch must start with the list of views, got {_kind(collated)}. "
+                "Use samples (views, target), or a collate_fn that makes such a batch of them."
             )
         views = collated[0]
         if not isinstance(views, (list, tuple)):
@@ -92,10 +87,10 @@ class MixCoCollate:
 
 
 def _checked_views(views: Sequence[int]) -> tuple[int, ...]:
-    if not isinstance(views, Sequence) or isinstance(views, str):
+    if not isinstance(views, Sequence):
         raise TypeError(
             f"views must be a sequence of view indices such as (0,), got {views!r}. "
-            "The weights' law is set by alpha=."
+            "To set the law of the weights pass alpha=."
         )
     if not views:
         raise ValueError("views must name at least one view to mix, such as (0,).")
@@ -131,7 +126,7 @@ def _find_sizes(batch: list[Any]) -> str:
     return ""
 
 
-def find_views(batch: Any, count: int | None = None) -> Sequence[Tensor]:
+def find_views(batch: Any, count: int | None = None) -> list[Tensor] | tuple[Tensor, ...]:
     """Takes the views out of a batch.
 
     Args:
@@ -153,8 +148,8 @@ def find_views(batch: Any, count: int | None = None) -> Sequence[Tensor]:
         )
     if count is not None and len(views) != count:
         raise ValueError(
-            f"The batch has {len(views)} views of each image, {count} are needed: choose a "
-            "transform with as many."
+            f"The batch has {len(views)} views of each image, {count} are needed: use a transform "
+            f"that returns {count}."
         )
     shapes = [tuple(view.shape[1:]) for view in views]
     if count is None and len(set(shapes)) > 1:
@@ -172,8 +167,9 @@ def find_mixtures(batch: Sequence[Any], count: int, check_views: bool = False) -
         batch: A batch of :class:`MixCoCollate`.
         count: How many mixed views are needed: the first, second, ... mixtures must be of the
             first, second, ... views.
-        check_views: Whether to compare the first image of each mixture with what the view gives.
-            It stalls a GPU for an instant, so the modules do so in the first step of each epoch.
+        check_views: Whether to check that each mixture is of its view. The check compares the
+            first mixed image with the views, and makes the CPU wait for a GPU: the modules do it
+            in the first step of each epoch.
 
     Returns:
         The first ``count`` mixtures.
@@ -197,7 +193,8 @@ def find_mixtures(batch: Sequence[Any], count: int, check_views: bool = False) -
     for view, mixture in enumerate(mixtures):
         if not len(mixture.images):
             raise ValueError(
-                f"The Mixture of view {view} is empty: mix_pairs makes one of at least 2 images."
+                f"The Mixture of view {view} is empty. Mix at least 2 images, or set mix_weight=0 "
+                "to train without mixtures."
             )
         if check_views:
             _check_view(mixture, view, batch[0], count)
@@ -206,9 +203,9 @@ def find_mixtures(batch: Sequence[Any], count: int, check_views: bool = False) -
 
 @torch.no_grad()
 def _check_view(mixture: Mixture, expected: int, views: Sequence[Tensor], count: int) -> None:
-    """Raises a ValueError if a mixture is of another batch, or of another view than expected.
+    """Raises a ValueError if a mixture is of another batch or view than expected.
 
-    Images that no view gives may be cut or masked, and pass.
+    A mixed image that no view gives passes: it may be cut or masked.
     """
     pairs = torch.stack([mixture.first, mixture.second]).tolist()
     used = [index for indices in pairs for index in indices]

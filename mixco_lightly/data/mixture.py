@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Lightning copies to these with a wait too: on MPS values were read too early.
+# To these a copy must be done before it returns. Lightning has the same two.
 _BLOCKING_DEVICES = ("cpu", "mps")
 
 
@@ -35,13 +35,14 @@ class Mixture(NamedTuple):
 
         Args:
             device: The device.
-            non_blocking: Whether the copies return before they are done. None: yes to a GPU, which
-                does its work in order, and no to the CPU, which could read the values too early.
+            non_blocking: Whether to return before the copies are done. Default: True to a GPU,
+                whose later work waits for them, and False to the CPU and to MPS, where values
+                could be read too early.
 
         Returns:
             The mixture on the device.
         """
-        if non_blocking is None:  # Lightning passes it to tensors only
+        if non_blocking is None:  # Lightning passes a value for tensors only
             non_blocking = torch.device(device).type not in _BLOCKING_DEVICES
         return Mixture(*(tensor.to(device, non_blocking=non_blocking) for tensor in self))
 

@@ -212,10 +212,17 @@ def test_view_that_samples_lack_is_named():
 
 def test_samples_that_are_dicts_are_refused_with_their_keys():
     samples = [{"image": torch.rand(3, 4, 4), "label": 0}] * 4
-    with pytest.raises(
-        ValueError, match=r"\(views, target\).*dict with the keys \['image', 'label'\]"
-    ):
+    with pytest.raises(ValueError, match=r"got a dict with the keys \['image', 'label'\].*target"):
         MixCoCollate()(samples)
+
+
+def test_a_collate_function_may_make_a_batch_of_dicts():
+    samples = [{"views": views, "label": label} for views, label in make_samples()]
+    collate = MixCoCollate(
+        collate_fn=lambda batch: default_collate([(s["views"], s["label"]) for s in batch])
+    )
+    views, _, (mixture,) = collate(samples)
+    assert_is_mixture_of(mixture, views[0])
 
 
 @pytest.mark.parametrize(
@@ -223,7 +230,9 @@ def test_samples_that_are_dicts_are_refused_with_their_keys():
     [(None, "a NoneType"), ([], "an empty list"), ({"x": 0}, r"a dict with the keys \['x'\]")],
 )
 def test_an_inner_collate_function_without_a_batch_is_named(collated, kind):
-    with pytest.raises(ValueError, match=f"collate_fn must return a batch .*got {kind}"):
+    with pytest.raises(
+        ValueError, match=f"must start with the list of views, got {kind}.*collate_fn"
+    ):
         MixCoCollate(collate_fn=lambda samples: collated)(make_samples())
 
 
