@@ -17,6 +17,7 @@ from PIL import Image
 from tests.run_recipe import RECIPES, command
 
 collect_ignore = ["benchmarks", "mutants.py", "soak.py"]  # scripts
+collect_ignore += ["gpu"]  # make test-gpu
 
 
 @pytest.hookimpl(trylast=True)
