@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 FLOORS := .venv-floors
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-floors mutants soak study-check format clean
+.PHONY: help quickstart test test-gpu test-slow test-floors mutants soak study-check format clean
 
 help: ## Show the commands.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -20,6 +20,9 @@ test: $(VENV)/.installed-dev ## Install with the dev extra, run ruff, mypy and p
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n auto
+
+test-gpu: $(VENV)/.installed-dev ## Run the tests that need a GPU; without one this fails.
+	$(BIN)/python -m pytest tests/gpu
 
 test-slow: $(VENV)/.installed-dev ## Run the tests that take minutes each: kills, fuzzing, mutants, torchrun.
 	$(BIN)/python -m pytest -m slow

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 
+from mixco_lightly.eval_transform import INTERPOLATION
 from mixco_lightly.files import TEMPORARY_PREFIX, hash_file, replace_file
 from mixco_lightly.models.backbone import Backbone, build_backbone, create_backbone
 from mixco_lightly.models.image_size import Fit
@@ -37,6 +39,20 @@ _CHOSEN_KWARGS = {
     *("img_scale", "img_size", "patch_kernel", "patch_padding", "patch_size", "patch_stride"),
     *("global_pool", "window_size"),
 }
+# Arguments of timm.create_model that do not change the features. Models that depend on img_size
+# have weights, or take images, of that size only.
+_HARMLESS_KWARGS = {
+    "img_size",
+    "drop_rate",
+    "drop_path_rate",
+    "drop_block_rate",
+    "attn_drop_rate",
+    "patch_drop_rate",
+    "pos_drop_rate",
+    "proj_drop_rate",
+}
+# Prefix of the weights' names if timm's own network of that name would have other features.
+_PREFIX = "use_mixco_lightly_load_backbone."
 WEIGHTS_NAME = "backbone.safetensors"
 CONFIG_NAME = "backbone.json"
 _FORMAT = "mixco-lightly backbone 2"
@@ -52,10 +68,20 @@ def export_backbone(
     training: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes a backbone's weights and what is needed to build and feed it.
+    """Writes a backbone's weights, and a description that says how to build and feed it.
 
-    ``backbone.safetensors`` has the names of timm's own state dict, so that a published stem's
-    weights also load into ``timm.create_model(name, num_classes=0)``.
+    ``backbone.safetensors`` has the weights. Those of a published stem have timm's own names and
+    load into ``timm.create_model(name, num_classes=0)``. A small stem, or other ``timm_kwargs``,
+    change strides, pooling or activations, which timm's network of the same shapes does not know.
+    Then every name starts with ``use_mixco_lightly_load_backbone.``, and timm refuses the file,
+    with ``strict=False`` too. ``load_backbone(directory).model`` is the timm network.
+
+    ``backbone.json`` describes the network, and the transform of its images in these fields:
+
+    - ``resize``: length that the shorter side is resized to, in pixels;
+    - ``interpolation``: how, always "bilinear";
+    - ``crop``: side of the centre crop, equal to ``image_size``;
+    - ``mean`` and ``std``: what each channel in [0, 1] is normalised with; null if not known.
 
     Args:
         module: A backbone from :func:`create_backbone`, or a module with one in ``.backbone``,
@@ -71,15 +97,18 @@ def export_backbone(
         The directory.
 
     Raises:
-        ValueError: If the module is not and does not have such a backbone.
+        ValueError: If the module is no such backbone and has none.
 
     Examples:
-        >>> import tempfile
-        >>> from mixco_lightly import create_backbone, export_backbone, load_backbone
+        >>> import json, tempfile
+        >>> from pathlib import Path
+        >>> from mixco_lightly import create_backbone, export_backbone
+        >>> backbone = create_backbone("test_vit", image_size=96)
         >>> with tempfile.TemporaryDirectory() as directory:
-        ...     _ = export_backbone(create_backbone("test_vit", image_size=32), directory)
-        ...     load_backbone(directory).name
-        'test_vit'
+        ...     _ = export_backbone(backbone, directory, mean=(0.5,) * 3, std=(0.25,) * 3)
+        ...     description = json.loads(Path(directory, "backbone.json").read_text())
+        >>> [description[field] for field in ("resize", "interpolation", "crop", "mean", "std")]
+        [110, 'bilinear', 96, [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]]
     """
     backbone = module if isinstance(module, Backbone) else getattr(module, "backbone", None)
     if not isinstance(backbone, Backbone):
@@ -108,6 +137,9 @@ def export_backbone(
         "removed_strides": list(backbone.fit.removed),
         "patch_size": backbone.fit.patch_size,
         "feature_dim": backbone.feature_dim,
+        "resize": backbone.resize,
+        "interpolation": INTERPOLATION,
+        "crop": backbone.image_size,
         "mean": None if mean is None else list(mean),
         "std": None if std is None else list(std),
         "training": dict(training or {}),
@@ -115,12 +147,7 @@ def export_backbone(
     }
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    state = {
-        # Copies, because layers may share weights, and a safetensors file may not.
-        name: tensor.detach().to("cpu", copy=True).contiguous()
-        for name, tensor in backbone.model.state_dict().items()
-    }
-    weights = save(state, metadata={"format": "pt"})
+    weights = save(_named_weights(backbone), metadata={"format": "pt"})
     config = json.loads(json.dumps(config))  # as it is read again
     config["sha256"] = _digest(config, hashlib.sha256(weights).hexdigest())
     # Two files cannot be replaced at once: a kill between them leaves the new description under
@@ -131,6 +158,23 @@ def export_backbone(
         file.write(weights)
     os.replace(_successor(directory), directory / CONFIG_NAME)
     return directory
+
+
+def _named_weights(backbone: Backbone) -> dict[str, Tensor]:
+    """Returns the weights under the names that they have in the file."""
+    state = {
+        # Copies, because layers may share weights, and a safetensors file may not.
+        name: tensor.detach().to("cpu", copy=True).contiguous()
+        for name, tensor in backbone.model.state_dict().items()
+    }
+    fit = backbone.fit
+    kwargs = {**fit.kwargs, **backbone.timm_kwargs}.keys() - _REFUSED_KWARGS
+    if not fit.removed and fit.patch_size is None and kwargs <= _HARMLESS_KWARGS:
+        return state
+    named = {_PREFIX + name: tensor for name, tensor in state.items()}
+    # strict=False skips names that it does not know, but never a shape that does not fit.
+    named[next(name for name, tensor in state.items() if tensor.dim())] = torch.empty(0)
+    return named
 
 
 def _successor(directory: Path) -> Path:
@@ -208,6 +252,14 @@ def _parse(path: Path) -> dict[str, Any]:
         values = config.get(name) or []
         if not isinstance(values, list) or not all(isinstance(x, (int, float)) for x in values):
             raise ValueError(f"{path}: {name} must be a list of numbers, got {values!r}.")
+    side, resize = config["image_size"], config.get("resize")
+    if resize is not None and (not isinstance(resize, int) or resize < side):
+        raise ValueError(
+            f"{path}: resize must be a length of at least image_size={side}, got {resize!r}."
+        )
+    for name, only in (("crop", side), ("interpolation", INTERPOLATION)):
+        if config.get(name, only) != only:
+            raise ValueError(f"{path}: {name} must be {only!r}, got {config[name]!r}.")
     refused = sorted(_REFUSED_KWARGS & config["timm_kwargs"].keys())
     if refused:
         raise ValueError(f"{path}: timm_kwargs must not have {', '.join(refused)}.")
@@ -230,14 +282,29 @@ def load_backbone(directory: str | Path) -> Backbone:
     """Builds an exported backbone again, with its weights, in eval mode.
 
     Args:
-        directory: Where :func:`export_backbone` wrote it: a run's output folder will do.
+        directory: Where :func:`export_backbone` wrote it, or a run's output folder.
 
     Returns:
-        The backbone; its features equal those of the exported one bit by bit.
+        The backbone. Its features equal those of the exported one bit by bit, and its
+        ``.transform`` turns a PIL image into what it was trained to see.
 
     Raises:
         FileNotFoundError: If ``backbone.json`` or ``backbone.safetensors`` is missing.
         ValueError: If one of them is damaged, or they do not belong together.
+
+    Examples:
+        >>> import tempfile
+        >>> import torch
+        >>> from PIL import Image
+        >>> from mixco_lightly import create_backbone, export_backbone, load_backbone
+        >>> trained = create_backbone("test_vit", image_size=32)
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     _ = export_backbone(trained, directory, mean=(0.5,) * 3, std=(0.25,) * 3)
+        ...     backbone = load_backbone(directory)
+        >>> image = backbone.transform(Image.new("RGB", (640, 480)))
+        >>> with torch.inference_mode():
+        ...     backbone(image.unsqueeze(0)).shape == (1, backbone.feature_dim)
+        True
     """
     config = read_config(directory)
     path = Path(directory) / WEIGHTS_NAME
@@ -245,6 +312,12 @@ def load_backbone(directory: str | Path) -> Backbone:
         state = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
+    prefixed = {
+        name.removeprefix(_PREFIX): tensor
+        for name, tensor in state.items()
+        if name.startswith(_PREFIX)
+    }
+    state = prefixed or state  # a published stem, and every export of an earlier version, has none
     try:
         backbone = _build(config)
     except ValueError as error:
@@ -257,6 +330,7 @@ def load_backbone(directory: str | Path) -> Backbone:
             f"{path} does not fit {CONFIG_NAME} beside it ({config['name']}): {reason[:300]}"
         ) from error
     backbone.mean, backbone.std = config.get("mean"), config.get("std")
+    backbone.resize = config.get("resize") or backbone.resize
     return backbone.eval()
 
 

@@ -19,6 +19,7 @@ import tests.forced_machine  # noqa: F401
 from tests.run_recipe import RECIPES, command
 
 collect_ignore = ["benchmarks", "mutants.py", "soak.py"]  # scripts
+collect_ignore += ["gpu"]  # make test-gpu
 
 
 @pytest.hookimpl(trylast=True)

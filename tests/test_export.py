@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import json
 import os
 import re
@@ -6,10 +7,12 @@ import re
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mixco_lightly import create_backbone, export_backbone, load_backbone
+from mixco_lightly.data.transforms import create_test_transform
 from mixco_lightly.export import read_config
 
 WEIGHTS = "backbone.safetensors"
@@ -109,6 +112,9 @@ def test_description_has_all_that_is_needed_to_feed_the_backbone(tmp_path):
         "removed_strides": ["conv1.0", "maxpool"],
         "patch_size": None,
         "feature_dim": 96,
+        "resize": 32,
+        "interpolation": "bilinear",
+        "crop": 32,
         "mean": [0.1, 0.2, 0.3],
         "std": [0.4, 0.5, 0.6],
         "training": {"epochs": 3, "method": "moco"},
@@ -127,7 +133,7 @@ def test_module_with_a_backbone_exports_the_backbone_alone(tmp_path):
     class Method(nn.Module):
         def __init__(self):
             super().__init__()
-            self.backbone = trained_backbone()
+            self.backbone = trained_backbone(stem="timm")
             self.projection_head = nn.Linear(96, 8)
 
     method = Method()
@@ -168,6 +174,177 @@ def test_weights_of_a_published_stem_load_into_timm(name, tmp_path):
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(model.eval()(images), backbone.eval()(images))
+
+
+# Networks whose small stem has the shapes of the published one.
+SAME_SHAPES = [
+    "resnet10t",
+    "resnet26d",
+    "mobilenetv3_small_050",
+    "efficientnet_b0",
+    "regnety_002",
+]
+
+
+@pytest.mark.parametrize("name", SAME_SHAPES)
+def test_weights_of_a_small_stem_do_not_load_into_timm_and_the_error_says_what_to_use(
+    name, tmp_path
+):
+    backbone = create_backbone(name, image_size=32, stem="small")
+    export_backbone(backbone, tmp_path)
+    assert torch.equal(features_of(load_backbone(tmp_path)), features_of(backbone))
+    model = timm.create_model(name, num_classes=0)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    shapes = {key: tensor.shape for key, tensor in backbone.model.state_dict().items()}
+    assert {key: tensor.shape for key, tensor in before.items()} == shapes
+    with pytest.raises(RuntimeError, match="use_mixco_lightly_load_backbone"):
+        model.load_state_dict(load_file(tmp_path / WEIGHTS))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        model.load_state_dict(load_file(tmp_path / WEIGHTS), strict=False)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", SAME_SHAPES)
+def test_weights_of_their_published_stem_load_into_timm_with_equal_features(name, tmp_path):
+    backbone = create_backbone(name, image_size=64, stem="timm")
+    export_backbone(backbone, tmp_path)
+    model = timm.create_model(name, num_classes=0)
+    model.load_state_dict(load_file(tmp_path / WEIGHTS))
+    assert torch.equal(features_of(backbone), features_of(load_backbone(tmp_path)))
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        # Not bit by bit, because the backbone computes convolutions of small maps another way.
+        torch.testing.assert_close(model.eval()(images), backbone(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"checkpoint_path": WEIGHTS}, "use_mixco_lightly_load_backbone"),
+        # Without a head timm loads its pretrained weights with strict=False.
+        ({"pretrained": True, "pretrained_cfg_overlay": {"file": WEIGHTS}}, "size mismatch"),
+    ],
+)
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_timm_itself_does_not_load_a_small_stem(name, options, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    export_backbone(create_backbone(name, 32, stem="small"), tmp_path)
+    with pytest.raises(RuntimeError, match=message):
+        timm.create_model(name, num_classes=0, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "is_plain"),
+    [
+        ("test_resnet", {"output_stride": 8}, False),
+        ("test_resnet", {"act_layer": "gelu"}, False),
+        ("test_resnet", {"drop_path_rate": 0.1}, True),
+        ("test_vit", {"global_pool": "max"}, False),
+        ("test_vit", {}, True),
+        ("gmlp_ti16_224", {"stem": "small"}, False),
+    ],
+)
+def test_names_are_those_of_timm_only_where_its_network_has_the_same_features(
+    name, options, is_plain, tmp_path
+):
+    backbone = create_backbone(name, 32, **{"stem": "timm", **options})
+    export_backbone(backbone, tmp_path)
+    names = set(load_file(tmp_path / WEIGHTS))
+    assert (names == set(backbone.model.state_dict())) == is_plain
+    assert torch.equal(features_of(load_backbone(tmp_path)), features_of(backbone))
+
+
+@pytest.mark.parametrize("with_digest", [True, False])
+@pytest.mark.parametrize("name", ["resnet10t", "test_vit"])
+def test_export_of_an_earlier_version_loads(name, with_digest, tmp_path):
+    backbone = trained_backbone(name, stem="small")
+    save_file(backbone.model.state_dict(), tmp_path / WEIGHTS, metadata={"format": "pt"})
+    config = {
+        "format": f"mixco-lightly backbone {1 + with_digest}",
+        "name": name,
+        "image_size": 32,
+        "in_chans": 3,
+        "stem": "small",
+        "timm_kwargs": {},
+        "chosen_kwargs": backbone.fit.kwargs,
+        "removed_strides": list(backbone.fit.removed),
+        "patch_size": None,
+        "feature_dim": backbone.feature_dim,
+        "mean": [0.4, 0.5, 0.6],
+        "std": [0.2, 0.2, 0.2],
+        "training": {},
+        "metrics": {},
+    }
+    if with_digest:
+        weights = hashlib.sha256((tmp_path / WEIGHTS).read_bytes()).hexdigest()
+        text = json.dumps(config, sort_keys=True) + weights
+        config["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    loaded = load_backbone(tmp_path)
+    assert torch.equal(features_of(loaded), features_of(backbone))
+    assert loaded.transform(Image.new("RGB", (50, 40))).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("image_size", [32, 64, 96, 224])
+def test_loaded_backbone_has_the_transform_of_the_evaluation(image_size, tmp_path):
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    backbone = create_backbone("test_resnet", image_size)
+    loaded = load_backbone(export_backbone(backbone, tmp_path, mean=mean, std=std))
+    pixels = torch.randint(256, (150, 200, 3), dtype=torch.uint8, generator=torch.manual_seed(0))
+    image = Image.fromarray(pixels.numpy())
+    expected = create_test_transform("imagefolder", image_size, mean, std)(image)
+    assert torch.equal(loaded.transform(image), expected)
+    config = read_config(tmp_path)
+    resize = {32: 32, 64: 64, 96: 110, 224: 256}[image_size]
+    assert [config[key] for key in ("image_size", "crop", "resize")] == [
+        image_size,
+        image_size,
+        resize,
+    ]
+    assert [config[key] for key in ("interpolation", "mean", "std")] == [
+        "bilinear",
+        list(mean),
+        list(std),
+    ]
+
+
+def test_recorded_resize_wins_over_the_one_that_would_be_chosen_now(tmp_path):
+    export_backbone(trained_backbone(), tmp_path, mean=(0, 0, 0), std=(1, 1, 1))
+    edit_config(tmp_path, resize=40)
+    loaded = load_backbone(tmp_path)
+    assert loaded.transform.transforms[0].size == 40
+    export_backbone(loaded, tmp_path / "again")
+    assert read_config(tmp_path / "again")["resize"] == 40
+
+
+def test_transform_without_mean_and_std_is_an_error_that_says_where_to_give_them(tmp_path):
+    loaded = load_backbone(export_backbone(trained_backbone(), tmp_path))
+    with pytest.raises(ValueError, match=r"test_resnet has no mean and std.*export_backbone"):
+        _ = loaded.transform
+
+
+def test_transform_of_a_pretrained_backbone_has_its_mean_and_std():
+    backbone = trained_backbone()
+    backbone.mean, backbone.std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    normalize = backbone.transform.transforms[-1]
+    assert (normalize.mean, normalize.std) == (backbone.mean, backbone.std)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resize": 16}, "resize must be a length of at least image_size=32, got 16"),
+        ({"resize": "32"}, "resize must be a length of at least image_size=32, got '32'"),
+        ({"crop": 28}, "crop must be 32, got 28"),
+        ({"interpolation": "nearest"}, "interpolation must be 'bilinear', got 'nearest'"),
+    ],
+)
+def test_a_transform_that_cannot_be_made_is_refused(changes, message, tmp_path):
+    export_backbone(trained_backbone(), tmp_path)
+    edit_config(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_backbone(tmp_path)
+    assert str(tmp_path / CONFIG) in str(caught.value)
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])

@@ -12,6 +12,7 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 from mixco_lightly.data.datasets import check_name
+from mixco_lightly.eval_transform import create_eval_transform
 
 # Up to this size Lightly's benchmarks leave out the blur, whose kernel would cover the image.
 _NO_BLUR_SIZE = 32
@@ -146,10 +147,10 @@ def create_test_transform(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> transforms.Compose:
-    """The image without augmentation, for features and probes.
+    """Creates the transform without augmentation, for features and probes.
 
-    The shorter side is resized to image_size for up to 64 pixels and to 8/7 of it above (as 256
-    and 224 of the authors' evaluation), and the centre is cropped.
+    It resizes the shorter side to image_size up to 64 pixels, and to 8/7 of it above (256 for 224,
+    as in the authors' evaluation), and crops the centre.
 
     Args:
         dataset: A dataset's name; gives mean and standard deviation.
@@ -164,12 +165,4 @@ def create_test_transform(
         ValueError: If there is no such dataset.
     """
     info = check_name(dataset)
-    resized = image_size if image_size <= 64 else round(image_size * 8 / 7)
-    return transforms.Compose(
-        [
-            transforms.Resize(resized),
-            transforms.CenterCrop(image_size),
-            transforms.ToTensor(),
-            transforms.Normalize(mean or info.mean, std or info.std),
-        ]
-    )
+    return create_eval_transform(image_size, mean or info.mean, std or info.std)

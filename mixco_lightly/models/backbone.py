@@ -9,7 +9,9 @@ from typing import Any
 
 import timm
 from torch import Tensor, nn
+from torchvision import transforms
 
+from mixco_lightly.eval_transform import create_eval_transform, resized_side
 from mixco_lightly.models.image_size import (
     TIMM_ERRORS,
     Fit,
@@ -25,9 +27,9 @@ logger = logging.getLogger(__name__)
 
 
 class Backbone(nn.Module):
-    """A headless timm model and the facts that are needed to build it again.
+    """A timm model without its head, and what is needed to build it again.
 
-    Made by :func:`create_backbone`.
+    :func:`create_backbone` and :func:`mixco_lightly.load_backbone` make it.
 
     Attributes:
         model: The timm model; its state dict has timm's own names.
@@ -38,9 +40,11 @@ class Backbone(nn.Module):
         stem: "timm" or "small".
         timm_kwargs: Further arguments that the timm model was made with.
         feature_dim: Number of features, measured by a forward pass.
-        mean: Mean of each channel that images are to be normalised with: with pretrained weights
-            that of their training, else None. (For other than 3 channels the mean of the 3.)
+        mean: Mean of each channel that images must be normalised with. Pretrained weights and
+            exports have one; otherwise it is None. (For other than 3 channels, pretrained weights
+            have the mean over the 3.)
         std: Standard deviation of each channel, likewise.
+        resize: Length that :attr:`transform` resizes an image's shorter side to.
     """
 
     def __init__(
@@ -66,6 +70,25 @@ class Backbone(nn.Module):
         self.feature_dim = feature_dim
         self.mean = mean
         self.std = std
+        self.resize = resized_side(image_size)
+
+    @property
+    def transform(self) -> transforms.Compose:
+        """The evaluation transform: turns a PIL image into what the backbone takes.
+
+        It resizes the shorter side to ``resize``, crops the centre to ``image_size``, and
+        normalises with ``mean`` and ``std``. Convert images of other modes first:
+        ``image.convert("RGB")``.
+
+        Raises:
+            ValueError: If the backbone has no mean and std.
+        """
+        if self.mean is None or self.std is None:
+            raise ValueError(
+                f"This {self.name} has no mean and std to normalise images with. Set its .mean and "
+                ".std, or pass mean and std to export_backbone."
+            )
+        return create_eval_transform(self.image_size, self.mean, self.std, self.resize)
 
     def forward(self, images: Tensor) -> Tensor:
         """Computes pooled features.
