@@ -12,6 +12,8 @@ import torch
 from metrics import latest_metrics
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 
+from mixco_lightly.loss.key_queue import TOLERATED_STEPS_IN_FLOAT16
+
 SHOWN_METRICS = ("loss", "contrast", "mix", "cross_entropy", "knn_top1")
 
 
@@ -110,11 +112,6 @@ AFTER_DIVERGENCE = (
 
 class NonFiniteLossError(ArithmeticError):
     """The loss is NaN or infinite."""
-
-
-# The GradScaler of 16-mixed skips such steps while it lowers its scale. (KeyQueue tolerates as many
-# steps in a row with keys that are not finite.)
-TOLERATED_STEPS_IN_FLOAT16 = 20
 
 
 class StopOnNonFiniteLoss(Callback):
