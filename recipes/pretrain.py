@@ -367,10 +367,15 @@ def check_compiler(accelerator: str) -> None:
 
 def compile_parts(model: nn.Module) -> None:
     """Compiles the networks and losses of a model, and each module of its lists."""
+    parts: list[nn.Module] = []
     for part in model.children():
         # A list is never called itself.
-        for module in part if isinstance(part, nn.ModuleList) else [part]:
-            module.compile()
+        parts += part if isinstance(part, nn.ModuleList) else [part]
+    for part in parts:
+        part.compile()
+    # All parts are compiled through one function of torch's, and count against its limit together.
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, 8 * len(parts))
 
 
 def check_sync_batchnorm(config: PretrainConfig) -> None:

@@ -318,6 +318,22 @@ def test_compile_makes_graphs_of_every_network_head_and_loss_and_changes_no_figu
     assert states[0].keys() == states[1].keys()
 
 
+def test_compile_compiles_each_of_more_parts_than_torchs_limit(monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPES))
+    from pretrain import compile_parts
+
+    torch.compiler.reset()
+    backend, compile_function = CompileCounterWithBackend("eager"), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda part: compile_function(part, backend=backend))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    heads = torch.nn.ModuleList(torch.nn.Linear(4, i + 1) for i in range(12))
+    model = torch.nn.ModuleDict({"backbone": torch.nn.Linear(4, 20), "heads": heads})
+    compile_parts(model)
+    for part in (model["backbone"], *heads):
+        part(torch.rand(2, 4))
+    assert backend.frame_count == 13
+
+
 def test_compile_without_a_compiler_is_one_line(image_folder, tmp_path, run_here, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)

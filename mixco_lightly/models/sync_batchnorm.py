@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pytorch_lightning import LightningModule
 from pytorch_lightning.plugins import LayerSync, TorchSyncBatchNorm
+from pytorch_lightning.strategies import ParallelStrategy
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -74,5 +75,5 @@ def keep_activations(module: LightningModule) -> None:
         module: A module in its ``setup``.
     """
     strategy = module.trainer.strategy
-    if type(getattr(strategy, "_layer_sync", None)) is TorchSyncBatchNorm:
+    if isinstance(strategy, ParallelStrategy) and type(strategy._layer_sync) is TorchSyncBatchNorm:
         strategy._layer_sync = TimmSyncBatchNorm()

@@ -21,7 +21,9 @@ from mixco_lightly.models.simclr import SimCLR
 HIGHEST = 0.02
 # The part of the highest learning rate that the cosine of each module ends at.
 ENDS = {"MoCo": 0.0, "SimCLR": 0.0, "SelfCon": 1e-3, "SelfConClassifier": 1e-3}
-pytestmark = pytest.mark.filterwarnings("ignore::pytorch_lightning.utilities.warnings.PossibleUserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytorch_lightning.utilities.warnings.PossibleUserWarning"
+)
 
 
 class Stream(IterableDataset):

@@ -64,7 +64,11 @@ def test_lightning_synchronises_every_batch_norm_and_keeps_timms_activations(nam
 
     # What Lightning does at the start of a fit on several devices.
     model.trainer = pl.Trainer(
-        accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False,
+        accelerator="cpu",
+        devices=2,
+        strategy="ddp",
+        logger=False,
+        enable_checkpointing=False,
         **flag,
     )
     model.setup("fit")
