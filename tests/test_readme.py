@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from lightly.loss import NTXentLoss
+from PIL import Image
 
-from mixco_lightly import MixCoLoss, mix_pairs
+from mixco_lightly import MixCoLoss, create_backbone, export_backbone, mix_pairs
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 CODE = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 (SELFCON,) = (code for code in CODE if "SelfConLoss" in code)
+(FEATURES,) = (code for code in CODE if "load_backbone" in code)
 IN_STEP, SIMCLR = (code for code in CODE if "mix_pairs(" in code)
 AFTER, BEFORE = (code for code in CODE if "DataLoader" in code)
 
@@ -26,7 +28,7 @@ def test_the_pipeline_runs_and_its_loss_is_finite(code, capsys):
 
 def test_the_selfcon_example_runs_and_all_code_of_the_readme_is_tested():
     exec(compile(SELFCON, "README.md", "exec"), {})  # noqa: S102
-    assert len(CODE) == 5
+    assert len(CODE) == 6
 
 
 def test_mixing_inside_the_step_runs_with_the_pipelines_names():
@@ -56,6 +58,16 @@ def test_the_simclr_lines_run_and_equal_lightlys_loss_without_mixtures():
     assert torch.allclose(
         names["criterion"](names["z0"], names["z1"]), NTXentLoss()(names["z0"], names["z1"])
     )
+
+
+def test_the_features_of_one_image_file_are_computed_as_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    backbone = create_backbone("test_resnet", 32)
+    export_backbone(backbone, "runs/quickstart/mixco", mean=(0.5,) * 3, std=(0.25,) * 3)
+    Image.new("RGB", (640, 480)).save("photo.jpg")
+    names = {}
+    exec(compile(FEATURES, "README.md", "exec"), names)  # noqa: S102
+    assert names["features"].shape == (1, backbone.feature_dim)
 
 
 def test_the_shown_difference_is_that_of_the_two_pipelines_but_for_their_imports():
