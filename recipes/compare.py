@@ -24,7 +24,6 @@ if __name__ == "__main__":  # before the imports, which take seconds
     end_in_one_line()
 
 import csv
-import difflib
 import json
 import math
 import os
@@ -41,7 +40,13 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 import yaml
-from command_line import check_options, fail_in_one_line, parse_options, print_table
+from command_line import (
+    check_options,
+    describe_unknown,
+    fail_in_one_line,
+    parse_options,
+    print_table,
+)
 from evaluate import EvaluateConfig
 from evaluation_report import read_report
 from jsonargparse.typing import NonNegativeInt, PositiveInt
@@ -234,14 +239,11 @@ def _check_part(place: str, part: dict[str, Any], recipe: str) -> None:
 
 
 def _check_names(place: str, options: dict[str, Any], kind: type[Any], recipe: str) -> None:
-    known = [option.name for option in fields(kind)]
-    for name in options:
-        if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1)
-            raise ValueError(
-                f"{place}: {recipe}.py has no option {name!r}"
-                + (f", did you mean {close[0]!r}?" if close else ".")
-            )
+    known = {option.name for option in fields(kind)}
+    unknown = [str(name) for name in options if name not in known]
+    if unknown:
+        described = describe_unknown(kind, unknown, prefix="")
+        raise ValueError(f"{place}: {recipe}.py has no option {described}.")
 
 
 def _check_arms(runs: Sequence[Run]) -> None:

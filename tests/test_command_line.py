@@ -124,9 +124,9 @@ def test_every_misspelt_name_in_a_file_is_named_with_the_one_that_was_meant(refu
 
 
 def test_a_single_value_for_a_list_in_a_file_names_the_option(refuse, tmp_path):
-    (tmp_path / "mine.yaml").write_text("seeds: 2\n")
-    line = refuse("compare", "--config", "mine.yaml")
-    assert "--seeds must be a list in a file, such as [2], got 2" in line
+    (tmp_path / "mine.yaml").write_text("protocol: knn\n")
+    line = refuse("evaluate", "--config", "mine.yaml")
+    assert "--protocol must be a list in a file, such as [knn], got 'knn'" in line
 
 
 def test_options_from_a_dictionary_are_checked_in_the_same_words(monkeypatch):

@@ -111,24 +111,24 @@ def test_a_study_that_cannot_run_is_refused_before_anything_runs(
     [
         (
             {"base": {"mix_wieght": 0}},
-            "base: moco.py has no option 'mix_wieght', did you mean 'mix_weight'?",
+            "base: moco.py has no option mix_wieght (did you mean mix_weight?)",
         ),
         (
             {"groups": {"long": {"epoch": 9}}},
-            "group 'long': moco.py has no option 'epoch', did you mean 'epochs'?",
+            "group 'long': moco.py has no option epoch (did you mean epochs?)",
         ),
         (
             {"changes": {"MixCo": {"temprature": 1}, "other": {}}},
-            "change 'MixCo': moco.py has no option 'temprature', did you mean 'temperature'?",
+            "change 'MixCo': moco.py has no option temprature (did you mean temperature?)",
         ),
         (
             {"groups": {"S": {"recipe": "simclr"}}, "base": {**BASE, "momentum": 0.9}},
-            "base: simclr.py has no option 'momentum'",
+            "base: simclr.py has no option momentum",
         ),
         (
             {"transfer": {"A": {"label_fraction": [1]}}},
-            "transfer to A: evaluate.py has no option 'label_fraction', did you mean "
-            "'label_fractions'?",
+            "transfer to A: evaluate.py has no option label_fraction (did you mean "
+            "label_fractions?)",
         ),
     ],
 )

@@ -127,7 +127,7 @@ def test_no_name_in_a_study_leads_out_of_its_folder(name, tmp_path, monkeypatch)
     from compare import CompareConfig, plan
 
     config = CompareConfig(
-        base={"epochs": 1},
+        base={"epochs": 1, "mix_weight": 0},
         changes={name: {"epochs": 2}},
         groups={name: {}},
         base_name="plain",

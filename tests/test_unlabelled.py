@@ -209,7 +209,9 @@ def test_a_study_without_a_dataset_is_of_the_digits(tmp_path, monkeypatch):
     import compare
 
     def folders(base):
-        config = compare.CompareConfig(base={"epochs": 1, **base}, changes={"a": {"alpha": 2.0}})
+        config = compare.CompareConfig(
+            base={"epochs": 1, "mix_weight": 0, **base}, changes={"a": {"alpha": 2.0}}
+        )
         config.data_root = "root"
         return {run.options.get("data_dir") for run in compare.plan(config, tmp_path)}
 
