@@ -460,6 +460,9 @@ def create_trainer(
         num_nodes=config.num_nodes,
         precision=config.precision,  # type: ignore[arg-type]
         plugins=plugins,
+        # In a SLURM job Lightning loads an hpc_ckpt_*.ckpt that it finds in this folder, by default
+        # the current one.
+        default_root_dir=run,
         logger=False,
         log_every_n_steps=log_every_n_steps,
         callbacks=[*callbacks, checkpoints, bar],

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mixco_lightly.files import replace_file
 from tests.run_recipe import Program
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -58,7 +59,9 @@ def finish(run, top1):
     (run.folder / "metrics.csv").write_text(
         "epoch,step,loss,knn_top1\n0,9,3.5,\n0,10,,20.0\n1,19,3.0,\n1,20,,30.0\n"
     )
-    (run.folder / "summary.json").write_text(json.dumps(summary_of(top1)))
+    # Whole or not at all, as a run writes it: other threads of a study read it at any moment.
+    with replace_file(run.folder / "summary.json") as file:
+        file.write(json.dumps(summary_of(top1)).encode())
 
 
 def test_a_plan_has_every_group_arm_and_seed_once_and_the_change_wins_over_group_and_base(
@@ -526,6 +529,7 @@ def test_a_whole_study_on_digits_by_the_command_of_the_help(compare, tmp_path, m
     monkeypatch.setattr(compare.subprocess, "run", fork)
     path = tmp_path / "digits.yaml"
     base = {**BASE, "backbone": "test_vit", "image_size": 16, "protocol": ["knn"]}
+    base["precision"] = "32-true"  # on every processor
     settings = {"base": base, "changes": {"MixCo": {"mix_weight": 1}}, "seeds": [3]}
     settings["transfer"] = {"few digits": {"dataset": "digits", "protocol": ["knn"]}}
     settings["transfer"]["few digits"]["label_fractions"] = [0.5]

@@ -261,6 +261,19 @@ def test_srun_with_another_number_of_tasks_is_refused_and_its_requeueing_is_off(
         check_processes(devices=1, num_nodes=1)
 
 
+def test_a_run_in_a_slurm_job_loads_no_stray_checkpoint(
+    image_folder, tmp_path, run_here, monkeypatch
+):
+    variables = {"NTASKS": 1, "NTASKS_PER_NODE": 1, "JOB_NAME": "mixco", "JOB_ID": 1}
+    for name, value in {**variables, "PROCID": 0, "LOCALID": 0, "NODEID": 0}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hpc_ckpt_1.ckpt").write_text("of another program")
+    options = tiny_run(image_folder, "--epochs", 1, "--protocol", "knn", "--accelerator", "cpu")
+    code, _, error = run_here("simclr", *options, "--output_dir", "run")
+    assert code == 0, error
+
+
 FAILING = f"""
 import sys
 sys.path.insert(0, {str(RECIPES)!r})

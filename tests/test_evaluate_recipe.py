@@ -110,6 +110,15 @@ def test_a_transfer_table_has_all_backbones_datasets_fractions_and_protocols(
     assert "epoch 3/3" in printed
 
 
+def test_the_help_says_what_happens_to_images_and_in_which_precision_they_are_measured(evaluate):
+    code, printed, _ = evaluate("--help")
+    assert code == 0
+    text = " ".join(printed.split())
+    assert "the shorter side is resized to image_size up to 64 pixels" in text
+    assert "8/7 of image_size above; then the centre square of image_size pixels is cropped" in text
+    assert "Features and probes are computed in float32" in text
+
+
 @pytest.mark.parametrize(("backbone_size", "size"), [(16, 8), (8, 16)])
 def test_images_of_another_size_are_resized_to_the_backbones(
     backbone_size, size, tmp_path, evaluate

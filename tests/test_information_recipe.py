@@ -114,7 +114,7 @@ def test_an_estimate_is_of_the_subnetworks_and_the_backbones_features_at_that_ch
             expected = estimate_mutual_information(x, y, figures["estimator"], steps=STEPS)
             assert figures["nats"] == pytest.approx(expected.nats, rel=1e-3, abs=1e-3)
             assert figures["train_nats"] == pytest.approx(expected.train_nats, rel=1e-3, abs=1e-3)
-    # Those of another checkpoint would have been noticed. A single figure may be the same by chance.
+    # Those of another checkpoint would be noticed; a single figure may agree by chance.
     for first, second in itertools.combinations(rows, 2):
         differences = [
             abs(first["information"][index][name] - second["information"][index][name])

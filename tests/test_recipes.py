@@ -249,12 +249,19 @@ def test_images_are_augmented_in_batches_if_they_have_one_size_and_one_by_one_if
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("recipe", ["moco", "simclr", "selfcon"])
+def test_a_recipes_header_names_the_precision_of_its_figures(recipe):
+    header = " ".join((RECIPES / f"{recipe}.py").read_text().split('"""')[1].split())
+    assert "last of 30 epochs, in float32 (--precision 32-true)" in header
+
+
 def test_precision_auto_is_chosen_printed_and_recorded(
     image_folder, tmp_path, run_here, monkeypatch
 ):
     from mixco_lightly import machine
 
     options = tiny_run(image_folder, "--memory_bank_size", 8, "--accelerator", "cpu")
+    options += ["--precision", "auto"]
     for is_fast, precision in [(False, "32-true"), (True, "bf16-mixed")]:
         monkeypatch.setattr(machine, "has_fast_bfloat16", lambda device, is_fast=is_fast: is_fast)
         folder = tmp_path / precision
