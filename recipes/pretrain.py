@@ -132,9 +132,10 @@ class PretrainConfig:
         accelerator: Lightning's accelerator: auto, cpu, gpu and so on.
         devices: Number of devices on each node.
         num_nodes: Number of nodes.
-        precision: Lightning's precision. auto takes bf16-mixed where the device is faster at
-            that, 16-mixed on other GPUs and 32-true elsewhere. (Weights in half precision are not
-            offered: the momentum encoder would stand still.)
+        precision: Lightning's precision in training. auto takes bf16-mixed where the device is
+            faster at that, 16-mixed on other GPUs and 32-true elsewhere. Features, kNN and probes
+            are computed in float32 in any case. (Weights in half precision are not offered: the
+            momentum encoder would stand still.)
         sync_batchnorm: Whether BatchNorm has the statistics of all devices' images, as in the
             authors' SimCLR, and not of each device's own. It has no effect on one device, and
             needs GPUs on several.
