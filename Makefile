@@ -11,15 +11,15 @@ help: ## Show the commands.
 
 QUICKSTART := runs/quickstart
 quickstart: $(VENV)/.installed ## Install, train MoCo v2 on the embedded digits, plain and with MixCo, compare them.
-	$(BIN)/python recipes/moco.py --mix_weight 0 --protocol none --output_dir $(QUICKSTART)/plain --overwrite
-	$(BIN)/python recipes/moco.py --protocol none --output_dir $(QUICKSTART)/mixco --overwrite
+	$(BIN)/python recipes/moco.py --mix_weight 0 --precision 32-true --protocol none --output_dir $(QUICKSTART)/plain --overwrite
+	$(BIN)/python recipes/moco.py --precision 32-true --protocol none --output_dir $(QUICKSTART)/mixco --overwrite
 	$(BIN)/python recipes/evaluate.py --backbone_dir $(QUICKSTART)/plain $(QUICKSTART)/mixco --random_init --overwrite
 
 test: $(VENV)/.installed-dev ## Install with the dev extra, run ruff, mypy and pytest.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-gpu: $(VENV)/.installed-dev ## Run the tests that need a GPU; without one this fails.
 	$(BIN)/python -m pytest tests/gpu

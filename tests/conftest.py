@@ -6,6 +6,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import importlib
+import math
 import runpy
 import sys
 from collections import Counter
@@ -14,12 +15,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import mixco_lightly.machine as machine
+
 # MIXCO_TEST_FAST_BFLOAT16=0 or 1 forces the processor's answer; all tests pass with each.
 import tests.forced_machine  # noqa: F401
 from tests.run_recipe import RECIPES, command
 
 collect_ignore = ["benchmarks", "mutants.py", "soak.py"]  # scripts
 collect_ignore += ["gpu"]  # make test-gpu
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """Half as many workers again as processors: many tests wait for programs that they started."""
+    return math.ceil(1.5 * machine.available_processors())
 
 
 @pytest.hookimpl(trylast=True)

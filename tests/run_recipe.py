@@ -67,6 +67,8 @@ class Program:
 
 def _run_file(argv, cwd, outputs, environment):
     os.setsid()
+    # Where the tests run in the background, SIGINT may be ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     multiprocessing.set_start_method("fork", force=True)  # not this server's, which imports anew
     os.chdir(cwd)
     os.environ.update(environment)
