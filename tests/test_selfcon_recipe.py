@@ -257,7 +257,7 @@ def test_two_processes_end_with_equal_weights_and_one_summary(image_folder, tmp_
     (tmp_path / "spy.py").write_text(spy)
     options = tiny_run(image_folder, "--batch_size", 6, "--output_dir", "run")
     options += ["--objective", "selfcon-mu", "--mix_weight", 1, "--positive_views"]
-    options += ["--devices", 2, "--accelerator", "cpu"]
+    options += ["--devices", 2, "--accelerator", "cpu", "--protocol", "knn", "--random_init=false"]
     result = subprocess.run(
         [sys.executable, "spy.py", *map(str, options)],
         cwd=tmp_path,

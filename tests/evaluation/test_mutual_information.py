@@ -283,10 +283,10 @@ def test_no_training_step_makes_a_gpu_wait(estimator: str, monkeypatch) -> None:
     # A value of a meta tensor is an error: it comes when the validation pairs are first looked at.
     with Waits() as mode, pytest.raises((RuntimeError, NotImplementedError), match="meta"):
         estimate_mutual_information(
-            x, y, estimator, steps=200, batch_size=32, hidden_dim=8, device="meta"
+            x, y, estimator, steps=100, batch_size=32, hidden_dim=8, device="meta"
         )
-    # Of the 200 steps NWJ and MINE have 160 for their warm-up: a tenth of the rest is 4.
-    assert len(waits_of_steps) == (20 if estimator == "infonce" else 164)
+    # Of the 100 steps NWJ and MINE have 80 for their warm-up: a tenth of the rest is 2.
+    assert len(waits_of_steps) == (10 if estimator == "infonce" else 82)
     assert mode.indices > 2 * len(waits_of_steps)
     assert set(waits_of_steps) == {waits_of_steps[0]}
 
