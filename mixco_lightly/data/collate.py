@@ -216,13 +216,14 @@ def _check_view(mixture: Mixture, expected: int, views: Sequence[Tensor], count:
             f"The Mixture of view {expected} names image {wrong} of a batch of {n}: it belongs to "
             "another batch."
         )
-    image, lam = mixture.images[0].double(), mixture.lam[0].double()
+    # On the CPU, because Apple's MPS has no float64.
+    image, lam = mixture.images[0].cpu().double(), mixture.lam[0].cpu().double()
     epsilon = torch.finfo(mixture.images.dtype).eps  # the images were mixed in this precision
 
     def is_of(view: Tensor) -> bool:
         if view.shape[1:] != image.shape:
             return False
-        first, second = (view[indices[0]].double() for indices in pairs)
+        first, second = (view[indices[0]].cpu().double() for indices in pairs)
         mixed = torch.lerp(second, first, lam)
         scale = torch.maximum(first.abs().amax(), second.abs().amax())
         return bool((image - mixed).abs().amax() <= 4 * epsilon * scale)
