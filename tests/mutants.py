@@ -45,6 +45,12 @@ KILLS_MOCO = ("tests/test_resume.py", "-k", "two_kills and moco")
 KILLS_WORKERS = ("tests/test_resume.py", "-k", "two_kills and simclr")
 DEVICES = ("tests/test_devices.py", "-k", "simclr_on_two_processes")
 EXPORT = ("tests/test_export.py",)
+ON_GPU = ("tests/loss/test_on_pretended_gpu.py",)
+AUGMENTED_ON_GPU = ("tests/data/test_device_transforms.py", "-k", "gpu")
+COMPILED = ("tests/loss/test_compile.py",)
+BATCHES = ("tests/models/test_batches.py",)
+UNLABELLED = ("tests/data/test_image_folder.py",)
+PRECISION = ("tests/test_evaluation_precision.py", "-k", "moco")
 
 _CONTRASTIVE = "mixco_lightly/loss/contrastive.py"
 _MIXCO = "mixco_lightly/loss/mixco_loss.py"
@@ -355,6 +361,58 @@ MUTANTS = [
     Mutant(
         "foreign weights are loaded as far as they fit", "mixco_lightly/export.py",
         "load_state_dict(state, strict=True)", "load_state_dict(state, strict=False)", EXPORT,
+    ),
+    # GPUs, precision, Lightning, unlabelled images
+    Mutant(
+        "a queue alone stays where it was made", _QUEUE,
+        "        self.follow(keys.device)\n", "", ON_GPU,
+    ),
+    Mutant(
+        "the loss's queue stays where it was made", _MIXCO,
+        "self.queue.follow(device)", "pass", ON_GPU,
+    ),
+    Mutant(
+        "a mixture is moved with blocking copies", _MIXTURE,
+        "torch.device(device).type not in _BLOCKING_DEVICES", "False", COLLATE,
+    ),
+    Mutant(
+        "augmentations wait for their parameters", "mixco_lightly/data/device_transforms.py",
+        "drawn.to(images.device, non_blocking=True)", "drawn.to(images.device)", AUGMENTED_ON_GPU,
+    ),
+    Mutant(
+        "products are rounded where the user allows it", _CONTRASTIVE,
+        'backend.fp32_precision = "ieee"', "pass", (*CONTRASTIVE, "-k", "precision"),
+    ),
+    Mutant(
+        "float64 rows are multiplied in bfloat16", _MIXCO,
+        "and queries.dtype == torch.float32", "", (*MIXCO, "-k", "float64_projections"),
+    ),
+    Mutant(
+        "compile leaves forward_components eager", _MIXCO,
+        "self.forward_components = compiled", "self._compiled = compiled", COMPILED,
+    ),
+    Mutant(
+        "the momentum encoder moves with every batch", "mixco_lightly/models/step_log.py",
+        "batch_idx % module.trainer.accumulate_grad_batches == 0",
+        "bool(module.trainer.accumulate_grad_batches)", MODULES,
+    ),
+    Mutant(
+        "mixtures of another view are taken", _COLLATE,
+        "if is_of(view):", "if False:", BATCHES,
+    ),
+    Mutant(
+        "small stems are exported under timm's names", "mixco_lightly/export.py",
+        "not fit.removed and fit.patch_size is None and kwargs", "kwargs", (*EXPORT, "-k", "small_stem"),
+    ),
+    Mutant(
+        "folders without test folders are labels", "mixco_lightly/data/image_folder.py",
+        "next((folder for folder in tests if _has_folders(folder)), None)", "root", UNLABELLED,
+    ),
+    Mutant(
+        "a run is evaluated in its training precision", "recipes/pretrain.py",
+        '        "keep_decoded": config.keep_decoded,\n        "max_broken',
+        '        "precision": config.precision,\n        "keep_decoded": config.keep_decoded,\n'
+        '        "max_broken', PRECISION,
     ),
 ]  # fmt: skip
 
