@@ -402,7 +402,8 @@ MUTANTS = [
     ),
     Mutant(
         "small stems are exported under timm's names", "mixco_lightly/export.py",
-        "not fit.removed and fit.patch_size is None and kwargs", "kwargs", (*EXPORT, "-k", "small_stem"),
+        "not fit.removed and fit.patch_size is None and kwargs", "kwargs",
+        (*EXPORT, "-k", "small_stem"),
     ),
     Mutant(
         "folders without test folders are labels", "mixco_lightly/data/image_folder.py",
