@@ -40,7 +40,7 @@ soak: $(VENV)/.installed-dev ## Train for two hours; fail if memory, file handle
 	$(BIN)/python tests/soak.py --minutes 120 --output runs/soak-$$(date +%Y%m%d-%H%M%S).csv
 
 study-check: $(VENV)/.installed-dev ## Compute the tables in recipes/results/ and the README anew from their runs.
-	$(BIN)/python -m pytest -q tests/test_results.py
+	$(BIN)/python -m pytest -q tests/studies/test_results.py
 
 format: $(VENV)/.installed-dev ## Format the code.
 	$(BIN)/ruff check --fix .

@@ -1,40 +1,47 @@
 """MixCo, mix-up contrastive learning, as a plugin for the Lightly framework."""
 
-from mixco_lightly.data.collate import MixCoCollate
-from mixco_lightly.data.mixture import Mixture, mix_pairs
-from mixco_lightly.evaluation.features import Features, extract_features
-from mixco_lightly.evaluation.knn import knn_probe
-from mixco_lightly.evaluation.linear_probe import ProbeResult, linear_probe
-from mixco_lightly.evaluation.mutual_information import (
-    MutualInformation,
-    estimate_mutual_information,
-)
-from mixco_lightly.export import export_backbone, load_backbone
-from mixco_lightly.loss.key_queue import KeyQueue
-from mixco_lightly.loss.mixco_loss import MixCoLoss, MixCoLossComponents
-from mixco_lightly.loss.selfcon_loss import SelfConLoss
-from mixco_lightly.models.backbone import create_backbone
-from mixco_lightly.models.multi_exit import MultiExitBackbone
+from typing import TYPE_CHECKING
+
+from mixco_lightly.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from mixco_lightly.backbones import (
+        Backbone as Backbone,
+        MultiExitBackbone as MultiExitBackbone,
+        create_backbone as create_backbone,
+        export_backbone as export_backbone,
+        load_backbone as load_backbone,
+    )
+    from mixco_lightly.data import (
+        MixCoCollate as MixCoCollate,
+        Mixture as Mixture,
+        mix_pairs as mix_pairs,
+    )
+    from mixco_lightly.evaluation import (
+        Features as Features,
+        MutualInformation as MutualInformation,
+        ProbeResult as ProbeResult,
+        estimate_mutual_information as estimate_mutual_information,
+        extract_features as extract_features,
+        knn_probe as knn_probe,
+        linear_probe as linear_probe,
+    )
+    from mixco_lightly.loss import (
+        KeyQueue as KeyQueue,
+        MixCoLoss as MixCoLoss,
+        MixCoLossComponents as MixCoLossComponents,
+        SelfConLoss as SelfConLoss,
+    )
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Features",
-    "KeyQueue",
-    "MixCoCollate",
-    "MixCoLoss",
-    "MixCoLossComponents",
-    "Mixture",
-    "MultiExitBackbone",
-    "MutualInformation",
-    "ProbeResult",
-    "SelfConLoss",
-    "create_backbone",
-    "estimate_mutual_information",
-    "export_backbone",
-    "extract_features",
-    "knn_probe",
-    "linear_probe",
-    "load_backbone",
-    "mix_pairs",
-]
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    backbones="Backbone create_backbone MultiExitBackbone export_backbone load_backbone",
+    data="MixCoCollate Mixture mix_pairs",
+    evaluation=(
+        "Features ProbeResult MutualInformation "
+        "extract_features knn_probe linear_probe estimate_mutual_information"
+    ),
+    loss="KeyQueue MixCoLoss MixCoLossComponents SelfConLoss",
+)

@@ -11,7 +11,7 @@ take about half an hour on one core; Ctrl-C prints what there is by then.
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports, which take seconds
-    from interrupts import end_in_one_line
+    from mixco_lightly.training.interrupts import end_in_one_line
 
     end_in_one_line()
 
@@ -24,14 +24,14 @@ from typing import Literal
 
 import timm
 import torch
-from command_line import fail_in_one_line, parse_options, print_table
 from jsonargparse.typing import PositiveInt
 from rich.console import Console
 from rich.progress import track
 from torch.utils.flop_counter import FlopCounterMode
 
-from mixco_lightly.models.backbone import build_backbone
-from mixco_lightly.models.image_size import Fitting
+from mixco_lightly.backbones.backbone import build_backbone
+from mixco_lightly.backbones.image_size import Fitting
+from mixco_lightly.training.command_line import fail_in_one_line, parse_options, print_table
 
 Order = Literal["name", "parameters", "feature_dim", "output_stride", "multiply_adds"]
 

@@ -9,7 +9,7 @@ The batch is what MoCo trains on: augmented by Lightly, collated and mixed by Mi
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports, which take seconds
-    from interrupts import end_in_one_line
+    from mixco_lightly.training.interrupts import end_in_one_line
 
     end_in_one_line()
 
@@ -19,8 +19,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from command_line import fail_in_one_line, parse_options
-from dataset_choice import choose_dataset
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -28,6 +26,8 @@ from torch.utils.data import DataLoader
 from mixco_lightly import MixCoCollate
 from mixco_lightly.data.datasets import check_name, create_dataset
 from mixco_lightly.data.transforms import create_pretrain_transform
+from mixco_lightly.training.command_line import fail_in_one_line, parse_options
+from mixco_lightly.training.dataset_choice import choose_dataset
 
 
 @dataclass

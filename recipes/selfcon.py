@@ -33,7 +33,7 @@ and warm-up epochs prevent that.
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports, which take seconds
-    from interrupts import end_in_one_line
+    from mixco_lightly.training.interrupts import end_in_one_line
 
     end_in_one_line()
 
@@ -41,12 +41,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
-from command_line import fail_in_one_line, parse_options
-from evaluate import ENSEMBLE_PROTOCOLS, Protocol, evaluate_parts, name_parts
-from evaluation_report import PROTOCOL_LABELS
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
-from pretrain import PretrainConfig, pretrain
-from processes import print_on_rank_zero
 
 from mixco_lightly import (
     Features,
@@ -55,10 +50,20 @@ from mixco_lightly import (
     ProbeResult,
     SelfConLoss,
 )
+from mixco_lightly.backbones.backbone import Backbone
 from mixco_lightly.data.datasets import create_train_test
-from mixco_lightly.evaluation.linear_probe import rank_scores
-from mixco_lightly.models.backbone import Backbone
+from mixco_lightly.evaluation.evaluator import (
+    ENSEMBLE_PROTOCOLS,
+    Protocol,
+    evaluate_parts,
+    name_parts,
+)
+from mixco_lightly.evaluation.linear import rank_scores
+from mixco_lightly.evaluation.records import PROTOCOL_LABELS
 from mixco_lightly.models.selfcon import SelfCon, SelfConClassifier
+from mixco_lightly.training.command_line import fail_in_one_line, parse_options
+from mixco_lightly.training.pretraining import PretrainConfig, pretrain
+from mixco_lightly.training.processes import print_on_rank_zero
 
 
 class Objective(NamedTuple):

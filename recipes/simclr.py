@@ -20,19 +20,19 @@ it reached on CIFAR-10, beside plain SimCLR.
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports, which take seconds
-    from interrupts import end_in_one_line
+    from mixco_lightly.training.interrupts import end_in_one_line
 
     end_in_one_line()
 
 from dataclasses import dataclass
 
-from command_line import parse_options
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
-from pretrain import PretrainConfig, pretrain
 
 from mixco_lightly import MixCoLoss
-from mixco_lightly.models.backbone import Backbone
+from mixco_lightly.backbones.backbone import Backbone
 from mixco_lightly.models.simclr import SimCLR
+from mixco_lightly.training.command_line import parse_options
+from mixco_lightly.training.pretraining import PretrainConfig, pretrain
 
 
 @dataclass

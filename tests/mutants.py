@@ -39,18 +39,18 @@ RANKS = ("tests/loss/test_distributed.py", "-k", "2 and processes")
 MIXTURE = ("tests/data/test_mixture.py",)
 COLLATE = ("tests/data/test_collate.py",)
 MODULES = ("tests/models/test_lightning_modules.py",)
-FILES = ("tests/test_resume.py", "-k", "sweep or failed or metrics")
-OPTIONS = ("tests/test_resume.py", "-k", "options")
-KILLS_MOCO = ("tests/test_resume.py", "-k", "two_kills and moco")
-KILLS_WORKERS = ("tests/test_resume.py", "-k", "two_kills and simclr")
-DEVICES = ("tests/test_devices.py", "-k", "simclr_on_two_processes")
-EXPORT = ("tests/test_export.py",)
+FILES = ("tests/training/test_resume.py", "-k", "sweep or failed or metrics")
+OPTIONS = ("tests/training/test_resume.py", "-k", "options")
+KILLS_MOCO = ("tests/training/test_resume.py", "-k", "two_kills and moco")
+KILLS_WORKERS = ("tests/training/test_resume.py", "-k", "two_kills and simclr")
+DEVICES = ("tests/training/test_devices.py", "-k", "simclr_on_two_processes")
+EXPORT = ("tests/backbones/test_export.py",)
 ON_GPU = ("tests/loss/test_on_pretended_gpu.py",)
 AUGMENTED_ON_GPU = ("tests/data/test_device_transforms.py", "-k", "gpu")
 COMPILED = ("tests/loss/test_compile.py",)
 BATCHES = ("tests/models/test_batches.py",)
 UNLABELLED = ("tests/data/test_image_folder.py",)
-PRECISION = ("tests/test_evaluation_precision.py", "-k", "moco")
+PRECISION = ("tests/evaluation/test_evaluation_precision.py", "-k", "moco")
 
 _CONTRASTIVE = "mixco_lightly/loss/contrastive.py"
 _MIXCO = "mixco_lightly/loss/mixco_loss.py"
@@ -61,9 +61,9 @@ _MIXTURE = "mixco_lightly/data/mixture.py"
 _COLLATE = "mixco_lightly/data/collate.py"
 _MOCO = "mixco_lightly/models/moco.py"
 _SIMCLR = "mixco_lightly/models/simclr.py"
-_DATA = "recipes/pretrain_data.py"
-_RUN = "recipes/run_folder.py"
-_METRICS = "recipes/metrics.py"
+_DATA = "mixco_lightly/training/data_module.py"
+_RUN = "mixco_lightly/training/run_folder.py"
+_METRICS = "mixco_lightly/training/metrics.py"
 
 
 class Mutant(NamedTuple):
@@ -359,7 +359,7 @@ MUTANTS = [
         'lines = [line for line in file if line.endswith("\\n")]', "lines = list(file)", FILES,
     ),
     Mutant(
-        "foreign weights are loaded as far as they fit", "mixco_lightly/export.py",
+        "foreign weights are loaded as far as they fit", "mixco_lightly/backbones/export.py",
         "load_state_dict(state, strict=True)", "load_state_dict(state, strict=False)", EXPORT,
     ),
     # GPUs, precision, Lightning, unlabelled images
@@ -401,7 +401,7 @@ MUTANTS = [
         "if is_of(view):", "if False:", BATCHES,
     ),
     Mutant(
-        "small stems are exported under timm's names", "mixco_lightly/export.py",
+        "small stems are exported under timm's names", "mixco_lightly/backbones/export.py",
         "not fit.removed and fit.patch_size is None and kwargs", "kwargs",
         (*EXPORT, "-k", "small_stem"),
     ),
@@ -410,7 +410,7 @@ MUTANTS = [
         "next((folder for folder in tests if _has_folders(folder)), None)", "root", UNLABELLED,
     ),
     Mutant(
-        "a run is evaluated in its training precision", "recipes/pretrain.py",
+        "a run is evaluated in its training precision", "mixco_lightly/training/pretraining.py",
         '        "keep_decoded": config.keep_decoded,\n        "max_broken',
         '        "precision": config.precision,\n        "keep_decoded": config.keep_decoded,\n'
         '        "max_broken', PRECISION,

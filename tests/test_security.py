@@ -124,7 +124,7 @@ NAMES = ["..", "../..", "../evil", "/tmp/evil", "a/../../evil", ".", "", "a\0b",
 @pytest.mark.parametrize("name", NAMES)
 def test_no_name_in_a_study_leads_out_of_its_folder(name, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPES))
-    from compare import CompareConfig, plan
+    from mixco_lightly.studies.compare import CompareConfig, plan
 
     config = CompareConfig(
         base={"epochs": 1, "mix_weight": 0},

@@ -12,7 +12,7 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 from mixco_lightly.data.datasets import check_name
-from mixco_lightly.eval_transform import create_eval_transform
+from mixco_lightly.data.eval_transform import create_eval_transform
 
 # Up to this size Lightly's benchmarks leave out the blur, whose kernel would cover the image.
 _NO_BLUR_SIZE = 32

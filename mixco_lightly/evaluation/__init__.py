@@ -1,1 +1,35 @@
-"""What is measured: frozen features, linear probes and nearest neighbours."""
+"""What is measured: features, probes, mutual information."""
+
+from typing import TYPE_CHECKING
+
+from mixco_lightly.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from mixco_lightly.evaluation.exit_probe import exit_probe as exit_probe
+    from mixco_lightly.evaluation.features import (
+        Features as Features,
+        extract_features as extract_features,
+    )
+    from mixco_lightly.evaluation.image_probes import (
+        finetune_probe as finetune_probe,
+        paper_probe as paper_probe,
+    )
+    from mixco_lightly.evaluation.knn import knn_probe as knn_probe
+    from mixco_lightly.evaluation.linear import (
+        ProbeResult as ProbeResult,
+        linear_probe as linear_probe,
+    )
+    from mixco_lightly.evaluation.mutual_information import (
+        MutualInformation as MutualInformation,
+        estimate_mutual_information as estimate_mutual_information,
+    )
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    exit_probe="exit_probe",
+    features="Features extract_features",
+    image_probes="finetune_probe paper_probe",
+    knn="knn_probe",
+    linear="ProbeResult linear_probe",
+    mutual_information="MutualInformation estimate_mutual_information",
+)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from mixco_lightly.evaluation.features import Features
-from mixco_lightly.evaluation.linear_probe import ProbeResult, linear_scores, rank_scores
+from mixco_lightly.evaluation.linear import ProbeResult, linear_scores, rank_scores
 
 
 def exit_probe(train: Features, test: Features, **options: Any) -> list[ProbeResult]:

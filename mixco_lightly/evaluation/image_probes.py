@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from mixco_lightly.evaluation.features import Features
-from mixco_lightly.evaluation.linear_probe import ProbeResult
+from mixco_lightly.evaluation.linear import ProbeResult
 
 # Features that are classified at a time.
 _TEST_BATCH = 4096

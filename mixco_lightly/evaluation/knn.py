@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mixco_lightly.evaluation.features import Features
-from mixco_lightly.evaluation.linear_probe import ProbeResult, check_features, count_correct
+from mixco_lightly.evaluation.linear import ProbeResult, check_features, count_correct
 
 # Test images whose similarities with all training images are held at a time.
 _CHUNK = 512

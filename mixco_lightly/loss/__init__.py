@@ -1,1 +1,20 @@
 """What is minimised: contrastive losses and the queue of keys."""
+
+from typing import TYPE_CHECKING
+
+from mixco_lightly.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from mixco_lightly.loss.key_queue import KeyQueue as KeyQueue
+    from mixco_lightly.loss.mixco_loss import (
+        MixCoLoss as MixCoLoss,
+        MixCoLossComponents as MixCoLossComponents,
+    )
+    from mixco_lightly.loss.selfcon_loss import SelfConLoss as SelfConLoss
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    key_queue="KeyQueue",
+    mixco_loss="MixCoLoss MixCoLossComponents",
+    selfcon_loss="SelfConLoss",
+)

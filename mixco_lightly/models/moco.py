@@ -15,10 +15,10 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, distributed
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from mixco_lightly.backbones.backbone import Backbone
 from mixco_lightly.data.collate import find_mixtures, find_views
 from mixco_lightly.loss.gather import check_equal_sizes
 from mixco_lightly.loss.mixco_loss import MixCoLoss
-from mixco_lightly.models.backbone import Backbone
 from mixco_lightly.models.optimizer import create_sgd
 from mixco_lightly.models.step_log import (
     is_first_batch_of_step,

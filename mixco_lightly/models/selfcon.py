@@ -12,12 +12,12 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from mixco_lightly.backbones.backbone import Backbone
+from mixco_lightly.backbones.multi_exit import MultiExitBackbone
 from mixco_lightly.data.collate import find_mixtures, find_views
 from mixco_lightly.data.mixture import Mixture
 from mixco_lightly.loss.mixco_loss import MixCoLoss
 from mixco_lightly.loss.selfcon_loss import SelfConLoss
-from mixco_lightly.models.backbone import Backbone
-from mixco_lightly.models.multi_exit import MultiExitBackbone
 from mixco_lightly.models.optimizer import create_sgd
 from mixco_lightly.models.step_log import is_logged_step
 from mixco_lightly.models.sync_batchnorm import keep_activations

@@ -11,10 +11,10 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from mixco_lightly.backbones.backbone import Backbone
 from mixco_lightly.data.collate import find_mixtures, find_views
 from mixco_lightly.data.mixture import Mixture
 from mixco_lightly.loss.mixco_loss import MixCoLoss
-from mixco_lightly.models.backbone import Backbone
 from mixco_lightly.models.optimizer import create_sgd
 from mixco_lightly.models.step_log import batch_similarities, is_logged_step, log_step
 from mixco_lightly.models.sync_batchnorm import keep_activations

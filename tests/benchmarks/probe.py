@@ -41,12 +41,12 @@ from torch.utils.data import DataLoader, Subset
 
 import mixco_lightly.machine as machine
 from mixco_lightly import create_backbone, extract_features, linear_probe, load_backbone
+from mixco_lightly.backbones.backbone import Backbone
 from mixco_lightly.data.datasets import create_train_test
 from mixco_lightly.data.transforms import create_test_transform
-from mixco_lightly.models.backbone import Backbone
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
-from evaluate import LEARNING_RATES
+from mixco_lightly.evaluation.evaluator import LEARNING_RATES
 
 BATCH_SIZE = 256
 TIME_LIMIT, TOP1_LIMIT = 0.05, 0.5

@@ -191,7 +191,8 @@ def measure_step(
 def measure_recipe(data_dir: Path, queue: int, steps: int) -> Result:
     """Images/s of MoCo's recipe with its loader, beside those of its networks alone."""
     from moco import MoCoConfig, create_model
-    from pretrain import PretrainData, create_initial_backbone
+
+    from mixco_lightly.training.pretraining import PretrainData, create_initial_backbone
 
     config = MoCoConfig(
         dataset="imagefolder",

@@ -1,0 +1,23 @@
+"""What is trained, its timm side: backbones fitted to an image size, exits, exports."""
+
+from typing import TYPE_CHECKING
+
+from mixco_lightly.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from mixco_lightly.backbones.backbone import (
+        Backbone as Backbone,
+        create_backbone as create_backbone,
+    )
+    from mixco_lightly.backbones.export import (
+        export_backbone as export_backbone,
+        load_backbone as load_backbone,
+    )
+    from mixco_lightly.backbones.multi_exit import MultiExitBackbone as MultiExitBackbone
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    backbone="Backbone create_backbone",
+    export="export_backbone load_backbone",
+    multi_exit="MultiExitBackbone",
+)

@@ -1,0 +1,235 @@
+"""Sub-networks on the stages of a timm backbone: a network with several exits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+from timm.models.resnet import ResNet
+from torch import Tensor, nn
+
+from mixco_lightly.backbones.backbone import Backbone, create_backbone
+
+SUBNETWORKS = ("fc", "small", "same")
+
+
+class MultiExitBackbone(nn.Module):
+    """A backbone with sub-networks that leave it after chosen stages, as in SelfCon [0].
+
+    One forward of the backbone, the trunk, serves all exits: each sub-network goes on from the
+    feature map of its stage to as many features as the backbone has. Parameters are shared up to
+    there and not beyond.
+
+    Sub-networks of the authors' code (raymin0223/self-contrastive-learning at commit 5e7c2c5):
+
+    - "fc": global average pool and one linear layer, for every family of backbones.
+    - "same": fresh copies of the backbone's remaining stages, for timm's ``ResNet`` class, which
+      also makes ResNeXt, SE-ResNet and the like.
+    - "small": the same with half as many blocks in each stage, rounded down, but at least one.
+
+    Stages are the entries of timm's ``feature_info`` from 1, without a stem: 1 to 4 of a ResNet,
+    ConvNeXt or Swin, 1 to 5 of an EfficientNet. A ViT's are its blocks. An exit is possible after
+    each but the last.
+
+    - [0]: SelfCon, 2021, https://arxiv.org/abs/2106.15499
+
+    Args:
+        backbone_name: A timm model name for :func:`mixco_lightly.create_backbone`.
+        image_size: Height and width of the images in pixels.
+        exits: Stages after which a sub-network leaves, rising. The default is that of the
+            authors' scripts for ResNets. Without any, the only exit is the backbone.
+        subnetwork: "fc", "small" or "same". The default is that of the authors' CIFAR-100 script;
+            their ImageNet script has "same".
+        stem: "timm", "small" or "auto", as in ``create_backbone``.
+        pretrained: If True, timm's published weights are loaded; sub-networks start at random.
+        **backbone_kwargs: Passed to ``create_backbone``: ``in_chans`` and timm's own arguments.
+
+    Attributes:
+        backbone: The :class:`mixco_lightly.backbones.backbone.Backbone`, with timm's ``forward`` of
+            its own, to be exported or used alone.
+        subnetworks: The sub-networks in the order of ``exits``.
+        exits: The stages.
+        subnetwork: "fc", "small" or "same".
+        feature_dim: Number of features of each exit, that of the backbone.
+
+    Raises:
+        ValueError: If the backbone cannot be made, if it has no stages that timm gives access
+            to, if exits are not rising stages before the last, or if there is no such
+            sub-network for it.
+
+    Examples:
+        >>> import torch
+        >>> from mixco_lightly import MultiExitBackbone
+        >>> network = MultiExitBackbone("test_resnet", image_size=32, exits=(1, 2))
+        >>> [tuple(features.shape) for features in network(torch.rand(4, 3, 32, 32))]
+        [(4, 96), (4, 96), (4, 96)]
+    """
+
+    def __init__(
+        self,
+        backbone_name: str,
+        image_size: int,
+        exits: Sequence[int] = (2,),
+        subnetwork: str = "fc",
+        stem: str = "auto",
+        pretrained: bool = False,
+        **backbone_kwargs: Any,
+    ) -> None:
+        super().__init__()
+        backbone = create_backbone(
+            backbone_name, image_size, stem=stem, pretrained=pretrained, **backbone_kwargs
+        )
+        self._add_exits(backbone, exits, subnetwork)
+
+    @classmethod
+    def from_backbone(
+        cls, backbone: Backbone, exits: Sequence[int] = (2,), subnetwork: str = "fc"
+    ) -> MultiExitBackbone:
+        """Adds sub-networks to a backbone that is there already.
+
+        Args:
+            backbone: From ``create_backbone`` or ``load_backbone``; it is not copied.
+            exits: Stages after which a sub-network leaves, rising.
+            subnetwork: "fc", "small" or "same".
+
+        Returns:
+            The network.
+
+        Raises:
+            ValueError: As the class does.
+
+        Examples:
+            >>> from mixco_lightly import MultiExitBackbone, create_backbone
+            >>> backbone = create_backbone("test_vit", image_size=32)
+            >>> MultiExitBackbone.from_backbone(backbone, exits=(3,)).feature_dim
+            64
+        """
+        network = cls.__new__(cls)
+        nn.Module.__init__(network)
+        network._add_exits(backbone, exits, subnetwork)
+        return network
+
+    def _add_exits(self, backbone: Backbone, exits: Sequence[int], subnetwork: str) -> None:
+        if subnetwork not in SUBNETWORKS:
+            raise ValueError(
+                f"subnetwork must be one of {', '.join(SUBNETWORKS)}, got {subnetwork!r}."
+            )
+        self.backbone = backbone
+        self.exits = tuple(exits)
+        self.subnetwork = subnetwork
+        self.feature_dim = backbone.feature_dim
+        self.subnetworks = nn.ModuleList()
+        if not self.exits:
+            return
+        stages = _find_stages(backbone)
+        last = len(stages) - 1
+        if not all(1 <= stage <= last for stage in self.exits) or any(
+            before >= after for before, after in zip(self.exits, self.exits[1:], strict=False)
+        ):
+            raise ValueError(
+                f"exits must be rising stages from 1 to {last} of {backbone.name}, got "
+                f"{self.exits}."
+            )
+        # Positions in timm's feature_info, which may start with the stem.
+        self._indices = [stages[stage - 1] for stage in self.exits]
+        channels = _check_intermediates(backbone, self._indices)
+        for stage, num_channels in zip(self.exits, channels, strict=True):
+            if subnetwork == "fc":
+                layers = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+                part = nn.Sequential(*layers, nn.Linear(num_channels, self.feature_dim))
+            else:
+                part = _copy_stages(backbone, stage, halved=subnetwork == "small")
+            self.subnetworks.append(part)
+        self.subnetworks.to(next(backbone.parameters()))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Computes the features of all exits with one forward of the backbone.
+
+        Args:
+            images: Shape (N, in_chans, image_size, image_size).
+
+        Returns:
+            Features of shape (N, feature_dim): the sub-networks' in the order of ``exits``, the
+            backbone's last. The last equal ``backbone(images)`` bit by bit.
+        """
+        if not self.exits:
+            return [self.backbone(images)]
+        model: Any = self.backbone.model
+        last, maps = model.forward_intermediates(images, indices=self._indices)
+        features = [part(x) for part, x in zip(self.subnetworks, maps, strict=True)]
+        return [*features, model.forward_head(last)]
+
+
+def _find_stages(backbone: Backbone) -> list[int]:
+    """Positions of the stages in timm's feature_info, without that of a stem.
+
+    A stem is there in some families only. Its name is unlike those of the stages, which are
+    numbered: act1, layer1, layer2, ... or stem, s1, s2, ...
+    """
+    model: Any = backbone.model
+    infos = getattr(model, "feature_info", None)
+    if not infos or len(infos) < 2 or not hasattr(model, "forward_intermediates"):
+        raise ValueError(
+            f"{backbone.name} has no stages that timm gives access to (feature_info and "
+            "forward_intermediates), so that no sub-network can leave it: choose another "
+            "backbone, such as resnet18, or exits=() for the backbone alone."
+        )
+    first, second = ("".join(c for c in info["module"] if not c.isdigit()) for info in infos[:2])
+    return list(range(len(infos)))[first != second :]
+
+
+@torch.no_grad()
+def _check_intermediates(backbone: Backbone, indices: list[int]) -> list[int]:
+    """The channels of the feature maps; ValueError if the features are not those of forward.
+
+    A family's forward may do what its forward_intermediates leaves out.
+    """
+    model: Any = backbone.model
+    shape = (2, backbone.in_chans, backbone.image_size, backbone.image_size)
+    # No random numbers: those that follow must not depend on this check.
+    images = torch.linspace(-1, 1, torch.Size(shape).numel()).view(shape)
+    images = images.to(next(model.parameters()))
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        expected = model.eval()(images)
+        last, maps = model.forward_intermediates(images, indices=indices)
+        are_equal = torch.equal(model.forward_head(last), expected)
+    finally:
+        for module, training in modes:
+            module.training = training
+    if not are_equal or any(x.dim() != 4 for x in maps):
+        raise ValueError(
+            f"timm {timm.__version__} does not give the feature maps of {backbone.name} as part "
+            "of its forward: choose another backbone, such as resnet18, or exits=() for the "
+            "backbone alone."
+        )
+    return [x.shape[1] for x in maps]
+
+
+def _copy_stages(backbone: Backbone, stage: int, halved: bool) -> nn.Sequential:
+    """The stages of a ResNet after the given one, with weights of their own, and its pool.
+
+    They are taken out of a second model that timm makes with fewer blocks: strides, kinds of
+    block and initialisation are then timm's. The authors do not initialise the last BatchNorm of a
+    block with zero, as timm does; ``zero_init_last=False`` does as they do.
+    """
+    model = backbone.model
+    if not isinstance(model, ResNet):
+        raise ValueError(
+            "The sub-networks 'small' and 'same' are made of a ResNet's stages, and "
+            f"{backbone.name} is a {type(model).__name__}: choose subnetwork='fc'."
+        )
+    counts = [len(getattr(model, f"layer{number}")) for number in (1, 2, 3, 4)]
+    # Those before the exit are thrown away.
+    layers = [
+        1 if number <= stage else max(1, count // 2) if halved else count
+        for number, count in enumerate(counts, start=1)
+    ]
+    kwargs = {**backbone.timm_kwargs, "layers": layers}
+    fresh: Any = create_backbone(
+        backbone.name, backbone.image_size, backbone.in_chans, backbone.stem, **kwargs
+    ).model
+    stages = [getattr(fresh, f"layer{number}") for number in range(stage + 1, 5)]
+    return nn.Sequential(*stages, fresh.global_pool)

@@ -1,0 +1,38 @@
+"""Names of a package that load their module on first use."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+
+def lazy_exports(
+    package: str, **modules: str
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """Returns a package's ``__getattr__``, ``__dir__`` and ``__all__``.
+
+    A name's module is imported when the name is first used. So ``import mixco_lightly.training``
+    takes milliseconds, and ``--help`` does not wait for torch.
+
+    Args:
+        package: The package's ``__name__``.
+        **modules: For each module of the package the names it exports, separated by spaces. No
+            name may be that of a module, which would take its place.
+
+    Examples:
+        >>> from mixco_lightly.lazy import lazy_exports
+        >>> load, names, exported = lazy_exports("mixco_lightly", files="replace_file WriteError")
+        >>> exported
+        ['WriteError', 'replace_file']
+        >>> load("replace_file").__module__
+        'mixco_lightly.files'
+    """
+    homes = {name: module for module, names in modules.items() for name in names.split()}
+
+    def load(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+
+    return load, lambda: sorted(homes), sorted(homes)

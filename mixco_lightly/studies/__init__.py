@@ -1,0 +1,1 @@
+"""What runs say together: planned comparisons over seeds, and their statistics."""

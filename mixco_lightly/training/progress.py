@@ -1,0 +1,238 @@
+"""What a person sees while a run trains: a bar or lines, images per second, time left."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import timedelta
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, RichProgressBar
+
+from mixco_lightly.loss.key_queue import TOLERATED_STEPS_IN_FLOAT16
+from mixco_lightly.training.metrics import latest_metrics
+
+SHOWN_METRICS = ("loss", "contrast", "mix", "cross_entropy", "knn_top1")
+
+
+class Speed(Callback):
+    """Counts images, seconds and memory of the training epochs, and survives a resume.
+
+    Attributes:
+        images: Images of all finished epochs, of all processes; a pair of views counts once.
+        seconds: Seconds of all finished epochs.
+        peak_megabytes: Most memory so far, in 10^6 bytes, summed over all processes: what tensors
+            had on a GPU, the whole process on a CPU.
+    """
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.seconds = 0.0
+        self.peak_megabytes = 0.0
+        self._epoch_start = 0.0
+        self._epoch_images = 0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the clock."""
+        self._epoch_start, self._epoch_images = time.monotonic(), 0
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Counts the batch."""
+        self._epoch_images += len(batch[0][0]) * trainer.world_size
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stops the clock, and asks for the memory."""
+        self.seconds += time.monotonic() - self._epoch_start
+        self.images += self._epoch_images
+        device = trainer.strategy.root_device
+        peak = torch.tensor(peak_bytes(device) / 1e6, device=device)
+        total = float(trainer.strategy.reduce(peak, reduce_op="sum"))
+        self.peak_megabytes = max(self.peak_megabytes, total)
+
+    def epoch_rate(self) -> float:
+        """Images per second so far in this epoch."""
+        return self._epoch_images / max(time.monotonic() - self._epoch_start, 1e-9)
+
+    def left(self, trainer: pl.Trainer) -> str:
+        """Time that the run has left at the rate of this epoch, as h:mm:ss."""
+        rate = self.epoch_rate()
+        if not rate:
+            return "?"
+        images = (
+            trainer.num_training_batches
+            * self._epoch_images
+            / max(trainer.fit_loop.epoch_loop.batch_idx + 1, 1)
+        )
+        epochs = (trainer.max_epochs or 1) - trainer.current_epoch
+        return str(timedelta(seconds=round((images * epochs - self._epoch_images) / rate)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums and the peak."""
+        return {
+            "images": self.images,
+            "seconds": self.seconds,
+            "peak_megabytes": self.peak_megabytes,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the sums and the peak."""
+        self.images, self.seconds = state_dict["images"], state_dict["seconds"]
+        self.peak_megabytes = state_dict["peak_megabytes"]
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory that this process had: of tensors on a GPU, of everything on a CPU.
+
+    0 on Windows, where Python's standard library does not know it.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024
+
+
+AFTER_DIVERGENCE = (
+    "A lower --learning_rate or a higher --mix_temperature may help. "
+    "checkpoints/last.ckpt is that of the last whole epoch."
+)
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss is NaN or infinite."""
+
+
+class StopOnNonFiniteLoss(Callback):
+    """Stops a run that has diverged, before a checkpoint of it is written.
+
+    Looks at the loss where it is logged and at the end of an epoch, so that a GPU is not stalled in
+    every step. The processes exchange their losses in these steps and stop together, also if the
+    loss of only one of them is not finite.
+
+    With a GradScaler (16-mixed) it stops after more than 20 such steps in a row. The scaler skips
+    the update of the weights in a step that overflows, but BatchNorm's running statistics have
+    taken in the batch by then. Those that are not finite get back their values of the last look.
+
+    Args:
+        every_n_steps: How often the loss is logged.
+    """
+
+    def __init__(self, every_n_steps: int) -> None:
+        self._every_n_steps = every_n_steps
+        self._steps_in_a_row: torch.Tensor | int = 0  # on the loss's device
+        self._statistics: dict[str, torch.Tensor] = {}  # of the last look
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keeps the first statistics."""
+        if has_scaler(trainer):
+            self._mend_statistics(pl_module)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Counts the steps with a loss that is not finite, and looks at the count.
+
+        Raises:
+            NonFiniteLossError: In the first process, if the run has diverged.
+            SystemExit: In the other processes, with exit code 1 and without a message.
+        """
+        loss = outputs["loss"]
+        self._steps_in_a_row = torch.where(loss.isfinite(), 0, self._steps_in_a_row + 1)
+        is_last = batch_idx + 1 == trainer.num_training_batches
+        if not is_last and (batch_idx + 1) % self._every_n_steps:
+            return
+        own = torch.stack([loss.float(), self._steps_in_a_row.float()])
+        losses = trainer.strategy.all_gather(own).reshape(-1, 2).tolist()
+        tolerated = TOLERATED_STEPS_IN_FLOAT16 if has_scaler(trainer) else 0
+        for rank, (value, steps) in enumerate(losses):
+            if steps > tolerated:
+                if trainer.global_rank != 0:
+                    raise SystemExit(1)
+                raise NonFiniteLossError(
+                    f"The loss is {value} at step {trainer.global_step} (process {rank}). "
+                    f"{AFTER_DIVERGENCE}"
+                )
+        if has_scaler(trainer):
+            self._mend_statistics(pl_module)
+
+    @torch.no_grad()
+    def _mend_statistics(self, module: pl.LightningModule) -> None:
+        for name, buffer in module.named_buffers():
+            if name.endswith((".running_mean", ".running_var")):
+                last = self._statistics.get(name, buffer)
+                buffer.copy_(torch.where(buffer.isfinite(), buffer, last))
+                self._statistics[name] = buffer.clone()
+
+
+def has_scaler(trainer: pl.Trainer) -> bool:
+    """Returns whether a GradScaler skips the steps with gradients that are not finite."""
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
+
+
+def shown_metrics(trainer: pl.Trainer) -> dict[str, float]:
+    """The logged values that a person follows, without waiting for a device.
+
+    ``knn_top1`` is not measured in every epoch: that of an earlier one has the epoch in its name.
+    """
+    latest = latest_metrics(trainer)
+    shown = {}
+    for name in SHOWN_METRICS:
+        if name in latest:
+            value, epoch = latest[name]
+            is_old = name == "knn_top1" and epoch != trainer.current_epoch
+            shown[f"{name} of epoch {epoch + 1}" if is_old else name] = value
+    return shown
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's bar with images per second and the time that the run has left."""
+
+    def __init__(self, speed: Speed, refresh_rate: int) -> None:
+        super().__init__(refresh_rate=refresh_rate)
+        self._speed = speed
+
+    def get_metrics(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """Adds the two to the losses, which are those that were logged last."""
+        return {
+            **super().get_metrics(trainer, pl_module),
+            **{name: f"{value:.3f}" for name, value in shown_metrics(trainer).items()},
+            "images/s": f"{self._speed.epoch_rate():,.0f}",
+            "run left": self._speed.left(trainer),
+        }
+
+
+class EpochLines(Callback):
+    """One line an epoch, where the output is a file and a bar would be lost."""
+
+    def __init__(self, speed: Speed) -> None:
+        self._speed = speed
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Prints the line."""
+        if trainer.is_global_zero:
+            shown = shown_metrics(trainer)
+            losses = [f"{name} {shown[name]:.3f}" for name in SHOWN_METRICS if name in shown]
+            rate = f"{self._speed.epoch_rate():,.0f} images/s"
+            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            print(
+                "  ".join([epoch, *losses, rate, f"{self._speed.left(trainer)} left"]), flush=True
+            )

@@ -1,0 +1,227 @@
+"""The folder of a run: begun, resumed, and never left without a checkpoint that can be read."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import IO, Any, cast
+
+import torch
+import yaml
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from mixco_lightly.files import TEMPORARY_PREFIX, name_write_errors, replace_file
+from mixco_lightly.training.command_line import read_options
+
+# Options that may differ when a run is resumed: they change where it runs and what is recorded and
+# measured beside it, not what it trains.
+_FREE_OPTIONS = {
+    *("data_dir", "download", "keep_decoded", "output_dir"),
+    *("protocol", "random_init", "knn_k", "knn_every_n_epochs", "keep_every_n_epochs"),
+}
+# Options of the command, not of the run.
+_RUN_OPTIONS = {"resume", "overwrite"}
+_RUN_FILES = (
+    "metrics.csv",
+    "broken_images.txt",
+    "traceback.txt",
+    "backbone.safetensors",
+    "backbone.json",
+    "curves.png",
+    "summary.json",
+    "evaluation.json",
+    "evaluation.md",
+    "mutual_information.json",
+    "mutual_information.md",
+    "mutual_information.png",
+)
+# The last bytes of a checkpoint are this and the SHA-256 of all bytes before, in hexadecimal: in
+# the file itself, because two files cannot be replaced at once.
+_TRAILER = b"mixco-lightly checkpoint, sha256 "
+_TRAILER_BYTES = len(_TRAILER) + 64
+
+
+def checkpoint_path(run: Path) -> Path:
+    """Where a run keeps the checkpoint that it goes on from."""
+    return run / "checkpoints" / "last.ckpt"
+
+
+def prepare_run(run: Path, options: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
+    """Makes the run's folder and writes its options, or checks that the run can go on.
+
+    Raises:
+        ValueError: If the run to resume had other options.
+        OSError: If there is nothing to resume, if the folder has a run and is not to be
+            overwritten, or if it cannot be written to.
+    """
+    options = {name: value for name, value in options.items() if name not in _RUN_OPTIONS}
+    path, checkpoint = run / "config.yaml", checkpoint_path(run)
+    if resume:
+        if not checkpoint.is_file() or not path.is_file():
+            missing = path if checkpoint.is_file() else checkpoint
+            raise FileNotFoundError(f"There is no run to resume in {run}: {missing} is missing.")
+        changed = find_changes(read_options(path), options)
+        if changed:
+            raise ValueError(
+                f"The run in {run} was started with {'; '.join(changed)}. A resumed run keeps its "
+                f"options: give --config {path} --resume without the changed ones, or begin a new "
+                f"run in another --output_dir. Only {', '.join(sorted(_FREE_OPTIONS))}, devices "
+                "and num_nodes with the same product and, with augment device, num_workers may "
+                "change."
+            )
+        sweep(run)
+        return
+    if run.exists() and any(run.iterdir()):
+        if not overwrite:
+            raise FileExistsError(
+                f"{run} is not empty: add --resume to go on with its run, --overwrite to replace "
+                "it, or choose another --output_dir."
+            )
+        for name in _RUN_FILES:
+            (run / name).unlink(missing_ok=True)
+        shutil.rmtree(run / "tensorboard", ignore_errors=True)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    sweep(run)
+    for old in checkpoint.parent.glob("*.ckpt"):
+        old.unlink()
+    with replace_file(path) as file:
+        file.write(yaml.safe_dump(options, sort_keys=False).encode())
+
+
+def find_changes(before: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
+    """The options that a run cannot go on with, because they decide its result."""
+    free = _FREE_OPTIONS | _RUN_OPTIONS
+    # A process draws by its rank among all, whatever node it runs on.
+    if _count_processes(before) == _count_processes(options):
+        free |= {"devices", "num_nodes"}
+    # Workers that augment draw random numbers of their own; workers that only load draw none.
+    if before.get("augment") == options.get("augment") == "device":
+        free |= {"num_workers"}
+    return [
+        f"{name} {before.get(name)}, not {value}"
+        for name, value in options.items()
+        if name not in free and value != before.get(name)
+    ]
+
+
+def _count_processes(options: Mapping[str, Any]) -> int | None:
+    """The number of processes; None if a file that was edited has something else there."""
+    counts = [options.get(name, 1) for name in ("devices", "num_nodes")]
+    return math.prod(counts) if all(isinstance(count, int) for count in counts) else None
+
+
+def probe_output(run: Path) -> None:
+    """Tries to write where a run's folder is or will be, and leaves nothing there.
+
+    Raises:
+        WriteError: If that is not possible; the message names the folder and the reason.
+    """
+    folder = checkpoint_path(run).parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    with name_write_errors(run), tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"probe")
+
+
+def sweep(run: Path) -> None:
+    """Removes what writes that were killed have left behind."""
+    for folder in (run, checkpoint_path(run).parent):
+        for temporary in folder.glob(f"{TEMPORARY_PREFIX}*"):
+            temporary.unlink(missing_ok=True)
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Writes Lightning's checkpoints so that a kill at any moment leaves one that can be read.
+
+    Lightning's own writes to the system's temporary folder first. Where that is another file
+    system, the last step copies over the only good checkpoint.
+
+    A checkpoint ends with its SHA-256, which :func:`read_steps` checks, and has the run's options.
+
+    Args:
+        options: The options of the run.
+    """
+
+    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        self._options = dict(options or {})
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Replaces the file."""
+        with replace_file(Path(path)) as file:
+            hashed = _HashedFile(file)
+            try:
+                # torch.save asks of a file for write and flush only.
+                torch.save({**checkpoint, "options": self._options}, cast(IO[bytes], hashed))
+            except RuntimeError as error:
+                # Of a write that failed torch says only that it failed.
+                raise (hashed.error or error) from error
+            file.write(_TRAILER + hashed.digest.hexdigest().encode())
+
+
+class _HashedFile:
+    """A file that is hashed as it is written, and remembers the error of a write."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.digest = hashlib.sha256()
+        self.error: OSError | None = None
+        self._file = file
+
+    def write(self, block: bytes) -> int:
+        self.digest.update(block)
+        try:
+            return self._file.write(block)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def check_digest(checkpoint: Path) -> None:
+    """Raises a ValueError if a checkpoint is not as it was written."""
+    digest = hashlib.sha256()
+    with checkpoint.open("rb") as file:
+        left = checkpoint.stat().st_size - _TRAILER_BYTES
+        while left > 0 and (block := file.read(min(left, 2**20))):
+            digest.update(block)
+            left -= len(block)
+        trailer = file.read()
+    if trailer[: len(_TRAILER)] != _TRAILER:
+        raise ValueError("it does not end with a checksum")
+    if trailer[len(_TRAILER) :] != digest.hexdigest().encode():
+        raise ValueError("its SHA-256 is not the one that was written with it")
+
+
+def read_steps(checkpoint: Path, options: Mapping[str, Any] | None = None) -> int:
+    """The number of steps that a checkpoint was saved after.
+
+    Args:
+        checkpoint: The checkpoint.
+        options: Options of the run that is to go on from it. Default: they are not looked at.
+
+    Raises:
+        ValueError: If it is damaged, or is of a run with other options.
+    """
+    try:
+        check_digest(checkpoint)
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        steps, before = int(state["global_step"]), dict(state["options"])
+    except (RuntimeError, EOFError, KeyError, TypeError, ValueError, UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{checkpoint} is damaged or not a checkpoint of these recipes: {reason}. Put a copy "
+            "of it back, or begin anew with --overwrite."
+        ) from error
+    changed = find_changes(before, options or {})
+    if changed:
+        raise ValueError(f"{checkpoint} is of another run: it has {'; '.join(changed)}.")
+    return steps

@@ -1,0 +1,276 @@
+"""The presets against the figures of the authors' code, and of the decisions written in them."""
+
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from lightly.transforms.gaussian_blur import GaussianBlur
+from lightly.transforms.rotation import RandomRotate
+from torchvision.transforms import v2
+
+from mixco_lightly import create_backbone
+from mixco_lightly.data.transforms import create_pretrain_transform, create_test_transform
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+PRESETS = RECIPES / "presets"
+
+# Lee-Gihun/MixCo-Mixup-Contrast at commit 8374aac: the script for TinyImageNet with ResNet-18.
+AUTHORS = {
+    "backbone": "resnet18",
+    "backbone_kwargs": {"zero_init_last": False},
+    "stem": "timm",
+    "image_size": 224,
+    "min_scale": 0.2,
+    "projection_dim": 128,
+    "epochs": 100,
+    "batch_size": 128,
+    "warmup_epochs": 0,
+    "mix_weight": 1.0,
+    "alpha": 1.0,
+    "precision": "32-true",
+}
+AUTHORS_MOCO = AUTHORS | {
+    "memory_bank_size": 65536,
+    "momentum": 0.999,
+    "temperature": 0.2,
+    "mix_temperature": 0.05,
+    "learning_rate": 0.015,
+    "weight_decay": 1e-4,
+}
+AUTHORS_SIMCLR = AUTHORS | {
+    "temperature": 0.5,
+    "mix_temperature": 0.5,
+    "learning_rate": 0.15,
+    "weight_decay": 1e-6,
+}
+# Decided here: the authors do not pretrain on CIFAR.
+CIFAR = {"image_size": 32, "stem": "small"}
+CIFAR_MOCO = AUTHORS_MOCO | CIFAR | {"memory_bank_size": 4096, "momentum": 0.99}
+EXPECTED = {
+    "tiny-imagenet-moco": {"dataset": "tiny-imagenet", **AUTHORS_MOCO},
+    "tiny-imagenet-simclr": {"dataset": "tiny-imagenet", **AUTHORS_SIMCLR},
+    "cifar10-moco": {"dataset": "cifar10", **CIFAR_MOCO},
+    "cifar10-simclr": {"dataset": "cifar10", **AUTHORS_SIMCLR, **CIFAR},
+    "cifar100-moco": {"dataset": "cifar100", **CIFAR_MOCO},
+    "cifar100-simclr": {"dataset": "cifar100", **AUTHORS_SIMCLR, **CIFAR},
+}
+# Brightness, contrast, saturation, hue. At 32 pixels half of them, and no blur.
+JITTER = {"moco": (0.4, 0.4, 0.4, 0.1), "simclr": (0.8, 0.8, 0.8, 0.2)}
+
+
+def read(name):
+    return yaml.safe_load((PRESETS / f"{name}.yaml").read_text())
+
+
+def test_every_preset_is_a_small_one_or_a_study_or_has_its_figures_here():
+    names = {path.stem for path in PRESETS.glob("*.yaml")}
+    settled = {name for name in names if not name.endswith(("-study", "-selfcon"))}
+    assert {name for name in settled if not name.startswith(("small-", "start-"))} == set(EXPECTED)
+
+
+# Of each preset to start with: its study and group, and where the longer run's figures are.
+STARTS = {
+    "start-moco": ("augmentation-study", None, []),
+    "start-moco-crop-flip": (
+        "small-study", "plain at its best temperature, 0.05", ["long-study"]
+    ),
+    "start-simclr": ("simclr-study", "usual augmentations", []),
+    "start-simclr-crop-flip": ("simclr-study", "few augmentations", []),
+}  # fmt: skip
+
+
+def read_head(name):
+    """The comment at the beginning of a preset."""
+    lines = (PRESETS / f"{name}.yaml").read_text().splitlines()
+    return " ".join(line.lstrip("# ") for line in lines if line.startswith("#"))
+
+
+def test_there_is_one_preset_to_start_with_for_each_method_and_augmentation():
+    starts = {path.stem: read(path.stem) for path in PRESETS.glob("start-*.yaml")}
+    assert starts.keys() == STARTS.keys()
+    for name, preset in starts.items():
+        assert preset["augmentations"] == ("crop-flip" if "crop-flip" in name else "full")
+        recipe = "moco" if "moco" in name else "simclr"
+        assert f"python recipes/{recipe}.py --config recipes/presets/{name}.yaml" in read_head(name)
+        assert f"recipes/presets/{name}.yaml" in (RECIPES / f"{recipe}.py").read_text()
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_a_preset_to_start_with_has_the_options_of_its_studys_mixco_arm(name):
+    study, group, longer = STARTS[name]
+    for each in [study, *longer]:
+        plan = read(each)
+        common = plan["groups"][group] if "groups" in plan else {}
+        arm = {**plan["base"], **common, **plan["changes"]["MixCo"]}
+        if each in longer:
+            assert f"--epochs {arm['epochs']}" in read_head(name)
+            arm["epochs"] = read(name)["epochs"]
+        # Where the images are, and what is measured beside, is the user's.
+        for own in ("data_dir", "random_init"):
+            arm.pop(own)
+        assert read(name) == {option: value for option, value in arm.items() if value is not None}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_a_preset_to_start_with_has_the_figures_of_its_study_and_no_others(name):
+    study, group, longer = STARTS[name]
+    head, expected = read_head(name), []
+    for each in [study, *longer]:
+        assert f"recipes/results/{each}" in head
+        table = (RECIPES / "results" / each / "results.md").read_text().splitlines()
+        rows = [line.strip("| ").split(" | ") for line in table if line.startswith("| ")]
+        rows = [dict(zip(rows[0], row, strict=False)) for row in rows]
+        in_group = [row for row in rows if row.get("group") in (group, None)]
+        for arm in ("plain", "MixCo"):
+            (row,) = [row for row in in_group if row["arm"] == arm]
+            assert f"{row['seeds']} seeds" in head
+            expected += [row["linear, top-1 %"], row["kNN, top-1 %"]]
+    assert sorted(re.findall(r"\d+\.\d+ ± \d+\.\d+", head)) == sorted(expected)
+    assert "mean ± standard deviation" in head
+
+
+def test_every_preset_with_the_authors_settings_says_so_at_once_and_names_a_measured_one():
+    authors = [*EXPECTED, "cifar100-selfcon", "cifar100-one-stage-selfcon"]
+    for name in authors:
+        assert "the authors' settings" in " ".join(read_head(name).split()[:40])
+    for name in EXPECTED:
+        recipe = name.rpartition("-")[2]
+        assert f"measured settings begin with start-{recipe}.yaml" in read_head(name)
+    for path in PRESETS.glob("*.yaml"):
+        says = "the authors' settings" in read_head(path.stem)
+        assert says == (path.stem in authors), path.stem
+    for name, study, figures in [
+        ("cifar10-moco", "full-tuning-study", ["29.70", "36.30"]),
+        ("cifar10-simclr", "simclr-tuning-study", ["33.60", "39.40"]),
+    ]:
+        table = (RECIPES / "results" / study / "results.md").read_text()
+        for twin in (name, name.replace("10", "100")):
+            assert study in read_head(twin)
+            assert all(f"{x} %" in read_head(twin) and f"| {x} |" in table for x in figures)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_preset_has_the_figures_of_the_authors_or_of_the_decision(name):
+    assert read(name) == EXPECTED[name]
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_preset_says_whose_figures_it_has_and_how_to_change_and_evaluate_it(name):
+    comments = " ".join(
+        line.lstrip("# ")
+        for line in (PRESETS / f"{name}.yaml").read_text().splitlines()
+        if line.startswith("#")
+    )
+    recipe = name.rpartition("-")[2]
+    for text in (
+        f"python recipes/{recipe}.py --config recipes/presets/{name}.yaml",
+        "add --mix_weight 0",
+        "--backbone resnet34 or --backbone resnet50",
+        "--protocol paper",
+        "not known",
+        "8374aac" if name.startswith("tiny-") else "OUR DECISION",
+    ):
+        assert text in comments
+    assert ("Where paper and code differ" in comments) == name.startswith("tiny-")
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_augmentations_of_a_preset_have_the_authors_strengths(name):
+    preset, method = read(name), name.rpartition("-")[2]
+    size = preset["image_size"]
+    views = create_pretrain_transform(
+        method, preset["dataset"], size, min_scale=preset["min_scale"]
+    ).transforms
+    assert len(views) == 2
+    strength = 0.5 if size == 32 else 1.0
+    for view in views:
+        steps = view.transforms if isinstance(view, v2.Compose) else view.transform.transforms
+        found = {}
+        for step in steps:
+            match step:
+                case v2.RandomResizedCrop():
+                    found["crop"] = (tuple(step.size), tuple(step.scale))
+                case v2.RandomHorizontalFlip():
+                    found["flip"] = step.p
+                case v2.RandomApply():
+                    (jitter,) = step.transforms
+                    found["jitter probability"] = step.p
+                    found["jitter"] = tuple(
+                        round(high - (0 if factor == "hue" else 1), 6)
+                        for factor in ("brightness", "contrast", "saturation", "hue")
+                        for high in [getattr(jitter, factor)[1]]
+                    )
+                case v2.RandomGrayscale():
+                    found["gray"] = step.p
+                case GaussianBlur():
+                    found["blur"] = (step.prob, tuple(step.sigmas))
+                case v2.RandomVerticalFlip():
+                    assert step.p == 0
+                case RandomRotate():
+                    assert step.prob == 0
+                case v2.Normalize():
+                    found["mean"] = tuple(step.mean)
+        assert found == {
+            "crop": ((size, size), (0.2, 1.0)),
+            "flip": 0.5,
+            "jitter probability": 0.8,
+            "jitter": pytest.approx([strength * factor for factor in JITTER[method]]),
+            "gray": 0.2,
+            "blur": (0.0 if size == 32 else 0.5, (0.1, 2)),
+            "mean": {
+                "tiny-imagenet": (0.485, 0.456, 0.406),
+                "cifar10": (0.4914, 0.4822, 0.4465),
+                "cifar100": (0.5071, 0.4867, 0.4408),
+            }[preset["dataset"]],
+        }
+
+
+def test_images_of_64_pixels_are_evaluated_as_by_the_authors_at_256_cropped_to_224():
+    resize, crop, *_ = create_test_transform("tiny-imagenet", 224).transforms
+    assert resize.size == 256
+    assert tuple(crop.size) == (224, 224)
+
+
+@pytest.mark.parametrize("network", ["resnet18", "resnet34", "resnet50"])
+def test_the_networks_of_the_presets_start_as_torchvisions(network):
+    # torchvision starts the last BatchNorm of a residual branch at one, timm at zero.
+    torch.manual_seed(0)
+    preset = read("tiny-imagenet-moco")
+    with torch.device("meta"):
+        assert timm.create_model(network).conv1.kernel_size == (7, 7)
+    backbone = create_backbone(
+        network, preset["image_size"], stem=preset["stem"], **preset["backbone_kwargs"]
+    )
+    assert backbone.model.conv1.stride == (2, 2)
+    assert isinstance(backbone.model.maxpool, torch.nn.MaxPool2d)
+    norms = [m for m in backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert all(torch.equal(norm.weight, torch.ones_like(norm.weight)) for norm in norms)
+    assert backbone.feature_dim == (2048 if network == "resnet50" else 512)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_run_with_a_preset_starts(name, image_folder, tmp_path, run_here):
+    tiny = {
+        "dataset": "imagefolder",
+        "data_dir": image_folder,
+        "image_size": 16,
+        "backbone": "test_resnet",
+        "epochs": 1,
+        "batch_size": 12,
+        "num_workers": 0,
+        "knn_k": 5,
+        "accelerator": "cpu",
+        "output_dir": tmp_path / "run",
+    }
+    if name.endswith("moco"):
+        tiny["memory_bank_size"] = 64
+    overrides = [word for key, value in tiny.items() for word in (f"--{key}", value)]
+    recipe = name.rpartition("-")[2]
+    code, _, error = run_here(recipe, "--config", PRESETS / f"{name}.yaml", *overrides)
+    assert code == 0, error
+    recorded = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    kept = EXPECTED[name].keys() - tiny.keys()
+    assert {key: recorded[key] for key in kept} == {key: EXPECTED[name][key] for key in kept}

@@ -1,0 +1,151 @@
+"""The committed studies: tables follow from their runs, and the documents' rows from the tables."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+NAME = "some-study"
+PRESET = {
+    "question": "Does it?",
+    "base": {"dataset": "digits", "mix_weight": 0},
+    "changes": {"MixCo": {"mix_weight": 1}},
+    "seeds": [0, 1],
+}
+
+
+@pytest.fixture
+def compare(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    import mixco_lightly.studies.compare as compare
+
+    return compare
+
+
+def check_study(compare, folder, preset, documents):
+    """Fails unless preset, runs, table and the documents' rows of a study say the same."""
+    results = json.loads((folder / "results.json").read_text())
+    table = (folder / "results.md").read_text()
+    assert table == compare.render(results), "the table does not follow from the runs"
+
+    preset = {name: value for name, value in preset.items() if name != "output_dir"}
+    planned = {
+        (run.group, run.arm, run.options["seed"]): {
+            name: value for name, value in run.options.items() if name != "data_dir"
+        }
+        for run in compare.plan(compare.CompareConfig(**preset), folder)
+    }
+    rows = results["runs"]
+    measured = {(row["group"], row["arm"], row["seed"]): row["options"] for row in rows}
+    assert len(rows) == len(measured), "a run is there twice"
+    assert measured == planned, "the runs are not those of the preset"
+
+    shown = re.findall(rf"<!-- {folder.name} -->\n(.*?)<!-- end -->", documents, re.DOTALL)
+    assert shown, "no document shows the study"
+    for lines in (text.strip().splitlines() for text in shown):
+        assert lines, "a document shows no row of the study"
+        assert all(line in table for line in lines), "a document differs"
+
+
+@pytest.fixture
+def some_study(compare, tmp_path):
+    """The folder and document of a study that is as it should be."""
+    folder = tmp_path / NAME
+    folder.mkdir()
+    config = compare.CompareConfig(**PRESET)
+    runs = [
+        {
+            **{"group": run.group, "arm": run.arm, "seed": run.options["seed"]},
+            "options": {name: x for name, x in run.options.items() if name != "data_dir"},
+            **{"linear_top1": 50.0 + index, "images": 1000, "seconds": 10.0, "curve": []},
+        }
+        for index, run in enumerate(compare.plan(config, folder))
+    ]
+    results = {
+        **{"question": config.question, "base_name": "plain", "jobs": 1, "processors": 2},
+        **{"study": {}, "runs": runs},
+    }
+    (folder / "results.json").write_text(json.dumps(results))
+    table = compare.render(results)
+    (folder / "results.md").write_text(table)
+    row = next(line for line in table.splitlines() if line.startswith("| MixCo"))
+    return folder, f"<!-- {NAME} -->\n{row}\n<!-- end -->\n"
+
+
+def test_a_study_that_is_as_it_should_be_passes(compare, some_study):
+    check_study(compare, some_study[0], PRESET, some_study[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("figure", "does not follow"),
+        ("missing run", "not those of the preset"),
+        ("run twice", "twice"),
+        ("other preset", "not those of the preset"),
+        ("document", "document differs"),
+        ("no document", "no document shows"),
+    ],
+)
+def test_a_study_that_was_changed_by_hand_is_found(compare, some_study, change, message):
+    (folder, document), preset = some_study, PRESET
+    results = json.loads((folder / "results.json").read_text())
+    if change == "figure":
+        results["runs"][0]["linear_top1"] += 1
+    elif change == "missing run":
+        del results["runs"][0]
+    elif change == "run twice":
+        results["runs"].append(results["runs"][0])
+    elif change == "other preset":
+        preset = {**PRESET, "base": {**PRESET["base"], "epochs": 3}}
+    elif change == "document":
+        document = document.replace("| MixCo | 2 | 5", "| MixCo | 2 | 6")
+        assert document != some_study[1]
+    else:
+        document = ""
+    (folder / "results.json").write_text(json.dumps(results))
+    if change in ("missing run", "run twice"):
+        (folder / "results.md").write_text(compare.render(results))
+    with pytest.raises(AssertionError, match=message):
+        check_study(compare, folder, preset, document)
+
+
+def map_row(compare, results, setting, study, group):
+    """The row of a study, or of one of its groups, in the README's map."""
+    runs = [run for run in results["runs"] if run["group"] == group]
+    assert runs, f"{study} has no group {group!r}"
+    cells = [setting]
+    for arm in ("plain", "MixCo"):
+        cells.append(
+            compare._mean_and_deviation([x["linear_top1"] for x in runs if x["arm"] == arm])
+        )
+    for figure in ("linear_top1", "knn_top1"):
+        difference = compare.paired(runs, figure, group, ("plain", "MixCo"))
+        cells.append(compare._difference_and_interval(difference))
+    return f"| {' | '.join(cells)} | {study}{f': {group}' if group else ''} |"
+
+
+def test_the_map_in_the_readme_follows_from_the_studies(compare):
+    readme = (ROOT / "README.md").read_text()
+    shown = re.search(r"<!-- map -->\n(.*?)<!-- end -->", readme, re.DOTALL)
+    assert shown
+    head, line, *rows = shown.group(1).strip().splitlines()
+    assert rows
+    assert head.count("|") == line.count("|")
+    for row in rows:
+        setting, *_, source = (cell.strip() for cell in row.strip("|").split("|"))
+        study, _, group = source.partition(": ")
+        results = json.loads((ROOT / "recipes" / "results" / study / "results.json").read_text())
+        assert row == map_row(compare, results, setting, study, group)
+
+
+def test_the_committed_studies_are_as_they_should_be(compare):
+    documents = "".join((ROOT / name).read_text() for name in ("README.md", "docs/results.md"))
+    studies = sorted((ROOT / "recipes" / "results").glob("*/results.json"))
+    assert studies
+    for path in studies:
+        preset = ROOT / "recipes" / "presets" / f"{path.parent.name}.yaml"
+        check_study(compare, path.parent, yaml.safe_load(preset.read_text()), documents)
