@@ -40,11 +40,9 @@ if __name__ == "__main__":  # before the imports, which take seconds
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
-import torch
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 
 from mixco_lightly import (
-    Features,
     MixCoLoss,
     MultiExitBackbone,
     ProbeResult,
@@ -52,14 +50,11 @@ from mixco_lightly import (
 )
 from mixco_lightly.backbones.backbone import Backbone
 from mixco_lightly.data.datasets import create_train_test
-from mixco_lightly.evaluation.evaluator import (
-    ENSEMBLE_PROTOCOLS,
-    Protocol,
-    evaluate_parts,
-    name_parts,
-)
-from mixco_lightly.evaluation.linear import rank_scores
-from mixco_lightly.evaluation.records import PROTOCOL_LABELS
+from mixco_lightly.data.images import ImageFacts, LabelledImages
+from mixco_lightly.evaluation.classifiers import measure_classifiers
+from mixco_lightly.evaluation.evaluator import evaluate_parts
+from mixco_lightly.evaluation.parts import name_parts
+from mixco_lightly.evaluation.protocols import PROTOCOLS
 from mixco_lightly.models.selfcon import SelfCon, SelfConClassifier
 from mixco_lightly.training.command_line import fail_in_one_line, parse_options
 from mixco_lightly.training.pretraining import PretrainConfig, pretrain
@@ -224,9 +219,10 @@ def create_model(backbone: Backbone, config: SelfConConfig) -> SelfCon | SelfCon
 def evaluate_exits(
     model: SelfCon | SelfConClassifier,
     backbone: Backbone,
-    dataset: str,
-    data_dir: str,
-    protocols: list[Protocol],
+    images: LabelledImages,
+    test_images: LabelledImages,
+    facts: ImageFacts,
+    protocols: list[str],
     **options: Any,
 ) -> dict[str, dict[str, ProbeResult]]:
     """Measures backbone, sub-networks and their ensemble with one extraction of all features.
@@ -238,36 +234,13 @@ def evaluate_exits(
     network = MultiExitBackbone.from_backbone(backbone, trained.exits, trained.subnetwork)
     network.load_state_dict(trained.state_dict())
     parts, extraction = evaluate_parts(
-        network if network.exits else backbone, dataset, data_dir, protocols, **options
+        network if network.exits else backbone, images, test_images, facts, protocols, **options
     )
-    results: dict[str, dict[str, ProbeResult]] = {
-        name: {str(protocol): result for protocol, result in part.items()}
-        for name, part in parts.items()
-    }
     if isinstance(model, SelfConClassifier):
-        own = measure_classifiers(model, extraction.test)
+        own = measure_classifiers(model.classifiers, extraction.test)
         for name, result in zip(name_parts(network), own, strict=True):
-            results.setdefault(name, {})["classifier"] = result
-    return results
-
-
-@torch.no_grad()
-def measure_classifiers(model: SelfConClassifier, test: Features) -> list[ProbeResult]:
-    """Measures the classifiers that were trained, and the mean of their logits.
-
-    Args:
-        model: The trained module.
-        test: Features of all exits (N, E, D), or of the backbone alone (N, D).
-
-    Returns:
-        The results of the exits in their order and, of several, the ensemble's.
-    """
-    classifiers = model.classifiers.cpu()
-    exits = test.features.unbind(1) if test.features.dim() == 3 else [test.features]
-    logits = [classifier(x) for classifier, x in zip(classifiers, exits, strict=True)]
-    if len(logits) > 1:
-        logits.append(torch.stack(logits).mean(dim=0))
-    return [rank_scores(x, test.targets) for x in logits]
+            parts.setdefault(name, {})["classifier"] = result
+    return parts
 
 
 def main() -> None:
@@ -276,7 +249,7 @@ def main() -> None:
     with fail_in_one_line():
         config = check_options(config)
     objective = OBJECTIVES[config.objective]
-    alone = [x for x in PROTOCOL_LABELS if x in config.protocol and x not in ENSEMBLE_PROTOCOLS]
+    alone = [x for x in PROTOCOLS if x in config.protocol and not PROTOCOLS[x].has_ensemble]
     if config.exits and alone:
         print_on_rank_zero(
             f"Not measured for the ensemble: {', '.join(alone)}. It is the mean of linear "

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 import yaml
+from evaluate import EvaluateConfig
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from moco import MoCoConfig
 from selfcon import SelfConConfig
 from simclr import SimCLRConfig
 
 import mixco_lightly.machine as machine
-from mixco_lightly.evaluation.evaluator import EvaluateConfig
 from mixco_lightly.evaluation.records import read_report
 from mixco_lightly.files import replace_file
 from mixco_lightly.training.command_line import (

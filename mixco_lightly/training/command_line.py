@@ -124,7 +124,8 @@ def describe_unknown(config_class: type[Any], names: Sequence[str], prefix: str 
 def find_recipes(options: Mapping[Any, Any]) -> list[str]:
     """The recipes that have all of these options."""
     # Only after an error: each of these modules imports this one.
-    from mixco_lightly.evaluation.evaluator import EvaluateConfig
+    from evaluate import EvaluateConfig
+
     from mixco_lightly.studies.compare import RECIPES, CompareConfig
 
     kinds: dict[str, type[Any]] = {

@@ -29,11 +29,13 @@ from mixco_lightly.data.device_transforms import DeviceTransform
 from mixco_lightly.data.image_folder import find_splits
 from mixco_lightly.data.subset import choose_part
 from mixco_lightly.data.transforms import create_pretrain_transform
-from mixco_lightly.evaluation.evaluator import Normalisation
 from mixco_lightly.training.processes import one_at_a_time
 
 if TYPE_CHECKING:
     from mixco_lightly.training.pretraining import PretrainConfig
+
+# Mean and standard deviation of each channel; None for the dataset's.
+Normalisation = tuple[Sequence[float] | None, Sequence[float] | None]
 
 
 class PretrainData(pl.LightningDataModule):

@@ -33,19 +33,17 @@ import mixco_lightly.machine as machine
 from mixco_lightly import ProbeResult, create_backbone, export_backbone, load_backbone
 from mixco_lightly.backbones.backbone import Backbone
 from mixco_lightly.data.broken import ImageError
+from mixco_lightly.data.catalogue import create_train_test, get_dataset
 from mixco_lightly.data.datasets import check_name
 from mixco_lightly.data.transforms import create_test_transform
-from mixco_lightly.evaluation.evaluator import (
-    PROTOCOL_NAMES,
-    Normalisation,
-    Protocol,
-    evaluate_backbone,
-    print_results,
-)
+from mixco_lightly.evaluation.evaluator import evaluate_parts
+from mixco_lightly.evaluation.figures import RANDOM_INIT, summarise
+from mixco_lightly.evaluation.protocols import DEFAULT_PROTOCOLS, ProtocolName
+from mixco_lightly.evaluation.tables import list_results
 from mixco_lightly.files import WriteError, replace_file
 from mixco_lightly.models.sync_batchnorm import TimmSyncBatchNorm
-from mixco_lightly.training.command_line import fail_in_one_line
-from mixco_lightly.training.data_module import PretrainData
+from mixco_lightly.training.command_line import fail_in_one_line, print_table
+from mixco_lightly.training.data_module import Normalisation, PretrainData
 from mixco_lightly.training.dataset_choice import choose_dataset
 from mixco_lightly.training.diagnosis import (
     WarnAtChance,
@@ -177,7 +175,9 @@ class PretrainConfig:
     augment: Literal["auto", "device", "workers"] = "auto"
     keep_decoded: bool = True
     max_broken_images: NonNegativeInt = 0
-    protocol: list[Literal[Protocol, "none"]] = field(default_factory=lambda: [*PROTOCOL_NAMES])
+    protocol: list[Literal[ProtocolName, "none"]] = field(
+        default_factory=lambda: [*DEFAULT_PROTOCOLS]
+    )
     random_init: bool = True
     knn_k: PositiveInt = 200
     knn_every_n_epochs: NonNegativeInt = 5
@@ -219,8 +219,8 @@ def pretrain(
         transform: The method whose augmentations are taken. Default: this one's.
         num_views: Number of views of each image.
         evaluate: Measures the trained module, given it, the exported backbone and what
-            evaluate_backbone is given, and returns the results of its parts by name: first those
-            of the backbone. Default: evaluate_backbone.
+            evaluate_parts is given, and returns the results of its parts by name: first those of
+            the backbone. Default: evaluate_parts.
         count_negatives: The number of negatives of a query in the contrast term, from which its
             chance level follows. Default: the run does not mention a chance level.
         needs_labels: Whether the method trains with labels.
@@ -353,8 +353,8 @@ def pretrain(
 
 
 def choose_protocols(
-    names: Sequence[Literal[Protocol, "none"]],
-) -> list[Literal[Protocol, "none"]]:
+    names: Sequence[Literal[ProtocolName, "none"]],
+) -> list[Literal[ProtocolName, "none"]]:
     """The protocols without "none"; ValueError if that is mixed with others."""
     if "none" in names and set(names) != {"none"}:
         raise ValueError(f"--protocol none stands alone, got {' '.join(names)}.")
@@ -505,42 +505,43 @@ def finish_run(
     backbone = load_backbone(run)
     options: dict[str, Any] = {
         "image_size": backbone.image_size,
-        "keep_decoded": config.keep_decoded,
-        "max_broken_images": config.max_broken_images,
         "num_workers": machine.default_num_workers(config.num_workers),
         "knn_k": config.knn_k,
         "seed": config.seed,
         "device": device,
-        "normalize": normalize,
     }
-    data = (config.dataset, config.data_dir, protocols)
-    parts: dict[str, dict[Any, ProbeResult]]
+    parts: dict[str, dict[str, ProbeResult]]
+    facts = get_dataset(config.dataset).facts.normalised(*normalize)
     with fail_in_one_line():
         if not protocols:
             parts = {}
-        elif evaluate is None:
-            trained_name = "plain" if config.mix_weight == 0 else "MixCo"
-            parts = {trained_name: evaluate_backbone(backbone, *data, **options)}
         else:
-            parts = evaluate(model, backbone, *data, **options)
-        rows = {f"{method}, {name}".replace("_", " "): part for name, part in parts.items()}
-        # Of what a method measures beside its backbone the keys start with the part's name.
-        prefixes = [f"{name}_" if index else "" for index, name in enumerate(parts)]
+            images = create_train_test(
+                config.dataset,
+                config.data_dir,
+                download=False,
+                keep_decoded=config.keep_decoded,
+                max_broken_images=config.max_broken_images,
+            )
+            data = (*images, facts, protocols)
+            if evaluate is None:
+                parts, _ = evaluate_parts(backbone, *data, **options)
+            else:
+                parts = evaluate(model, backbone, *data, **options)
+        names = {name: name.replace("_", " ") for name in parts}
+        if evaluate is None:
+            names["backbone"] = "plain" if config.mix_weight == 0 else "MixCo"
+        rows = {f"{method}, {names[name]}": part for name, part in parts.items()}
+        own = parts.get("backbone", {})
         if protocols and config.random_init:
             initial = create_initial_backbone(
                 replace(config, pretrained=False), backbone.image_size
             )
-            rows["random initialisation"] = evaluate_backbone(initial, *data, **options)
-            prefixes.append("random_init_")
+            measured, _ = evaluate_parts(initial, *data, **options)
+            rows["random initialisation"] = measured["backbone"]
+            parts[RANDOM_INIT] = measured["backbone"]
     summary: dict[str, Any] = {
-        f"{prefix}{'linear' if protocol == 'torch' else protocol}_top1": result.top1
-        for prefix, results in zip(prefixes, rows.values(), strict=True)
-        for protocol, result in results.items()
-    }
-    own = next(iter(parts.values()), {})
-    if "torch" in own:
-        summary["linear_top5"] = own["torch"].top5
-    summary |= {
+        **summarise(parts),
         "images_per_second": speed.images / speed.seconds,
         "epochs": config.epochs,
         "seconds": speed.seconds,
@@ -557,11 +558,10 @@ def finish_run(
     with replace_file(run / "summary.json") as file:
         file.write((json.dumps(summary, indent=2) + "\n").encode())
     if rows:
-        print_results(
-            f"{config.dataset}, test images, after {config.epochs} epochs",
-            "backbone",
-            rows,
-        )
+        table = list_results("backbone", rows)
+        title = f"{config.dataset}, test images, after {config.epochs} epochs"
+        print_table(title, table.columns, table.rows)
+        print("".join(f"{note}\n" for note in table.notes), end="")
     findings = []
     if negatives is not None:
         findings.append(find_chance(run, config.epochs, config.epochs, negatives))
