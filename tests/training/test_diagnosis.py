@@ -108,13 +108,13 @@ def test_a_run_says_that_it_is_below_its_random_initialisation(
 ):
     import mixco_lightly.training.pretraining as pretrain
 
-    def evaluate(backbone, *_, **__):
+    def evaluate(*_, **__):
         is_trained = (tmp_path / "run" / "curves.png").exists() and not evaluate.calls
         evaluate.calls += 1
-        return {"knn": ProbeResult(50.0 if is_trained else 75.0, 100.0)}
+        return {"backbone": {"knn": ProbeResult(50.0 if is_trained else 75.0, 100.0)}}, None
 
     evaluate.calls = 0
-    monkeypatch.setattr(pretrain, "evaluate_backbone", evaluate)
+    monkeypatch.setattr(pretrain, "evaluate_parts", evaluate)
     options = tiny_run(image_folder, "--memory_bank_size", 8, "--output_dir", tmp_path / "run")
     code, printed, _ = run_here("moco", *options, "--protocol", "knn")
     assert code == 0
