@@ -31,7 +31,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mixco_lightly.backbones.backbone import build_backbone
 from mixco_lightly.backbones.image_size import Fitting
-from mixco_lightly.training.command_line import fail_in_one_line, parse_options, print_table
+from mixco_lightly.training.command_line import parse_options, print_table
+from mixco_lightly.training.errors import fail_in_one_line
 
 Order = Literal["name", "parameters", "feature_dim", "output_stride", "multiply_adds"]
 

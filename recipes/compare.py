@@ -39,7 +39,8 @@ from mixco_lightly.studies.compare import (
     write_report,
     write_results,
 )
-from mixco_lightly.training.command_line import fail_in_one_line, parse_options, print_table
+from mixco_lightly.training.command_line import parse_options, print_table
+from mixco_lightly.training.errors import fail_in_one_line
 
 
 def main() -> None:

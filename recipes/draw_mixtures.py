@@ -26,8 +26,9 @@ from torch.utils.data import DataLoader
 from mixco_lightly import MixCoCollate
 from mixco_lightly.data.datasets import check_name, create_dataset
 from mixco_lightly.data.transforms import create_pretrain_transform
-from mixco_lightly.training.command_line import fail_in_one_line, parse_options
-from mixco_lightly.training.dataset_choice import choose_dataset
+from mixco_lightly.training.command_line import parse_options
+from mixco_lightly.training.errors import fail_in_one_line
+from mixco_lightly.training.resolve import choose_dataset
 
 
 @dataclass

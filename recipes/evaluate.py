@@ -66,7 +66,8 @@ from mixco_lightly.evaluation.records import (
     read_report,
     write_report,
 )
-from mixco_lightly.training.command_line import fail_in_one_line, parse_options
+from mixco_lightly.training.command_line import parse_options
+from mixco_lightly.training.errors import fail_in_one_line
 
 
 def main() -> None:

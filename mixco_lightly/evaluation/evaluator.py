@@ -63,7 +63,7 @@ from mixco_lightly.studies.exit_information import (
     open_checkpoints,
 )
 from mixco_lightly.training.command_line import print_table
-from mixco_lightly.training.dataset_choice import choose_dataset
+from mixco_lightly.training.resolve import choose_dataset
 
 Protocol = Literal["torch", "sklearn", "knn", "paper", "finetune"]
 # The default, and what a pretraining run ends with: these work on features, extracted once.

@@ -7,10 +7,10 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
@@ -28,7 +28,7 @@ from jsonargparse.typing import (
 from rich.console import Console
 from rich.table import Table
 
-from mixco_lightly.data.broken import ImageError
+from mixco_lightly.training.recipe_files import recipes_folder
 
 Config = TypeVar("Config")
 _MAX_INT = 2**32 - 1  # Lightning's largest seed; more of anything else does not fit into memory
@@ -261,23 +261,12 @@ class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
     """Keeps the line breaks of the recipes' descriptions."""
 
 
-@contextmanager
-def fail_in_one_line(
-    errors: tuple[type[Exception], ...] = (ValueError, OSError),
-) -> Iterator[None]:
-    """Ends the program with one line and exit code 1 where bad input raises an error."""
-    try:
-        yield
-    except errors as error:
-        # Out of a worker process an error's text is its traceback, which ends with the message.
-        lines = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
-        message = lines[-1] if lines[0].startswith("Caught") else " ".join(lines)
-        prefix = f"{ImageError.__module__}.{ImageError.__qualname__}: "
-        sys.exit(f"error: {message.removeprefix(prefix)}")
-    except RuntimeError as error:
-        if "allocate" not in str(error):
-            raise
-        sys.exit(f"error: not enough memory: {' '.join(str(error).split())}")
+def started_as() -> str:
+    """Returns the program as the user called it, to say how to call it again."""
+    page = Path(sys.argv[0])
+    if page.parent == recipes_folder() and "site-packages" in page.parts:
+        return f"mixco-lightly {page.stem.replace('_', '-')}"
+    return f"python {shlex.quote(sys.argv[0])}"
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -192,7 +192,7 @@ def test_a_dataset_that_is_named_is_not_looked_for_and_the_defaults_are_digits_a
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.syspath_prepend(str(RECIPES))
-    from mixco_lightly.training.dataset_choice import choose_dataset
+    from mixco_lightly.training.resolve import choose_dataset
 
     assert choose_dataset(None, None) == ("digits", "data")
     assert choose_dataset("cifar10", None) == ("cifar10", "data")
