@@ -51,7 +51,7 @@ from mixco_lightly import (
     SelfConLoss,
 )
 from mixco_lightly.backbones.backbone import Backbone
-from mixco_lightly.data.datasets import create_train_test
+from mixco_lightly.data.catalogue import create_train_test
 from mixco_lightly.evaluation.evaluator import (
     ENSEMBLE_PROTOCOLS,
     Protocol,

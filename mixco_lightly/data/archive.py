@@ -142,7 +142,7 @@ def _check(file: zipfile.ZipFile, archive: Path, contents: Contents) -> list[zip
     for entry in entries:
         if inside := files & {str(parent) for parent in PurePosixPath(entry.filename).parents}:
             raise ArchiveError(
-                f"{archive} is not unpacked: its entry {inside.pop()!r} is both a file and a folder."
+                f"{archive} is not unpacked: {inside.pop()!r} is both a file and a folder in it."
             )
     size = sum(entry.file_size for entry in entries)
     if size > contents.max_bytes:

@@ -59,7 +59,8 @@ class PixelBatches(Dataset[tuple[Tensor, int]]):
 def in_batches(images: LabelledImages) -> Dataset[Any]:
     """Returns the same samples, read a batch at a time where that is possible.
 
-    This needs an :class:`~mixco_lightly.data.images.ImageArray`, and a transform that needs no Pillow: ``PILToTensor``, or what
+    This needs an :class:`~mixco_lightly.data.images.ImageArray`, and a transform that needs no
+    Pillow: ``PILToTensor``, or what
     :func:`~mixco_lightly.data.transforms.create_test_transform` returns for the images' own size.
     At other sizes Pillow resizes each image.
 

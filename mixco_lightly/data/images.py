@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -79,9 +79,10 @@ class LabelledImages(Protocol):
 
 
 class OpenImages(Protocol):
-    """Opens the training or the test images of a dataset, without a transform."""
+    """A function that opens a dataset."""
 
-    def __call__(self, root: Path, *, train: bool, download: bool) -> LabelledImages: ...
+    def __call__(self, root: Path, *, train: bool, download: bool) -> LabelledImages:
+        """Opens the training or the test images in a data folder, without a transform."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class DatasetSpec:
     open: OpenImages
     image_size: int | None = None
     backbone: str = "resnet18"
-    stem: str = "auto"
+    stem: Literal["auto", "timm", "small"] = "auto"
     folder: str = ""
     find: Callable[[Path], Path | None] | None = None
     has_labels: Callable[[Path], bool] | None = None
@@ -156,8 +157,9 @@ class ImageArray(Dataset[tuple[Any, int]]):
                 f"{pixels.dtype} of shape {pixels.shape}."
             )
         if len(targets) != len(pixels):
-            raise ValueError(f"targets must have one entry per image: {len(pixels)}, got "
-                             f"{len(targets)}.")
+            raise ValueError(
+                f"targets must have one entry per image: {len(pixels)}, got {len(targets)}."
+            )
         self.pixels = pixels
         self.targets = list(targets)
         self.classes = classes

@@ -37,8 +37,8 @@ def choose_part(targets: Tensor, fraction: float, seed: int = 0) -> Tensor:
     num_classes = int((counts > 0).sum())
     if round(fraction * len(targets)) < num_classes:
         raise ValueError(
-            f"A fraction of {fraction:g} of {len(targets):,} images is less than one image for each "
-            f"of the {num_classes} classes. Choose a larger fraction."
+            f"A fraction of {fraction:g} of {len(targets):,} images is less than one image for "
+            f"each of the {num_classes} classes. Choose a larger fraction."
         )
     order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed))
     order = order[targets[order].argsort(stable=True)]  # by class, at random within it

@@ -28,7 +28,7 @@ from jsonargparse.typing import (
 from rich.console import Console
 from rich.table import Table
 
-from mixco_lightly.data.broken import ImageError
+from mixco_lightly.data.images import ImageError
 
 Config = TypeVar("Config")
 _MAX_INT = 2**32 - 1  # Lightning's largest seed; more of anything else does not fit into memory

@@ -17,16 +17,15 @@ from torchvision.transforms import PILToTensor
 import mixco_lightly.machine as machine
 from mixco_lightly import mix_pairs
 from mixco_lightly.data.batches import in_batches
-from mixco_lightly.data.datasets import (
-    LabelledImages,
-    broken_images,
+from mixco_lightly.data.catalogue import (
     create_dataset,
     create_train_test,
+    get_dataset,
     has_labels,
-    have_one_size,
 )
 from mixco_lightly.data.device_transforms import DeviceTransform
 from mixco_lightly.data.image_folder import find_splits
+from mixco_lightly.data.images import LabelledImages, broken_images, have_one_size
 from mixco_lightly.data.subset import choose_part
 from mixco_lightly.data.transforms import create_pretrain_transform
 from mixco_lightly.evaluation.evaluator import Normalisation
@@ -58,12 +57,11 @@ class PretrainData(pl.LightningDataModule):
         assert config.data_dir is not None
         transform = create_pretrain_transform(
             method,
-            config.dataset,
+            get_dataset(config.dataset).facts.normalised(*normalize),
             image_size,
             config.min_scale,
             config.augmentations,
             num_views,
-            *normalize,
         )
         # The test images are opened here too, so that a missing one fails before the training.
         with one_at_a_time(Path(config.data_dir), create=config.download):

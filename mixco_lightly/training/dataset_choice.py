@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mixco_lightly.data.datasets import find_dataset
+from mixco_lightly.data.catalogue import find_dataset
 from mixco_lightly.training.processes import print_on_rank_zero
 
 

@@ -32,8 +32,8 @@ from torch import nn
 import mixco_lightly.machine as machine
 from mixco_lightly import ProbeResult, create_backbone, export_backbone, load_backbone
 from mixco_lightly.backbones.backbone import Backbone
-from mixco_lightly.data.broken import ImageError
-from mixco_lightly.data.datasets import check_name
+from mixco_lightly.data.catalogue import get_dataset
+from mixco_lightly.data.images import ImageError
 from mixco_lightly.data.transforms import create_test_transform
 from mixco_lightly.evaluation.evaluator import (
     PROTOCOL_NAMES,
@@ -229,17 +229,17 @@ def pretrain(
     run = Path(config.output_dir)
     with fail_in_one_line((ValueError, OSError, MisconfigurationException)):
         dataset, data_dir = choose_dataset(config.dataset, config.data_dir)
-        is_digits = dataset == "digits"
+        spec = get_dataset(dataset)
         config = replace(
             config,
             dataset=dataset,
             data_dir=data_dir,
-            backbone=config.backbone or ("test_resnet" if is_digits else "resnet18"),
-            stem=config.stem or ("timm" if is_digits else "auto"),
+            backbone=config.backbone or spec.backbone,
+            stem=config.stem or spec.stem,
             precision=machine.choose_precision(config.precision, config.accelerator),  # type: ignore[arg-type]
             protocol=choose_protocols(config.protocol),
         )
-        image_size = config.image_size or check_name(dataset).image_size
+        image_size = config.image_size or spec.image_size
         if image_size is None:
             raise ValueError(f"{dataset} has no image size of its own: give --image_size.")
         check_processes(config.devices, config.num_nodes)
@@ -435,7 +435,9 @@ def create_trainer(
         callbacks.append(
             TrainingKNN(
                 data.images,
-                create_test_transform(config.dataset, image_size, *data.normalize),
+                create_test_transform(
+                    get_dataset(config.dataset).facts.normalised(*data.normalize), image_size
+                ),
                 every_n_epochs=config.knn_every_n_epochs,
                 batch_size=max(config.batch_size, 256),
                 num_workers=machine.default_num_workers(config.num_workers),
@@ -494,8 +496,8 @@ def finish_run(
     assert config.dataset is not None
     assert config.data_dir is not None
     protocols = [name for name in config.protocol if name != "none"]
-    info = check_name(config.dataset)
-    mean, std = normalize[0] or info.mean, normalize[1] or info.std
+    facts = get_dataset(config.dataset).facts.normalised(*normalize)
+    mean, std = facts.mean, facts.std
     settings = {"method": method, **asdict(config)}
     export_backbone(model, run, mean=mean, std=std, training=settings)
     draw_curves(run)
