@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mixco_lightly import MixCoCollate
-from mixco_lightly.data.datasets import check_name, create_dataset
+from mixco_lightly.data.catalogue import create_dataset, get_dataset
 from mixco_lightly.data.transforms import create_pretrain_transform
 from mixco_lightly.training.command_line import parse_options
 from mixco_lightly.training.errors import fail_in_one_line
@@ -85,11 +85,11 @@ def main() -> None:
     config = parse_options(DrawConfig, __doc__)
     with fail_in_one_line():
         dataset, data_dir = choose_dataset(config.dataset, config.data_dir)
-        info = check_name(dataset)
-        image_size = config.image_size or info.image_size
+        spec = get_dataset(dataset)
+        image_size = config.image_size or spec.image_size
         if image_size is None:
             raise ValueError(f"{dataset} has no image size of its own: give --image_size.")
-        transform = create_pretrain_transform("moco", dataset, image_size)
+        transform = create_pretrain_transform("moco", spec.facts, image_size)
         images = create_dataset(dataset, data_dir, True, transform)
         pl.seed_everything(config.seed, verbose=False)
         loader: DataLoader[Any] = DataLoader(
@@ -99,7 +99,7 @@ def main() -> None:
             collate_fn=MixCoCollate(alpha=config.alpha),
         )
         (view, _), _, (mixture,) = next(iter(loader))
-        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (info.mean, info.std))
+        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (spec.facts.mean, spec.facts.std))
         query, partner, mixed = (
             (x * std + mean).clamp(0, 1)
             for x in (view[mixture.first], view[mixture.second], mixture.images)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from mixco_lightly import create_backbone, export_backbone, load_backbone
-from mixco_lightly.data.datasets import check_name, create_dataset
+from mixco_lightly.data.catalogue import create_dataset, get_dataset
 from tests.run_recipe import RECIPES
 
 SOURCES = sorted(
@@ -148,7 +148,7 @@ def test_no_name_of_a_data_set_is_taken_for_a_path(name, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="There is no dataset"):
         create_dataset(name, tmp_path, train=True)
     with pytest.raises(ValueError, match="There is no dataset"):
-        check_name(name)
+        get_dataset(name)
 
 
 def test_annotations_cannot_name_images_of_other_folders(tmp_path):
@@ -156,7 +156,7 @@ def test_annotations_cannot_name_images_of_other_folders(tmp_path):
     (tmp_path / "wnids.txt").write_text("n01")
     for name in ("../../secret.JPEG", "/etc/secret.JPEG", "..\\secret.JPEG"):
         (tmp_path / "val" / "val_annotations.txt").write_text(f"{name}\tn01\n")
-        with pytest.raises(ValueError, match="names an image of another folder"):
+        with pytest.raises(ValueError, match="names an image in another folder"):
             create_dataset("tiny-imagenet", tmp_path, train=False)
 
 

@@ -32,14 +32,9 @@ from mixco_lightly.backbones.backbone import Backbone
 from mixco_lightly.backbones.export import read_config
 from mixco_lightly.backbones.image_size import TIMM_ERRORS, measure_feature_dim
 from mixco_lightly.data.batches import in_batches
-from mixco_lightly.data.datasets import (
-    LabelledImages,
-    broken_images,
-    check_name,
-    create_train_test,
-    have_one_size,
-)
+from mixco_lightly.data.catalogue import DATASETS, create_train_test, get_dataset
 from mixco_lightly.data.device_transforms import DeviceTransform
+from mixco_lightly.data.images import LabelledImages, broken_images, have_one_size
 from mixco_lightly.data.subset import choose_part
 from mixco_lightly.data.transforms import create_probe_transform, create_test_transform
 from mixco_lightly.evaluation.exit_probe import exit_probe, select_exit
@@ -284,7 +279,8 @@ def extract(
     Images are normalised by the dataset's statistics, as in the authors' transfer, or by the
     given mean and standard deviation.
     """
-    transform = create_test_transform(dataset, image_size, *normalize)
+    facts = get_dataset(dataset).facts.normalised(*normalize)
+    transform = create_test_transform(facts, image_size)
     images, test_images = create_train_test(
         dataset,
         data_dir,
@@ -303,7 +299,7 @@ def extract(
         precision=config.precision,
         progress=Console().is_terminal,
     )
-    augmentation = create_probe_transform(dataset, image_size, *normalize)
+    augmentation = create_probe_transform(facts, image_size)
     return Extraction(network, images, test_images, train, test, augmentation)
 
 
@@ -536,7 +532,7 @@ def open_subjects(config: EvaluateConfig) -> list[Subject]:
     trainings = [description.get("training", {}) for description in descriptions]
     first = trainings[0] if trainings else {}
     names = config.dataset or [str(first.get("dataset", "digits"))]
-    if not config.dataset and config.data_dir and names == ["digits"]:
+    if not config.dataset and config.data_dir and get_dataset(names[0]).is_embedded:
         names = [choose_dataset(None, folder)[0] for folder in config.data_dir]
     folders = config.data_dir or [str(first.get("data_dir", "data"))]
     if len(folders) not in (1, len(names)):
@@ -546,7 +542,6 @@ def open_subjects(config: EvaluateConfig) -> list[Subject]:
         )
     folders = folders if len(folders) == len(names) else folders * len(names)
     for name, folder in zip(names, folders, strict=True):
-        check_name(name)
         images, _ = create_train_test(
             name, folder, download=config.download, max_broken_images=config.max_broken_images
         )
@@ -566,7 +561,7 @@ def open_subjects(config: EvaluateConfig) -> list[Subject]:
             image_size = config.image_size or backbone.image_size
             check_image_size(backbone, image_size)
             source = training.get("dataset", "not said")
-            if source == "imagefolder":
+            if source in DATASETS and DATASETS[source].is_generic:
                 source += f" {training.get('data_dir', '')}"
             # A run exports what it was trained with: here only published weights' is kept.
             normalize: Normalisation = (None, None)
@@ -587,7 +582,7 @@ def open_subjects(config: EvaluateConfig) -> list[Subject]:
                 for title, backbone in create_initial_backbones(config, descriptions).items()
             ]  # fmt: skip
         for timm_name in config.backbone:
-            size = config.image_size or check_name(name).image_size
+            size = config.image_size or get_dataset(name).image_size
             if size is None:
                 raise ValueError(f"{name} has no image size of its own: give --image_size.")
             torch.manual_seed(config.seed)
@@ -676,7 +671,8 @@ def measure_information(
     subject: Subject, checkpoints: Checkpoints, config: EvaluateConfig, device: torch.device
 ) -> None:
     """Measures the exits at each checkpoint of a run, writes and prints the figures."""
-    transform = create_test_transform(subject.dataset, subject.image_size, *subject.normalize)
+    facts = get_dataset(subject.dataset).facts.normalised(*subject.normalize)
+    transform = create_test_transform(facts, subject.image_size)
     datasets = create_train_test(
         *(subject.dataset, subject.data_dir, transform, transform),
         *(config.download, config.keep_decoded, config.max_broken_images),
@@ -731,7 +727,9 @@ def describe(subject: Subject, config: EvaluateConfig) -> dict[tuple[float, Prot
             "backbone": subject.name,
             "pretrained_on": subject.pretrained_on,
             "dataset": subject.dataset,
-            "data_dir": None if subject.dataset == "digits" else str(Path(subject.data_dir)),
+            "data_dir": None
+            if get_dataset(subject.dataset).is_embedded
+            else str(Path(subject.data_dir)),
             "label_fraction": fraction,
             "protocol": protocol,
             "seed": config.seed,

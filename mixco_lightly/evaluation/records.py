@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mixco_lightly.data.catalogue import DATASETS
 from mixco_lightly.files import replace_file
 
 FORMAT = "mixco-lightly evaluation 1"
@@ -168,8 +169,8 @@ def build_table(records: Sequence[Record], metric: str) -> Table:
 
 def _name_dataset(record: Record) -> str:
     name: str = record["dataset"]
-    # Any folder may be an imagefolder.
-    return f"{name} {record['data_dir']}" if name == "imagefolder" else name
+    is_generic = name in DATASETS and DATASETS[name].is_generic
+    return f"{name} {record['data_dir']}" if is_generic else name
 
 
 def format_markdown(records: Sequence[Record]) -> str:

@@ -19,7 +19,7 @@ def error_line(error: BaseException) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
     message = lines[-1] if lines[0].startswith("Caught") else " ".join(lines)
     # A traceback's last line starts with the error's class.
-    return f"error: {message.removeprefix('mixco_lightly.data.broken.ImageError: ')}"
+    return f"error: {message.removeprefix('mixco_lightly.data.images.ImageError: ')}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

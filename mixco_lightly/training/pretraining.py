@@ -16,7 +16,7 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 import mixco_lightly.machine as machine
-from mixco_lightly.data.broken import ImageError
+from mixco_lightly.data.images import ImageError
 from mixco_lightly.data.transforms import create_pretrain_transform
 from mixco_lightly.files import WriteError, replace_file
 from mixco_lightly.training.data_module import PretrainData

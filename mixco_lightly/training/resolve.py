@@ -66,7 +66,6 @@ def resolve(config: Config) -> Resolved[Config]:
         dataset=dataset,
         data_dir=data_dir,
         image_size=image_size,
-        min_scale=config.min_scale or spec.facts.min_scale,
         backbone=config.backbone or spec.backbone,
         stem=config.stem or spec.stem,
         precision=machine.choose_precision(config.precision, config.accelerator),

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from mixco_lightly.data.datasets import DATASETS
+from mixco_lightly.data.catalogue import DATASETS
 from tests.run_recipe import RECIPES, TINY
 
 QUICK = [*TINY, "--image_size", 16, "--epochs", 1, "--batch_size", 10]
