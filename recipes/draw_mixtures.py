@@ -19,7 +19,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -28,6 +27,7 @@ from mixco_lightly.data.datasets import check_name, create_dataset
 from mixco_lightly.data.transforms import create_pretrain_transform
 from mixco_lightly.training.command_line import fail_in_one_line, parse_options
 from mixco_lightly.training.dataset_choice import choose_dataset
+from mixco_lightly.training.option_types import NonNegativeInt, PositiveFloat, PositiveInt
 
 
 @dataclass

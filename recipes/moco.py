@@ -26,17 +26,16 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
 from dataclasses import dataclass
 
-from jsonargparse.typing import (
+from mixco_lightly import MixCoLoss
+from mixco_lightly.backbones.backbone import Backbone
+from mixco_lightly.models.moco import MoCo
+from mixco_lightly.training.command_line import parse_options
+from mixco_lightly.training.option_types import (
     ClosedUnitInterval,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
 )
-
-from mixco_lightly import MixCoLoss
-from mixco_lightly.backbones.backbone import Backbone
-from mixco_lightly.models.moco import MoCo
-from mixco_lightly.training.command_line import parse_options
 from mixco_lightly.training.pretraining import PretrainConfig, pretrain
 
 

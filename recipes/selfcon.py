@@ -41,7 +41,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 
 from mixco_lightly import (
     Features,
@@ -62,6 +61,7 @@ from mixco_lightly.evaluation.linear import rank_scores
 from mixco_lightly.evaluation.records import PROTOCOL_LABELS
 from mixco_lightly.models.selfcon import SelfCon, SelfConClassifier
 from mixco_lightly.training.command_line import fail_in_one_line, parse_options
+from mixco_lightly.training.option_types import NonNegativeFloat, PositiveFloat
 from mixco_lightly.training.pretraining import PretrainConfig, pretrain
 from mixco_lightly.training.processes import print_on_rank_zero
 
@@ -182,7 +182,7 @@ def create_model(backbone: Backbone, config: SelfConConfig) -> SelfCon | SelfCon
         num_views=2 if pairs_views else 1,
         gather_distributed=gather_distributed,
     )
-    schedule = {
+    schedule: dict[str, Any] = {
         "projection_dim": config.projection_dim,
         "learning_rate": config.learning_rate,
         "weight_decay": config.weight_decay,

@@ -26,12 +26,11 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
 from dataclasses import dataclass
 
-from jsonargparse.typing import NonNegativeFloat, PositiveFloat
-
 from mixco_lightly import MixCoLoss
 from mixco_lightly.backbones.backbone import Backbone
 from mixco_lightly.models.simclr import SimCLR
 from mixco_lightly.training.command_line import parse_options
+from mixco_lightly.training.option_types import NonNegativeFloat, PositiveFloat
 from mixco_lightly.training.pretraining import PretrainConfig, pretrain
 
 

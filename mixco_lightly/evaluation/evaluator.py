@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
 import torch
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from lightly.transforms.multi_view_transform import MultiViewTransform
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 from rich.console import Console
@@ -64,6 +63,7 @@ from mixco_lightly.studies.exit_information import (
 )
 from mixco_lightly.training.command_line import print_table
 from mixco_lightly.training.dataset_choice import choose_dataset
+from mixco_lightly.training.option_types import NonNegativeInt, PositiveFloat, PositiveInt
 
 Protocol = Literal["torch", "sklearn", "knn", "paper", "finetune"]
 # The default, and what a pretraining run ends with: these work on features, extracted once.

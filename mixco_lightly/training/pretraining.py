@@ -23,7 +23,6 @@ from typing import Any, Literal, TypeVar
 
 import pytorch_lightning as pl
 import torch
-from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from rich.console import Console
@@ -55,6 +54,12 @@ from mixco_lightly.training.diagnosis import (
 )
 from mixco_lightly.training.kept_checkpoints import KeepCheckpoints
 from mixco_lightly.training.metrics import LogLearningRate, create_loggers, draw_curves
+from mixco_lightly.training.option_types import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 from mixco_lightly.training.processes import (
     EndTogether,
     check_processes,
