@@ -24,7 +24,6 @@ from typing import Literal
 
 import timm
 import torch
-from jsonargparse.typing import PositiveInt
 from rich.console import Console
 from rich.progress import track
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,6 +32,7 @@ from mixco_lightly.backbones.backbone import build_backbone
 from mixco_lightly.backbones.image_size import Fitting
 from mixco_lightly.training.command_line import parse_options, print_table
 from mixco_lightly.training.errors import fail_in_one_line
+from mixco_lightly.training.option_types import PositiveInt
 
 Order = Literal["name", "parameters", "feature_dim", "output_stride", "multiply_adds"]
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -28,6 +27,7 @@ from mixco_lightly.data.catalogue import create_dataset, get_dataset
 from mixco_lightly.data.transforms import create_pretrain_transform
 from mixco_lightly.training.command_line import parse_options
 from mixco_lightly.training.errors import fail_in_one_line
+from mixco_lightly.training.option_types import NonNegativeInt, PositiveFloat, PositiveInt
 from mixco_lightly.training.resolve import choose_dataset
 
 

@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
 import torch
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from lightly.transforms.multi_view_transform import MultiViewTransform
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 from rich.console import Console
@@ -58,6 +57,7 @@ from mixco_lightly.studies.exit_information import (
     open_checkpoints,
 )
 from mixco_lightly.training.command_line import print_table
+from mixco_lightly.training.option_types import NonNegativeInt, PositiveFloat, PositiveInt
 from mixco_lightly.training.resolve import choose_dataset
 
 Protocol = Literal["torch", "sklearn", "knn", "paper", "finetune"]

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 import yaml
-from jsonargparse.typing import NonNegativeInt, PositiveInt
 from moco import MoCoConfig
 from selfcon import SelfConConfig
 from simclr import SimCLRConfig
@@ -28,10 +27,9 @@ import mixco_lightly.machine as machine
 from mixco_lightly.evaluation.evaluator import EvaluateConfig
 from mixco_lightly.evaluation.records import read_report
 from mixco_lightly.files import replace_file
-from mixco_lightly.training.command_line import (
-    check_options,
-    describe_unknown,
-)
+from mixco_lightly.training.command_line import check_options
+from mixco_lightly.training.option_files import describe_unknown
+from mixco_lightly.training.option_types import NonNegativeInt, PositiveInt
 
 RECIPES = {"moco": MoCoConfig, "simclr": SimCLRConfig, "selfcon": SelfConConfig}
 # What the table compares: names in summary.json, and their headings.

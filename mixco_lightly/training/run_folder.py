@@ -16,7 +16,7 @@ import yaml
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from mixco_lightly.files import TEMPORARY_PREFIX, name_write_errors, replace_file
-from mixco_lightly.training.command_line import read_options
+from mixco_lightly.training.option_files import read_options
 
 # Options that may differ when a run is resumed: they change where it runs and what is recorded, not
 # what it trains.

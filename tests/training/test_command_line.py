@@ -104,7 +104,7 @@ def test_a_file_that_is_not_yaml_is_named(refuse, tmp_path):
         ("moco", "cifar100-selfcon", "selfcon.py", "objective, exits, subnetwork"),
         ("moco", "small-study", "compare.py", "base, groups, changes"),
         ("compare", "start-moco", "moco.py", "dataset"),
-        ("evaluate", "cifar10-simclr", "moco.py or simclr.py", "epochs"),
+        ("evaluate", "cifar10-simclr", "moco.py or selfcon.py or simclr.py", "epochs"),
     ],
 )
 def test_a_file_for_another_recipe_names_the_foreign_options_and_that_recipe(
