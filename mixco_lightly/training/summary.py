@@ -19,10 +19,11 @@ from mixco_lightly.backbones.backbone import Backbone
 from mixco_lightly.backbones.export import export_backbone, load_backbone
 from mixco_lightly.backbones.multi_exit import MultiExitBackbone
 from mixco_lightly.evaluation.evaluator import Extraction, evaluate_parts
-from mixco_lightly.evaluation.figures import name_figure
-from mixco_lightly.evaluation.linear import ProbeResult
+from mixco_lightly.evaluation.figures import RANDOM_INIT, summarise
+from mixco_lightly.evaluation.probe_result import ProbeResult
+from mixco_lightly.evaluation.tables import list_results
 from mixco_lightly.files import replace_file
-from mixco_lightly.training.command_line import print_results
+from mixco_lightly.training.command_line import print_table
 from mixco_lightly.training.diagnosis import find_below_random, find_chance
 from mixco_lightly.training.metrics import draw_curves
 from mixco_lightly.training.open_data import RunImages
@@ -33,7 +34,6 @@ from mixco_lightly.training.resolve import create_initial_backbone
 
 Config = TypeVar("Config", bound=PretrainConfig)
 Results = Mapping[str, Mapping[str, ProbeResult]]
-RANDOM_INIT = "random_init"
 
 
 class EvaluateNetwork(Protocol):
@@ -83,15 +83,16 @@ def finish(
     # The exported backbone is measured; it is not compiled.
     backbone = load_backbone(run)
     own: Results = {}
-    initial: Results = {}
+    initial: Mapping[str, ProbeResult] = {}
     if is_measured:
         evaluate = evaluator_of(config, images, device)
         own = measure(recipe, model, backbone, evaluate)
         if config.random_init:
             plain = replace(config, pretrained=False)
             start = create_initial_backbone(plain, backbone.image_size, config.seed)
-            initial, _ = evaluate(start)
-    summary = summarise(own, initial) | {
+            initial = evaluate(start)[0]["backbone"]
+    summary: dict[str, Any] = {
+        **summarise({**own, RANDOM_INIT: initial}),
         "images_per_second": speed.images / speed.seconds,
         "epochs": config.epochs,
         "seconds": speed.seconds,
@@ -143,23 +144,6 @@ def measure(
     return results
 
 
-def summarise(own: Results, initial: Results) -> dict[str, Any]:
-    """Returns the figures of summary.json by name."""
-    figures = {
-        name_figure(part, protocol): result.top1
-        for part, results in own.items()
-        for protocol, result in results.items()
-    }
-    figures |= {
-        name_figure(RANDOM_INIT, protocol): result.top1
-        for results in initial.values()
-        for protocol, result in results.items()
-    }
-    if "torch" in own.get("backbone", {}):
-        figures["linear_top5"] = own["backbone"]["torch"].top5
-    return figures
-
-
 def package_versions() -> dict[str, str]:
     """Returns the versions of Python and of the packages that decide a training."""
     packages = ("mixco-lightly", "torch", "lightly", "timm", "pytorch-lightning")
@@ -170,7 +154,7 @@ def report(
     recipe: Recipe[Config],
     config: Config,
     own: Results,
-    initial: Results,
+    initial: Mapping[str, ProbeResult],
     speed: Speed,
     negatives: int | None,
 ) -> None:
@@ -181,15 +165,17 @@ def report(
         names["backbone"] = "MixCo" if config.mix_weight > 0 else "plain"
     rows = {f"{recipe.method}, {names[part]}": results for part, results in own.items()}
     if initial:
-        rows["random initialisation"] = initial["backbone"]
+        rows["random initialisation"] = initial
     if rows:
         title = f"{config.dataset}, test images, after {config.epochs} epochs"
-        print_results(title, "backbone", rows)
+        listing = list_results("backbone", rows)
+        print_table(title, listing.columns, listing.rows)
+        print("".join(f"{note}\n" for note in listing.notes), end="")
     findings = []
     if negatives is not None:
         findings.append(find_chance(run, config.epochs, config.epochs, negatives))
     if initial:
-        findings.append(find_below_random(own["backbone"], initial["backbone"]))
+        findings.append(find_below_random(own["backbone"], initial))
     print("".join(f"{line}\n" for line in findings if line), end="")
     print(
         f"Trained for {timedelta(seconds=round(speed.seconds))} at "
