@@ -30,7 +30,7 @@ from rich.progress import track
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixco_lightly.backbones.backbone import build_backbone
-from mixco_lightly.backbones.image_size import Fitting
+from mixco_lightly.backbones.choice import Fitting
 from mixco_lightly.training.command_line import fail_in_one_line, parse_options, print_table
 
 Order = Literal["name", "parameters", "feature_dim", "output_stride", "multiply_adds"]

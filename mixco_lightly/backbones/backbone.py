@@ -11,16 +11,10 @@ import timm
 from torch import Tensor, nn
 from torchvision import transforms
 
-from mixco_lightly.backbones.image_size import (
-    TIMM_ERRORS,
-    Fit,
-    Fitting,
-    measure_feature_dim,
-    reason_of,
-    remove_strides,
-    set_patch_size,
-)
+from mixco_lightly.backbones.choice import Fit, Fitting
+from mixco_lightly.backbones.surgery import remove_strides, set_patch_size
 from mixco_lightly.backbones.tap_conv import use_tap_convolutions
+from mixco_lightly.backbones.trace import TIMM_ERRORS, measure_feature_dim, reason_of
 from mixco_lightly.data.eval_transform import create_eval_transform, resized_side
 
 logger = logging.getLogger(__name__)

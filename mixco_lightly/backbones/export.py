@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from mixco_lightly.backbones.backbone import Backbone, build_backbone, create_backbone
-from mixco_lightly.backbones.image_size import Fit
+from mixco_lightly.backbones.choice import Fit
 from mixco_lightly.data.eval_transform import INTERPOLATION
 from mixco_lightly.files import TEMPORARY_PREFIX, hash_file, replace_file
 
