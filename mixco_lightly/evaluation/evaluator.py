@@ -29,7 +29,7 @@ from mixco_lightly import (
     load_backbone,
 )
 from mixco_lightly.backbones.backbone import Backbone
-from mixco_lightly.backbones.export import read_config
+from mixco_lightly.backbones.description import read_config
 from mixco_lightly.backbones.trace import TIMM_ERRORS, measure_feature_dim
 from mixco_lightly.data.batches import in_batches
 from mixco_lightly.data.datasets import (
