@@ -29,7 +29,7 @@ from rich.progress import track
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixco_lightly.backbones.backbone import build_backbone
-from mixco_lightly.backbones.image_size import Fitting
+from mixco_lightly.backbones.choice import Fitting
 from mixco_lightly.training.command_line import parse_options, print_table
 from mixco_lightly.training.errors import fail_in_one_line
 from mixco_lightly.training.option_types import PositiveInt

@@ -28,8 +28,8 @@ from mixco_lightly import (
     load_backbone,
 )
 from mixco_lightly.backbones.backbone import Backbone
-from mixco_lightly.backbones.export import read_config
-from mixco_lightly.backbones.image_size import TIMM_ERRORS, measure_feature_dim
+from mixco_lightly.backbones.description import read_config
+from mixco_lightly.backbones.trace import TIMM_ERRORS, measure_feature_dim
 from mixco_lightly.data.batches import in_batches
 from mixco_lightly.data.catalogue import DATASETS, create_train_test, get_dataset
 from mixco_lightly.data.device_transforms import DeviceTransform

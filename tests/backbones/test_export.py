@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mixco_lightly import create_backbone, export_backbone, load_backbone
-from mixco_lightly.backbones.export import read_config
+from mixco_lightly.backbones.description import read_config
 from mixco_lightly.data.images import ImageFacts
 from mixco_lightly.data.transforms import create_test_transform
 
