@@ -158,7 +158,7 @@ class ImageArray(Dataset[tuple[Any, int]]):
             )
         if len(targets) != len(pixels):
             raise ValueError(
-                f"targets must have one entry per image: {len(pixels)}, got {len(targets)}."
+                f"Expected one target for each of the {len(pixels)} images, got {len(targets)}."
             )
         self.pixels = pixels
         self.targets = list(targets)

@@ -1,3 +1,4 @@
+import pickle
 from urllib.error import URLError
 
 import numpy as np
@@ -5,10 +6,16 @@ import pytest
 import torchvision.datasets.cifar
 from PIL import Image
 from torch.utils.data import DataLoader
+from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.transforms import ToTensor
 
-from mixco_lightly.data.catalogue import create_dataset, create_train_test, get_dataset
-from mixco_lightly.data.images import ImageError, open_image
+from mixco_lightly.data.catalogue import (
+    create_dataset,
+    create_train_test,
+    find_dataset,
+    get_dataset,
+)
+from mixco_lightly.data.images import ImageError, have_one_size, open_image
 
 
 def save_image(path, grey=0, size=(8, 8)):
@@ -227,6 +234,27 @@ def test_missing_cifar_says_what_is_expected(name, archive, folder, tmp_path, mo
             create_dataset(name, tmp_path, train=True, download=download)
         assert str(tmp_path / archive) in str(caught.value)
         assert str(tmp_path / folder) in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "label"), [("cifar10", "labels"), ("cifar100", "fine_labels")])
+def test_cifar_is_opened_as_torchvision_opens_it(name, label, tmp_path, monkeypatch):
+    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *args: True)
+    source = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
+    folder = tmp_path / source.base_folder
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(256, size=(2, 3072), dtype=np.uint8)
+    for file, _ in source.train_list + source.test_list:
+        (folder / file).write_bytes(pickle.dumps({"data": pixels, label: [1, 0]}))
+    meta = {source.meta["key"]: ["cat", "dog"]}
+    (folder / source.meta["filename"]).write_bytes(pickle.dumps(meta))
+    assert find_dataset(tmp_path) == (name, source.base_folder)
+    for train, images in zip((True, False), create_train_test(name, tmp_path), strict=True):
+        assert have_one_size(images)
+        assert images.classes == ["cat", "dog"]
+        expected = source(str(tmp_path), train=train)
+        assert len(images) == len(expected)
+        for (image, target), (other, label_) in zip(images, expected, strict=True):
+            assert (image.mode, image.tobytes(), target) == ("RGB", other.tobytes(), label_)
 
 
 def test_cifar_is_only_downloaded_on_demand(tmp_path, monkeypatch):
