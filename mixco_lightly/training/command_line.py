@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -61,15 +61,22 @@ _EXPECTED = {
 }
 
 
-def parse_options(config_class: type[Config], description: str | None) -> Config:
+def parse_options(
+    config_class: type[Config],
+    description: str | None,
+    check_file: Callable[[Path], None] | None = None,
+) -> Config:
     """Reads the fields of a dataclass from the command line and from --config FILE.yaml.
 
     A field of type bool is a flag (--resume, or --resume=false), one of type list takes several
     values (--dataset digits cifar10). A wrong option ends the program with exit code 2 and a line
     that names it. Names must be written in full: an abbreviation could mean another option.
+    ``check_file`` is called with the path of a file before its options are read; its ValueError
+    ends the program in the same way.
     """
     parser = _Parser(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
     _add_options(parser, config_class)
+    parser.check_file = check_file
     try:
         parsed = parser.parse_args()
     except Exception as error:  # jsonargparse stumbles over a few values, with errors of any kind
@@ -124,14 +131,10 @@ def describe_unknown(config_class: type[Any], names: Sequence[str], prefix: str 
 def find_recipes(options: Mapping[Any, Any]) -> list[str]:
     """The recipes that have all of these options."""
     # Only after an error: each of these modules imports this one.
-    from mixco_lightly.evaluation.evaluator import EvaluateConfig
-    from mixco_lightly.studies.compare import RECIPES, CompareConfig
+    from compare import CompareConfig, find_config_classes
 
-    kinds: dict[str, type[Any]] = {
-        **RECIPES,
-        "evaluate": EvaluateConfig,
-        "compare": CompareConfig,
-    }
+    recipes, evaluate = find_config_classes()
+    kinds: dict[str, type[Any]] = {**recipes, "evaluate": evaluate, "compare": CompareConfig}
     return [f"{name}.py" for name, kind in kinds.items() if not _unknown_options(kind, options)]
 
 
@@ -207,6 +210,7 @@ class _Parser(ArgumentParser):
     """Says what is wrong with an option in one line, without the usage."""
 
     config_class: type[Any]
+    check_file: Callable[[Path], None] | None = None
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         print(f"error: {self.explain(message)} (--help lists the options)", file=sys.stderr)
@@ -245,6 +249,11 @@ class _ConfigFile(ActionConfigFile):
         self, parser: Any, cfg: Any, values: Any, option_string: str | None = None
     ) -> None:
         if os.path.isfile(values):  # else it is a missing file, or YAML itself
+            try:
+                if parser.check_file is not None:
+                    parser.check_file(Path(values))
+            except ValueError as error:
+                parser.error(str(error))
             options = read_options(Path(values))
             unknown = _unknown_options(parser.config_class, options)
             if unknown:
