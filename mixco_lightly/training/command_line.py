@@ -72,7 +72,7 @@ def parse_options(
     values (--dataset digits cifar10). A wrong option ends the program with exit code 2 and a line
     that names it. Names must be written in full: an abbreviation could mean another option.
     ``check_file`` is called with the path of a file before its options are read; its ValueError
-    ends the program in the same way.
+    ends the program with one line and exit code 1.
     """
     parser = _Parser(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
     _add_options(parser, config_class)
@@ -249,11 +249,9 @@ class _ConfigFile(ActionConfigFile):
         self, parser: Any, cfg: Any, values: Any, option_string: str | None = None
     ) -> None:
         if os.path.isfile(values):  # else it is a missing file, or YAML itself
-            try:
-                if parser.check_file is not None:
+            if parser.check_file is not None:
+                with fail_in_one_line():
                     parser.check_file(Path(values))
-            except ValueError as error:
-                parser.error(str(error))
             options = read_options(Path(values))
             unknown = _unknown_options(parser.config_class, options)
             if unknown:

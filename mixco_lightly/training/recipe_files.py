@@ -1,4 +1,4 @@
-"""Finds the folder of the recipes: beside the package in a clone, inside it in the wheel."""
+"""Where the recipes are."""
 
 from __future__ import annotations
 
@@ -6,13 +6,7 @@ from pathlib import Path
 
 
 def recipes_folder() -> Path:
-    """Returns the folder that holds the commands and their presets.
-
-    Examples:
-        >>> from mixco_lightly.training.recipe_files import recipes_folder
-        >>> (recipes_folder() / "moco.py").is_file()
-        True
-    """
+    """Returns the folder of the recipes: in the installed package, or beside it in a clone."""
     package = Path(__file__).parents[1]
-    inside = package / "recipes"
-    return inside if inside.is_dir() else package.parent / "recipes"
+    installed = package / "recipes"
+    return installed if installed.is_dir() else package.parent / "recipes"
