@@ -39,7 +39,7 @@ from mixco_lightly.training.command_line import fail_in_one_line, parse_options,
 
 @dataclass(frozen=True)
 class CompareConfig(Study):
-    """Options of a study.
+    """How a study runs.
 
     Args:
         output_dir: Folder of the study.

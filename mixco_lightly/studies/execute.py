@@ -13,8 +13,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mixco_lightly.machine import available_processors
 from mixco_lightly.studies.figures import FIGURES
 from mixco_lightly.studies.plan import Run, Study, folder_name
@@ -106,6 +104,8 @@ def write_command(name: str, options: Mapping[str, Any], flag: str, file: Path) 
         flag: A flag that wins over them, such as ``--resume``.
         file: The file; its folder is made if needed.
     """
+    import yaml
+
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(dict(options)))
     script = recipes_folder() / f"{name}.py"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-# Names in summary.json, unless a comment says otherwise.
+# The last kNN evaluation in metrics.csv. It decides between settings: the accuracy on the test
+# images would be biased upwards by such a choice.
+HELD_OUT_KNN = "held_out_knn_top1"
+# The others are names in summary.json.
 FIGURES = {
     "linear_top1": "linear, top-1 %",
     "knn_top1": "kNN, top-1 %",
     "classifier_top1": "classifier, top-1 %",
     "subnetwork_linear_top1": "sub-network linear, top-1 %",
     "ensemble_linear_top1": "ensemble linear, top-1 %",
-    # The last kNN evaluation in metrics.csv. It decides between settings: the accuracy on the test
-    # images would be biased upwards by such a choice.
-    "held_out_knn_top1": "kNN on held-out training images, %",
+    HELD_OUT_KNN: "kNN on held-out training images, %",
 }
 # Protocols of a further dataset, as the headings name them, and how such a heading ends.
 TRANSFER_PROTOCOLS = {"torch": "linear", "knn": "kNN"}

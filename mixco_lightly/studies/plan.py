@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from jsonargparse.typing import NonNegativeInt
 
 from mixco_lightly.studies.figures import FIGURES
@@ -123,6 +122,8 @@ def check_study_file(path: Path) -> None:
     Raises:
         ValueError: If one of them is not; the message names its place in the file.
     """
+    import yaml
+
     try:
         study = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
-
 from mixco_lightly.files import replace_file
 from mixco_lightly.studies.figures import FIGURES, TRANSFER_ENDING
 from mixco_lightly.studies.statistics import Difference, average_curves, paired_difference
@@ -48,6 +46,8 @@ def write_report(results: Results, output_dir: Path) -> None:
 
 def render(results: Results) -> str:
     """Returns the table of a study in Markdown, with its notes and its options."""
+    import yaml
+
     head, rows = tabulate(results)
     lines = [f"| {' | '.join(cells)} |" for cells in [head, *rows]]
     lines.insert(1, f"|{'---|' * len(head)}")

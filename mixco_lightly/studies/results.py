@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mixco_lightly.evaluation.records import read_report
 from mixco_lightly.machine import available_processors
-from mixco_lightly.studies.figures import transfer_heading
+from mixco_lightly.studies.figures import HELD_OUT_KNN, transfer_heading
 from mixco_lightly.studies.plan import Run, Study
 from mixco_lightly.studies.report import write_report
 
@@ -23,6 +21,8 @@ def is_finished(run: Run) -> bool:
     Raises:
         ValueError: If the run in its folder has other options than the study.
     """
+    import yaml
+
     path = run.folder / "config.yaml"
     if not path.is_file():
         return False
@@ -84,7 +84,7 @@ def _read_run(run: Run) -> dict[str, Any]:
         "options": {name: value for name, value in run.options.items() if name != "data_dir"},
         "images": round(images),
         "curve": curve,
-        **({"held_out_knn_top1": curve[-1][1]} if curve else {}),
+        **({HELD_OUT_KNN: curve[-1][1]} if curve else {}),
         "resolved": {name: trained[name] for name in ("augment", "precision") if name in trained},
         **summary,
         **_read_transfer(run),
