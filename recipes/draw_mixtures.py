@@ -1,9 +1,9 @@
-"""Draw mixtures of a real batch: the query view, its partner, the weight and the mixture.
+"""Draw the mixtures of a batch: query view, partner, weight and mixture.
 
     python recipes/draw_mixtures.py
     python recipes/draw_mixtures.py --data_dir cifar10-images --image_size 32
 
-The batch is what MoCo trains on: augmented by Lightly, collated and mixed by MixCoCollate.
+The batch is one that MoCo trains on: Lightly augments the images, MixCoCollate mixes them.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from mixco_lightly.training.option_types import NonNegativeInt, PositiveFloat, P
 from mixco_lightly.training.resolve import choose_dataset
 
 
-@dataclass
+@dataclass(frozen=True)
 class DrawConfig:
     """Options of the picture.
 
     Args:
         dataset: One of digits, cifar10, cifar100, tiny-imagenet, imagefolder. Default: what is
-            found in data_dir, or digits without it.
+            found in data_dir; digits if that is not given.
         data_dir: Folder of the data; not used for digits. Default: data.
         image_size: Height and width in pixels. Default: the dataset's.
         pairs: Number of mixtures to draw.
         alpha: The mixtures' weights follow Beta(alpha, alpha); 1 is uniform.
         seed: Seed of the images, the augmentations and the weights.
-        output: The picture, PNG, SVG or PDF.
+        output: File of the picture: PNG, SVG or PDF.
     """
 
     dataset: str | None = None
@@ -56,7 +56,15 @@ class DrawConfig:
 
 
 def draw(query: Tensor, partner: Tensor, mixed: Tensor, lam: Tensor, output: Path) -> None:
-    """Draws one column a pair; images (M, 3, H, W) in [0, 1], lam (M,)."""
+    """Draws one column for each pair.
+
+    Args:
+        query: Query views, shape (M, 3, H, W), in [0, 1].
+        partner: Their partners, of the same shape.
+        mixed: Their mixtures, of the same shape.
+        lam: Weights of the query views, shape (M,).
+        output: File to write.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.1 * len(lam) + 0.9, 4), layout="constrained")

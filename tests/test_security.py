@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from mixco_lightly import create_backbone, export_backbone, load_backbone
 from mixco_lightly.data.catalogue import create_dataset, get_dataset
+from mixco_lightly.studies.plan import plan_runs
 from tests.run_recipe import RECIPES
 
 SOURCES = sorted(
@@ -124,7 +125,7 @@ NAMES = ["..", "../..", "../evil", "/tmp/evil", "a/../../evil", ".", "", "a\0b",
 @pytest.mark.parametrize("name", NAMES)
 def test_no_name_in_a_study_leads_out_of_its_folder(name, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPES))
-    from mixco_lightly.studies.compare import CompareConfig, plan
+    from compare import CompareConfig, find_config_classes
 
     config = CompareConfig(
         base={"epochs": 1, "mix_weight": 0},
@@ -135,7 +136,7 @@ def test_no_name_in_a_study_leads_out_of_its_folder(name, tmp_path, monkeypatch)
         transfer={name: {"dataset": "digits"}},
     )
     root = tmp_path / "study"
-    for run in plan(config, root):
+    for run in plan_runs(config, root, *find_config_classes()):
         for folder in (run.folder, run.transfer_folder(name)):
             resolved = folder.resolve()
             assert root in resolved.parents

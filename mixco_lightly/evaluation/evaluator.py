@@ -47,15 +47,14 @@ from mixco_lightly.evaluation.records import (
     package_versions,
 )
 from mixco_lightly.studies.exit_information import (
-    COLUMNS,
     Checkpoints,
     SingleExit,
     StackedExits,
     extract_datasets,
-    iterate_cells,
     measure_checkpoints,
     open_checkpoints,
 )
+from mixco_lightly.studies.information_report import COLUMNS, iterate_cells
 from mixco_lightly.training.command_line import print_table
 from mixco_lightly.training.option_types import NonNegativeInt, PositiveFloat, PositiveInt
 from mixco_lightly.training.resolve import choose_dataset
