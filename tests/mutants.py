@@ -52,6 +52,7 @@ BATCHES = ("tests/models/test_batches.py",)
 UNLABELLED = ("tests/data/test_image_folder.py",)
 PRECISION = ("tests/evaluation/test_evaluation_precision.py", "-k", "moco")
 
+_BLOCKWISE = "mixco_lightly/loss/blockwise.py"
 _CONTRASTIVE = "mixco_lightly/loss/contrastive.py"
 _MIXCO = "mixco_lightly/loss/mixco_loss.py"
 _QUEUE = "mixco_lightly/loss/key_queue.py"
@@ -101,24 +102,24 @@ MUTANTS = [
         "x = x if x.dtype == torch.float64 else x.float()", "x = x * 1", CONTRASTIVE,
     ),
     Mutant(
-        "the mean key is not rescaled with the maximum", _CONTRASTIVE,
+        "the mean key is not rescaled with the maximum", _BLOCKWISE,
         "mean_key *= rescale.unsqueeze(1)", "mean_key *= 1.0", CONTRASTIVE,
     ),
     Mutant(
-        "the sum is not rescaled with the maximum", _CONTRASTIVE,
+        "the sum is not rescaled with the maximum", _BLOCKWISE,
         "total *= rescale\n", "total *= 1.0\n", CONTRASTIVE,
     ),
     Mutant(
-        "the pass over the queue never takes a maximum", _CONTRASTIVE,
+        "the pass over the queue never takes a maximum", _BLOCKWISE,
         "needs_maximum = max_logit > _MAX_PLAIN_LOGIT", "needs_maximum = False", CONTRASTIVE,
     ),
     Mutant(
-        "an epsilon in the logarithm", _CONTRASTIVE,
+        "an epsilon in the logarithm", _BLOCKWISE,
         "(maximum - target + total.log2())", "(maximum - target + (total + 1e-6).log2())",
         CONTRASTIVE,
     ),
     Mutant(
-        "an anchor is a candidate of itself", _CONTRASTIVE,
+        "an anchor is a candidate of itself", _BLOCKWISE,
         "weights.scatter_(1, itself[rows].unsqueeze(1), -math.inf)", "pass", CONTRASTIVE,
     ),
     Mutant(
@@ -126,15 +127,15 @@ MUTANTS = [
         "torch.cat([row, row + len(all_z0)])", "torch.cat([row, row])", CONTRASTIVE,
     ),
     Mutant(
-        "the keys get no gradient as negatives", _CONTRASTIVE,
+        "the keys get no gradient as negatives", _BLOCKWISE,
         "grad_keys.addmm_(weights.T, queries[rows] * share)", "pass", CONTRASTIVE,
     ),
     Mutant(
-        "the queue's gradient is a sum, not a mean", _CONTRASTIVE,
+        "the queue's gradient is a sum, not a mean", _BLOCKWISE,
         "(queue * share).squeeze(1)", "(queue / total).squeeze(1)", CONTRASTIVE,
     ),
     Mutant(
-        "the target is pushed away", _CONTRASTIVE,
+        "the target is pushed away", _BLOCKWISE,
         "(-grad / n).expand(n)", "(grad / n).expand(n)", CONTRASTIVE,
     ),
     Mutant(

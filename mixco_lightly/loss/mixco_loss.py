@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 import mixco_lightly.machine as machine
 from mixco_lightly.data.mixture import Mixture
+from mixco_lightly.loss.blockwise import queue_logsumexp
 from mixco_lightly.loss.contrastive import (
     key_cross_entropy,
     mixed_cross_entropy,
     nt_xent,
-    queue_logsumexp,
     unit_rows,
 )
 from mixco_lightly.loss.gather import check_equal_sizes, gather_rows, warn_without_process_group
 from mixco_lightly.loss.key_queue import KeyQueue
+from mixco_lightly.loss.mixture_checks import check_inputs
 
 
 def _is_in_backward() -> bool:
@@ -204,7 +205,8 @@ class MixCoLoss(nn.Module):
                 autocast to float16 only after more than 20 such steps in a row, because the
                 GradScaler skips them.
         """
-        self._check(out0, out1, mixed0, mixture0, mixed1, mixture1)
+        queue_dim = None if self.queue is None else self.queue.keys.shape[1]
+        check_inputs(out0, out1, mixed0, mixture0, mixed1, mixture1, queue_dim)
         if self.gather_distributed:
             warn_without_process_group()
         device, device_type = out0.device, out0.device.type
@@ -304,105 +306,3 @@ class MixCoLoss(nn.Module):
         state: dict[str, Any] = super().__getstate__()
         state.pop("forward_components", None)
         return state
-
-    def _check(
-        self,
-        out0: Tensor,
-        out1: Tensor,
-        mixed0: Tensor | None,
-        mixture0: Mixture | None,
-        mixed1: Tensor | None,
-        mixture1: Mixture | None,
-    ) -> None:
-        for name, out in [("out0", out0), ("out1", out1)]:
-            if not isinstance(out, Tensor):
-                raise TypeError(
-                    f"{name} must be a tensor of projections, got {type(out).__name__}. The "
-                    "arguments are (out0, out1, mixed0, mixture0, mixed1, mixture1)."
-                )
-        if out0.dim() != 2 or out0.shape != out1.shape:
-            raise ValueError(
-                "out0 and out1 must have the same shape (N, dim), "
-                f"got {tuple(out0.shape)} and {tuple(out1.shape)}."
-            )
-        n, dim = out0.shape
-        if self.queue is None and n < 2:
-            raise ValueError(f"Without a queue the batch needs at least 2 images, got {n}.")
-        if n < 1:
-            raise ValueError("The batch is empty.")
-        if self.queue is not None and self.queue.keys.shape[1] != dim:
-            raise ValueError(
-                f"memory_bank_size has dim {self.queue.keys.shape[1]}, the projections have {dim}."
-            )
-        if self.queue is not None and (mixed1 is not None or mixture1 is not None):
-            raise ValueError(
-                "mixed1 and mixture1 need a loss without a queue: with a queue only the "
-                "query view is mixed."
-            )
-        for view, mixed, mixture in [(0, mixed0, mixture0), (1, mixed1, mixture1)]:
-            if (mixed is None) != (mixture is None):
-                given, missing = ("mixed", "mixture") if mixture is None else ("mixture", "mixed")
-                raise ValueError(
-                    f"{given}{view} was given without {missing}{view}: the mixtures' projections "
-                    "and the Mixture they come from belong together."
-                )
-            if mixed is not None and mixture is not None:
-                _check_mixture(view, mixed, mixture, n, dim)
-
-
-def _check_mixture(view: int, mixed: object, mixture: object, n: int, dim: int) -> None:
-    if not isinstance(mixed, Tensor) or not isinstance(mixture, Mixture):
-        if isinstance(mixed, Mixture) and isinstance(mixture, Tensor):
-            advice = f"Swap the two: mixed{view} comes first."
-        else:
-            advice = "Pass one Mixture, such as batch[-1][0] from MixCoCollate, not a list of them."
-        raise TypeError(
-            f"mixed{view} must be a tensor, the projections of mixture{view}.images, and "
-            f"mixture{view} a Mixture, got {type(mixed).__name__} and {type(mixture).__name__}. "
-            + advice
-        )
-    m = len(mixture.lam) if mixture.lam.dim() else 0
-    if not mixture.first.shape == mixture.second.shape == mixture.lam.shape == (m,):
-        raise ValueError(
-            f"first, second and lam of mixture{view} must have one shape (M,), got "
-            f"{tuple(mixture.first.shape)}, {tuple(mixture.second.shape)} and "
-            f"{tuple(mixture.lam.shape)}."
-        )
-    if m == 0:
-        raise ValueError(
-            f"mixture{view} is empty: a batch needs at least 2 images to be mixed. Leave out "
-            f"mixed{view} and mixture{view} for a batch without mixtures."
-        )
-    if mixed.shape != (m, dim):
-        raise ValueError(
-            f"mixed{view} must have shape {(m, dim)} for the {m} mixtures of "
-            f"mixture{view}, got {tuple(mixed.shape)}."
-        )
-    indices = torch.int64, torch.int32
-    if mixture.first.dtype not in indices or mixture.second.dtype not in indices:
-        raise ValueError(
-            f"first and second of mixture{view} must be int64, the indices of images in the batch, "
-            f"got {mixture.first.dtype} and {mixture.second.dtype}."
-        )
-    if not mixture.lam.is_floating_point():
-        raise ValueError(
-            f"lam of mixture{view} must be floating point numbers in [0, 1], the weights of the "
-            f"first images, got {mixture.lam.dtype}."
-        )
-    # To look at the values would make a GPU wait, and torch.compile has none.
-    if torch.compiler.is_compiling():
-        return
-    if mixture.first.device.type == mixture.second.device.type == "cpu":
-        pairs = torch.stack([mixture.first, mixture.second])
-        if pairs.min() < 0 or pairs.max() >= n:
-            wrong = pairs.min() if pairs.min() < 0 else pairs.max()
-            raise ValueError(
-                f"mixture{view} names image {int(wrong)} of a batch of {n}: it belongs to "
-                "another batch."
-            )
-    if mixture.lam.device.type == "cpu":
-        is_weight = (mixture.lam >= 0) & (mixture.lam <= 1)
-        if not is_weight.all():
-            raise ValueError(
-                f"lam of mixture{view} must be in [0, 1], got {mixture.lam[~is_weight][0].item()}."
-            )

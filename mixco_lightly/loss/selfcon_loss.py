@@ -12,7 +12,8 @@ import torch
 from lightly.utils import dist
 from torch import Tensor, distributed, nn
 
-from mixco_lightly.loss.contrastive import mean_cross_entropy, product, unit_rows
+from mixco_lightly.loss.blockwise import mean_cross_entropy, product
+from mixco_lightly.loss.contrastive import unit_rows
 from mixco_lightly.loss.gather import check_equal_sizes, gather_rows, warn_without_process_group
 
 
