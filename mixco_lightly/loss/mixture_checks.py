@@ -17,7 +17,7 @@ def check_inputs(
     mixture1: Mixture | None,
     queue_dim: int | None,
 ) -> None:
-    """Checks what a loss was called with, as far as that needs no wait for a GPU.
+    """Checks what a loss was called with, without making a GPU wait.
 
     Args:
         out0: Projections of the first view, shape (N, dim).
@@ -48,20 +48,23 @@ def check_inputs(
     if queue_dim is None and n < 2:
         raise ValueError(f"Without a queue the batch needs at least 2 images, got {n}.")
     if n < 1:
-        raise ValueError("The batch is empty.")
+        raise ValueError("The batch is empty: out0 and out1 need at least 1 row.")
     if queue_dim is not None and queue_dim != dim:
-        raise ValueError(f"memory_bank_size has dim {queue_dim}, the projections have {dim}.")
+        raise ValueError(
+            f"memory_bank_size has dim {queue_dim}, the projections have {dim}. Give the loss "
+            f"memory_bank_size=(n, {dim})."
+        )
     if queue_dim is not None and (mixed1 is not None or mixture1 is not None):
         raise ValueError(
-            "mixed1 and mixture1 need a loss without a queue: with a queue only the "
-            "query view is mixed."
+            "mixed1 and mixture1 need a loss without a queue: with a queue only the query view is "
+            "mixed. Leave them out, or pass memory_bank_size=0."
         )
     for view, mixed, mixture in [(0, mixed0, mixture0), (1, mixed1, mixture1)]:
         if (mixed is None) != (mixture is None):
             given, missing = ("mixed", "mixture") if mixture is None else ("mixture", "mixed")
             raise ValueError(
-                f"{given}{view} was given without {missing}{view}: the mixtures' projections "
-                "and the Mixture they come from belong together."
+                f"{given}{view} was given without {missing}{view}. Pass both: the mixtures' "
+                "projections and the Mixture they come from."
             )
         if mixed is not None and mixture is not None:
             _check_mixture(view, mixed, mixture, n, dim)
@@ -87,7 +90,7 @@ def _check_mixture(view: int, mixed: object, mixture: object, n: int, dim: int) 
         )
     if m == 0:
         raise ValueError(
-            f"mixture{view} is empty: a batch needs at least 2 images to be mixed. Leave out "
+            f"mixture{view} is empty: mixing needs a batch of at least 2 images. Leave out "
             f"mixed{view} and mixture{view} for a batch without mixtures."
         )
     if mixed.shape != (m, dim):
@@ -106,7 +109,7 @@ def _check_mixture(view: int, mixed: object, mixture: object, n: int, dim: int) 
             f"lam of mixture{view} must be floating point numbers in [0, 1], the weights of the "
             f"first images, got {mixture.lam.dtype}."
         )
-    # To look at the values would make a GPU wait, and torch.compile has none.
+    # Reading values makes a GPU wait, and torch.compile has no values to read.
     if torch.compiler.is_compiling():
         return
     if mixture.first.device.type == mixture.second.device.type == "cpu":
@@ -114,8 +117,8 @@ def _check_mixture(view: int, mixed: object, mixture: object, n: int, dim: int) 
         if pairs.min() < 0 or pairs.max() >= n:
             wrong = pairs.min() if pairs.min() < 0 else pairs.max()
             raise ValueError(
-                f"mixture{view} names image {int(wrong)} of a batch of {n}: it belongs to "
-                "another batch."
+                f"mixture{view} names image {int(wrong)} of a batch of {n}. Pass the mixture of "
+                "this batch."
             )
     if mixture.lam.device.type == "cpu":
         is_weight = (mixture.lam >= 0) & (mixture.lam <= 1)
