@@ -28,13 +28,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jsonargparse.typing import PositiveInt
-
 from mixco_lightly.studies.execute import run_all, start_in_background, write_command
 from mixco_lightly.studies.plan import Study, check_study_file, plan_runs
 from mixco_lightly.studies.report import notes, read_results, tabulate, write_report
 from mixco_lightly.studies.results import is_finished, write_results
-from mixco_lightly.training.command_line import fail_in_one_line, parse_options, print_table
+from mixco_lightly.training.command_line import parse_options, print_table
+from mixco_lightly.training.errors import fail_in_one_line
+from mixco_lightly.training.option_types import PositiveInt
+from mixco_lightly.training.recipe import load_recipe
+from mixco_lightly.training.recipe_files import load_page
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,8 @@ class CompareConfig(Study):
 
 def find_config_classes() -> tuple[dict[str, type[Any]], type[Any]]:
     """Returns the class of options of each recipe that can be compared, and that of evaluate.py."""
-    # To be replaced by load_recipe(name).config_class: no command imports another.
-    from moco import MoCoConfig
-    from selfcon import SelfConConfig
-    from simclr import SimCLRConfig
-
-    from mixco_lightly.evaluation.evaluator import EvaluateConfig
-
-    return {"moco": MoCoConfig, "simclr": SimCLRConfig, "selfcon": SelfConConfig}, EvaluateConfig
+    recipes = {name: load_recipe(name).config_class for name in ("moco", "simclr", "selfcon")}
+    return recipes, load_page("evaluate").EvaluateConfig
 
 
 def run_study(config: CompareConfig, output_dir: Path) -> None:

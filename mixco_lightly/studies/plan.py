@@ -8,10 +8,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jsonargparse.typing import NonNegativeInt
-
 from mixco_lightly.studies.figures import FIGURES
 from mixco_lightly.training.command_line import check_options, describe_unknown
+from mixco_lightly.training.option_types import NonNegativeInt
 
 Options = dict[str, Any]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mixco_lightly.training.interrupts import end_in_one_line
 from mixco_lightly.training.options import PretrainConfig
-from mixco_lightly.training.recipe_files import recipes_folder
+from mixco_lightly.training.recipe_files import load_page
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -106,19 +105,8 @@ def load_recipe(name_or_path: str | Path) -> Recipe[Any]:
         >>> load_recipe("moco").method
         'moco'
     """
-    path = Path(name_or_path)
-    if path.suffix != ".py":
-        path = recipes_folder() / f"{name_or_path}.py"
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no recipe {str(name_or_path)!r}: {path} is missing.")
-    name = f"mixco_lightly_recipe_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    recipe = getattr(module, "recipe", None)
+    page = load_page(name_or_path)
+    recipe = getattr(page, "recipe", None)
     if not isinstance(recipe, Recipe):
-        raise ValueError(f"{path} has no recipe: it must define `recipe = Recipe(...)`.")
+        raise ValueError(f"{page.__file__} has no recipe: it must define `recipe = Recipe(...)`.")
     return recipe
