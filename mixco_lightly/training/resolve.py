@@ -68,7 +68,7 @@ def resolve(config: Config) -> Resolved[Config]:
         image_size=image_size,
         backbone=config.backbone or spec.backbone,
         stem=config.stem or spec.stem,
-        precision=machine.choose_precision(config.precision, config.accelerator),
+        precision=machine.choose_precision(config.precision, config.accelerator),  # type: ignore[arg-type]
         protocol=choose_protocols(config.protocol),
     )
     check_numbers(config)
