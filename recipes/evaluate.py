@@ -4,37 +4,37 @@
     python recipes/evaluate.py --backbone resnet18 --dataset digits
     python recipes/evaluate.py --backbone_dir runs/moco --protocol paper finetune
 
-Transfer of two pretrainings to two datasets, with all labels, a tenth and a hundredth of them:
+Transfer of two runs to two datasets, with all labels, a tenth and a hundredth of them:
 
     python recipes/evaluate.py --backbone_dir runs/moco runs/simclr --dataset cifar10 cifar100
         --data_dir data --label_fractions 1 0.1 0.01 --output_dir runs/transfer
 
-Protocols. On features of the frozen backbone, extracted once: torch (a linear classifier; its
-learning rate is chosen on a tenth of the training images), sklearn (logistic regression, C chosen
-likewise) and knn. On training images that are cropped and flipped anew in each epoch, so that the
-backbone runs over them each time: paper (the authors' linear evaluation: SGD, learning rate 3.0,
-divided by ten after 60% and 80% of 100 epochs, no weight decay, frozen backbone) and finetune (a
-copy of the backbone is trained too, with Lightly's FinetuneClassifier). These two have figures of
-the last epoch and of the best one; the best is chosen on the test images, as in the authors'
-evaluation, and is named so. All other figures are those of the last epoch.
+Protocols. Three use features of the frozen backbone, which are extracted once: torch (a linear
+classifier whose learning rate is chosen on a tenth of the training images), sklearn (logistic
+regression, C chosen likewise) and knn. Two train on images that are cropped and flipped anew in
+each epoch: paper (the authors' linear evaluation: frozen backbone, SGD without weight decay,
+learning rate 3.0, divided by ten after 60% and 80% of 100 epochs) and finetune (trains a copy of
+the backbone too, with Lightly's FinetuneClassifier). These two report the last epoch and the best
+one, which is chosen on the test images, as in the authors' evaluation, and labelled so. All other
+figures are the last epoch's.
 
-mutual-information is for SelfCon's runs: how much each sub-network's features tell of the
-backbone's, by three estimators, and the accuracy of all exits, at each checkpoint that the run has
-kept. It is written to mutual_information.json, .md and, drawn over the epochs with the loss, .png:
+mutual-information reads a SelfCon run's checkpoints. For each it estimates, by three estimators,
+the mutual information of each sub-network's features and the backbone's, and measures the accuracy
+of all exits. It writes mutual_information.json, .md and a plot over the epochs, .png:
 
     python recipes/selfcon.py --keep_every_n_epochs 5 --output_dir runs/selfcon
     python recipes/evaluate.py --backbone_dir runs/selfcon --protocol mutual-information
 
 Images: the shorter side is resized to image_size up to 64 pixels, and to 8/7 of image_size above;
-then the centre square of image_size pixels is cropped. So an image that is not square loses its
-margins. Pixels are normalised by the dataset's statistics, or as published weights want it.
+then the centre square of image_size pixels is cropped. An image that is not square loses its
+margins. Pixels are normalised by the dataset's statistics, or by those of published weights.
 
 Features and probes are computed in float32, whatever precision a run was trained in, unless
 --precision says otherwise.
 
 The tables are printed and written to --output_dir (default: the backbone's folder) as
 evaluation.json and evaluation.md, each result as soon as it is measured. Earlier results stay in
-the files. Results of other settings are replaced only with --overwrite.
+the files; results with other settings are replaced only with --overwrite.
 """
 
 from __future__ import annotations
@@ -45,76 +45,306 @@ if __name__ == "__main__":  # before the imports, which take seconds
     end_in_one_line()
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from mixco_lightly.evaluation.evaluator import (
-    EvaluateConfig,
-    accuracy_protocols,
-    check_device,
-    complete,
-    describe,
-    extract,
-    measure,
-    measure_information,
-    open_information,
-    open_subjects,
-    print_records,
+import torch
+
+from mixco_lightly.backbones.description import read_config
+from mixco_lightly.data.catalogue import get_dataset
+from mixco_lightly.data.images import LabelledImages
+from mixco_lightly.evaluation.evaluator import choose_device, extract, measure
+from mixco_lightly.evaluation.protocols import (
+    DEFAULT_PROTOCOLS,
+    FineTuning,
+    NearestNeighbours,
+    PaperEvaluation,
+    ProtocolName,
+    create_protocols,
 )
-from mixco_lightly.evaluation.records import (
-    Record,
-    add_record,
-    check_settings,
-    read_report,
-    write_report,
+from mixco_lightly.evaluation.records import Record, Report, add_record, complete_record
+from mixco_lightly.evaluation.subjects import (
+    Subject,
+    create_subjects,
+    describe_subject,
+    match_sources,
+    open_images,
+    open_runs,
 )
-from mixco_lightly.training.command_line import parse_options
+from mixco_lightly.evaluation.tables import list_records
+from mixco_lightly.training.command_line import parse_options, print_table
 from mixco_lightly.training.errors import fail_in_one_line
+from mixco_lightly.training.option_types import NonNegativeInt, PositiveFloat, PositiveInt
+from mixco_lightly.training.resolve import choose_dataset
+
+if TYPE_CHECKING:
+    from mixco_lightly.studies.exit_information import Checkpoints
+
+
+@dataclass(frozen=True)
+class BackboneOptions:
+    """Backbones.
+
+    Args:
+        backbone_dir: One or more folders of runs, or folders that export_backbone wrote.
+        backbone: One or more timm names instead, for backbones without a run. Their weights are
+            random, or published ones with --pretrained.
+        pretrained: Whether to load timm's published weights (with --backbone). Images are then
+            normalised by the statistics of these weights.
+        random_init: Whether to measure the initialisation of each backbone_dir too, once if
+            several runs share it.
+    """
+
+    backbone_dir: list[str] = field(default_factory=list)
+    backbone: list[str] = field(default_factory=list)
+    pretrained: bool = False
+    random_init: bool = False
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """Data.
+
+    Args:
+        dataset: One or more of digits, cifar10, cifar100, tiny-imagenet, imagefolder. Default: the
+            dataset that the first backbone was trained on. Without one, or if that was digits: the
+            dataset found in data_dir, or digits without data_dir.
+        data_dir: Folder of the data: one for all datasets, or one for each. Default: the folder
+            that the first backbone was trained from, else data.
+        download: Whether to download CIFAR if it is missing.
+        keep_decoded: Whether to keep the decoded images of a folder in data_dir/.decoded.
+        max_broken_images: How many images may be left out because they cannot be opened, of the
+            training and of the test images each; the tables say how many were. With 0 the first
+            broken image is an error.
+        label_fractions: Fractions of the training images whose labels are used, in (0, 1], the
+            same fraction of every class. The seed alone decides which; a larger fraction contains
+            a smaller one. All protocols use the same images, and all test images are tested.
+        image_size: Height and width of the images in pixels. Default: the backbone's; with
+            --backbone the dataset's.
+    """
+
+    dataset: list[str] = field(default_factory=list)
+    data_dir: list[str] = field(default_factory=list)
+    download: bool = False
+    keep_decoded: bool = True
+    max_broken_images: NonNegativeInt = 0
+    label_fractions: list[float] = field(default_factory=lambda: [1.0])
+    image_size: PositiveInt | None = None
+
+
+@dataclass(frozen=True)
+class ProtocolOptions:
+    """Protocols.
+
+    Args:
+        protocol: What to measure: one or more of torch, sklearn, knn, paper, finetune,
+            mutual-information.
+        knn_k: Number of neighbours of knn.
+        paper_epochs: Epochs of paper.
+        paper_learning_rate: Initial learning rate of paper.
+        finetune_epochs: Epochs of finetune. The default is Lightly's; SimCLR uses 60 with 1% of
+            the labels.
+        finetune_learning_rate: Highest learning rate of finetune, for batches of 256.
+        step_size: Images in a training step of paper and finetune.
+        information_steps: Training steps of each critic of mutual-information.
+    """
+
+    protocol: list[Literal[ProtocolName, "mutual-information"]] = field(
+        default_factory=lambda: [*DEFAULT_PROTOCOLS]
+    )
+    knn_k: PositiveInt = NearestNeighbours.k
+    paper_epochs: PositiveInt = PaperEvaluation.epochs
+    paper_learning_rate: PositiveFloat = PaperEvaluation.learning_rate
+    finetune_epochs: PositiveInt = FineTuning.epochs
+    finetune_learning_rate: PositiveFloat = FineTuning.learning_rate
+    step_size: PositiveInt = PaperEvaluation.batch_size
+    information_steps: PositiveInt = 1000
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Run.
+
+    Args:
+        batch_size: Images in a batch of the feature extraction and of the tests.
+        num_workers: Processes that load images. Default: the number of processors, 8 at most.
+        seed: Seed of the protocols and of the label fractions, and of the random weights with
+            --backbone.
+        device: Where to compute, such as cpu or cuda. Default: cuda if there is one.
+        precision: Precision of the networks. The default float32 is the precision in which every
+            run is evaluated at its end; 16-mixed and bf16-mixed are faster on a GPU.
+        output_dir: Where evaluation.json and evaluation.md are written. Default: in each
+            backbone_dir; with --backbone nothing is written.
+        overwrite: Whether results may replace those of other settings or weights.
+    """
+
+    batch_size: PositiveInt = 256
+    num_workers: NonNegativeInt | None = None
+    seed: NonNegativeInt = 0
+    device: str | None = None
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    output_dir: str | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(RunOptions, ProtocolOptions, ImageOptions, BackboneOptions):
+    """Options of an evaluation."""
 
 
 def main() -> None:
     """Evaluates backbones on datasets."""
     config = parse_options(EvaluateConfig, __doc__)
-    config.protocol = list(dict.fromkeys(config.protocol))
-    config.label_fractions = list(dict.fromkeys(config.label_fractions))
-    # What Lightning says about itself; warnings still come through.
+    # Hides what Lightning says about itself; warnings still come through.
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     with fail_in_one_line():
-        device = check_device(config.device, config.precision)
-        subjects = open_subjects(config)
-        information = open_information(config, subjects)
-        plans = [describe(subject, config) for subject in subjects]
-        folders = {subject.folder for subject in subjects if subject.folder is not None}
-        reports = {folder: read_report(folder) for folder in folders}
-        for subject, plan in zip(subjects, plans, strict=True):
-            if subject.folder is not None and not config.overwrite:
-                check_settings(subject.folder, reports[subject.folder], plan.values())
-        for folder in folders:
-            # Before the work, so that a folder that cannot be written to does not lose it.
-            folder.mkdir(parents=True, exist_ok=True)
-        for subject, checkpoints in information:
-            measure_information(subject, checkpoints, config, device)
-        if not accuracy_protocols(config):
-            return
-        records: list[Record] = []
-        for subject, plan in zip(subjects, plans, strict=True):
-            extraction = extract(
-                subject.backbone,
-                subject.dataset,
-                subject.data_dir,
-                config,
-                subject.image_size,
-                device,
-                subject.normalize,
-            )
-            title = f"{subject.name}, {subject.dataset}, "
-            for measurement in measure(extraction, config, device, title):
-                record = plan[measurement.label_fraction, measurement.protocol]
-                add_record(records, complete(record, measurement))
-                if subject.folder is not None:
-                    add_record(reports[subject.folder], records[-1])
-                    write_report(subject.folder, reports[subject.folder])
-        print_records(records)
-        for folder in sorted(folders):
-            print(f"Written to {folder / 'evaluation.md'} and evaluation.json.")
+        evaluate(config)
+
+
+def evaluate(config: EvaluateConfig) -> None:
+    """Opens everything, checks it, and then measures, prints and writes."""
+    device = choose_device(config.device, config.precision)
+    known = create_protocols(
+        knn_k=config.knn_k,
+        paper_epochs=config.paper_epochs,
+        paper_learning_rate=config.paper_learning_rate,
+        finetune_epochs=config.finetune_epochs,
+        finetune_learning_rate=config.finetune_learning_rate,
+        step_size=config.step_size,
+    )
+    names = [name for name in dict.fromkeys(config.protocol) if name != "mutual-information"]
+    protocols = [known[name] for name in names]
+    fractions = list(dict.fromkeys(config.label_fractions))
+    subjects = open_subjects(config)
+    runs: list[Checkpoints] = []
+    if "mutual-information" in config.protocol:
+        from mixco_lightly.studies.exit_evaluation import open_exits
+
+        runs = open_exits(subjects)
+    reports = {subject.folder: Report(subject.folder) for subject in subjects}
+    plans = []
+    for subject in subjects:
+        plan = describe_subject(
+            subject, protocols, fractions, seed=config.seed, precision=config.precision
+        )
+        if not config.overwrite:
+            reports[subject.folder].check_settings(plan.values())
+        plans.append(plan)
+    opened = open_images(
+        [subject.source for subject in subjects],
+        label_fractions=fractions,
+        download=config.download,
+        keep_decoded=config.keep_decoded,
+        max_broken_images=config.max_broken_images,
+    )
+    folders = sorted(folder for folder in reports if folder is not None)
+    for folder in folders:
+        # Now, so that results are not lost because a folder cannot be created.
+        folder.mkdir(parents=True, exist_ok=True)
+
+    for subject, checkpoints in zip(subjects, runs, strict=False):
+        measure_information(subject, checkpoints, opened[subject.source], config, device)
+    if not protocols:
+        return
+    records: list[Record] = []
+    for subject, plan in zip(subjects, plans, strict=True):
+        extraction = extract(
+            subject.backbone,
+            *opened[subject.source],
+            subject.facts,
+            image_size=subject.image_size,
+            num_workers=config.num_workers,
+            batch_size=config.batch_size,
+            device=device,
+            precision=config.precision,
+        )
+        for measurement in measure(
+            extraction,
+            protocols,
+            num_workers=config.num_workers,
+            label_fractions=fractions,
+            seed=config.seed,
+            device=device,
+            precision=config.precision,
+            title=f"{subject.name}, {subject.source.name}, ",
+        ):
+            record = plan[measurement.label_fraction, measurement.protocol.name]
+            add_record(records, complete_record(record, measurement))
+            reports[subject.folder].add(records[-1])
+    table = list_records(records)
+    print_table(f"Test images; {', '.join(table.same)}", table.columns, table.rows)
+    print("".join(f"{note}\n" for note in table.notes), end="")
+    for folder in folders:
+        print(f"Written to {folder / 'evaluation.md'} and evaluation.json.")
+
+
+def open_subjects(config: EvaluateConfig) -> list[Subject]:
+    """Opens every backbone for every dataset; ValueError if options contradict each other."""
+    if bool(config.backbone_dir) == bool(config.backbone):
+        raise ValueError("Give either --backbone_dir (a run or an export) or --backbone (timm).")
+    if config.random_init and config.backbone:
+        raise ValueError("--random_init goes with --backbone_dir; --backbone alone is random.")
+    if "mutual-information" in config.protocol:
+        what = "--protocol mutual-information"
+        if config.backbone:
+            raise ValueError(f"{what} reads a run: give --backbone_dir, not --backbone.")
+        if len(config.backbone_dir) > 1 and config.output_dir:
+            raise ValueError(f"{what} writes beside each of several runs: leave out --output_dir.")
+    output_dir = Path(config.output_dir) if config.output_dir else None
+    trainings = [read_config(folder).get("training", {}) for folder in config.backbone_dir]
+    first = trainings[0] if trainings else {}
+    names = config.dataset or [str(first.get("dataset", "digits"))]
+    if not config.dataset and config.data_dir and get_dataset(names[0]).is_embedded:
+        names = [choose_dataset(None, folder)[0] for folder in config.data_dir]
+    sources = match_sources(names, config.data_dir or [str(first.get("data_dir", "data"))])
+    if config.backbone:
+        return create_subjects(
+            config.backbone,
+            sources,
+            pretrained=config.pretrained,
+            image_size=config.image_size,
+            seed=config.seed,
+            output_dir=output_dir,
+        )
+    return open_runs(
+        config.backbone_dir,
+        sources,
+        image_size=config.image_size,
+        random_init=config.random_init,
+        seed=config.seed,
+        output_dir=output_dir,
+    )
+
+
+def measure_information(
+    subject: Subject,
+    checkpoints: Checkpoints,
+    images: Sequence[LabelledImages],
+    config: EvaluateConfig,
+    device: torch.device,
+) -> None:
+    """Measures the exits at each checkpoint of a run, writes and prints the figures."""
+    from mixco_lightly.studies.exit_evaluation import measure_exits
+    from mixco_lightly.studies.information_report import COLUMNS, iterate_cells
+
+    folder = subject.folder or checkpoints.run
+    rows = measure_exits(
+        subject,
+        checkpoints,
+        images,
+        folder,
+        steps=config.information_steps,
+        overwrite=config.overwrite,
+        batch_size=config.batch_size,
+        num_workers=config.num_workers,
+        seed=config.seed,
+        device=device,
+        precision=config.precision,
+    )
+    print_table(f"{subject.name}, {subject.source.name}", COLUMNS, list(iterate_cells(rows)))
+    print(f"Written to {folder / 'mutual_information.md'}, .json and .png.")
 
 
 if __name__ == "__main__":

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mixco_lightly.evaluation.features import Features
-from mixco_lightly.evaluation.linear import ProbeResult, linear_scores, rank_scores
+from mixco_lightly.evaluation.linear import linear_scores
+from mixco_lightly.evaluation.probe_result import ProbeResult, rank_scores
 
 
 def exit_probe(train: Features, test: Features, **options: Any) -> list[ProbeResult]:
     """Trains a linear classifier on each exit's features and tests each and their ensemble.
 
-    The classifiers are those of :func:`mixco_lightly.linear_probe`. The ensemble is the mean of
-    their scores: with solver "torch" of their logits, as in SelfCon's authors' code [0], with
-    "sklearn" of their probabilities. (The authors train on augmented images and report the best
-    epoch on the test images for each exit and for the ensemble. Here features are extracted once,
-    and the last epoch counts.)
+    The classifiers are those of :func:`mixco_lightly.linear_probe`. The ensemble averages their
+    scores: logits with solver "torch", as in the code of SelfCon's authors [0], probabilities
+    with "sklearn". The authors train on augmented images and report, for each exit and for the
+    ensemble, the epoch that is best on the test images. Here features are extracted once, and the
+    last epoch counts.
 
     - [0]: SelfCon, 2021, https://arxiv.org/abs/2106.15499; raymin0223/self-contrastive-learning at
       commit 5e7c2c5
@@ -25,14 +28,14 @@ def exit_probe(train: Features, test: Features, **options: Any) -> list[ProbeRes
     Args:
         train: Features of E exits to fit, of shapes (N, E, D) and (N,).
         test: Features to classify, of shapes (M, E, D) and (M,).
-        **options: Of ``linear_probe``, such as ``solver``, ``learning_rate`` and ``seed``. A choice
-            between several values is made for each exit.
+        **options: Options of ``linear_probe``, such as ``solver``, ``learning_rate`` and ``seed``.
+            A choice between several values is made separately for each exit.
 
     Returns:
-        E + 1 results, in percent: those of the exits in their order, and the ensemble's.
+        E + 1 results in percent: the exits' in their order, then the ensemble's.
 
     Raises:
-        ValueError: If the features do not have an exit, or as ``linear_probe`` does.
+        ValueError: If the features have no exits, or as :func:`mixco_lightly.linear_probe`.
 
     Examples:
         >>> import torch
@@ -63,17 +66,31 @@ def exit_probe(train: Features, test: Features, **options: Any) -> list[ProbeRes
     )
     targets = test.targets.cpu()
     results = [rank_scores(x, targets, note) for x, note in zip(logits, notes, strict=True)]
-    return [*results, rank_scores(torch.stack(logits).mean(dim=0), targets)]
+    return [*results, average_scores(logits, targets)]
+
+
+def average_scores(scores: Sequence[Tensor], targets: Tensor, note: str = "") -> ProbeResult:
+    """Computes the accuracies of an ensemble, which averages its classifiers' scores.
+
+    Args:
+        scores: Scores of each classifier, shape (N, classes).
+        targets: True classes, shape (N,).
+        note: Note of the result.
+
+    Returns:
+        Accuracies in percent.
+    """
+    return rank_scores(torch.stack(tuple(scores)).mean(dim=0), targets, note)
 
 
 def select_exit(features: Features, index: int) -> Features:
     """Selects the features of one exit.
 
     Args:
-        features: Of shapes (N, E, D) and (N,).
-        index: The exit; -1 is the last.
+        features: Features of all exits, of shapes (N, E, D) and (N,).
+        index: Index of the exit; -1 is the last.
 
     Returns:
-        Of shapes (N, D) and (N,).
+        Features of shapes (N, D) and (N,).
     """
     return Features(features.features[:, index].contiguous(), features.targets)

@@ -3,73 +3,45 @@
 from __future__ import annotations
 
 import copy
-import random
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import numpy as np
-import pytorch_lightning as pl
 import torch
-from lightly.utils.benchmarking import FinetuneClassifier, LinearClassifier, MetricCallback
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from pytorch_lightning.callbacks import Callback, ProgressBar
+from lightly.utils.benchmarking import FinetuneClassifier, LinearClassifier
+from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import MultiStepLR
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 from mixco_lightly.evaluation.features import Features
-from mixco_lightly.evaluation.linear import ProbeResult
+from mixco_lightly.evaluation.image_training import Batches, fit_classifier, seeded, top_k
+from mixco_lightly.evaluation.probe_result import EpochResults
 
-# Features that are classified at a time.
+# Features in a batch of the test.
 _TEST_BATCH = 4096
-# A loader without workers and a frozen backbone in eval mode are meant; Lightning warns of both.
-_EXPECTED_WARNINGS = (
-    ".*does not have many workers.*",
-    ".*in eval mode at the start of training.*",
-    ".*treespec, LeafSpec.*",
-)
-
-
-class EpochResults(NamedTuple):
-    """Accuracies of a classifier that was tested after each epoch.
-
-    Attributes:
-        last: After the last epoch. This is the figure to compare.
-        best: After the epoch with the highest top-1, the earliest of equals. The epoch is chosen
-            on the test images, so it is biased upwards. The authors' evaluation reports this
-            figure, with the last epoch's top-5 beside it.
-        best_epoch: That epoch, from 1.
-    """
-
-    last: ProbeResult
-    best: ProbeResult
-    best_epoch: int
 
 
 class PaperClassifier(LinearClassifier):
     """Lightly's linear classifier with the optimiser and schedule of the authors' code.
 
-    SGD with momentum 0.9 and without weight decay, at ``lr`` whatever the batch size, divided by
-    ten after 60% and 80% of the epochs. Where Lightly's classifier is validated on images, this
-    one is on features: those of a frozen backbone are the same in each epoch.
+    SGD with momentum 0.9 and no weight decay; the learning rate is ``lr`` at every batch size,
+    divided by ten after 60% and 80% of the epochs. Lightly validates its classifier on images.
+    This one is validated on features, which a frozen backbone does not change between epochs.
     """
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits of images in training mode, and of their features in eval mode."""
+        """Computes logits, in training mode of images and in eval mode of features."""
         logits: Tensor = super().forward(inputs) if self.training else self.classify(inputs)
         return logits
 
     def classify(self, features: Tensor) -> Tensor:
-        """Logits of features (N, feature_dim): shape (N, num_classes)."""
+        """Computes the logits (N, num_classes) of features (N, feature_dim)."""
         logits: Tensor = self.classification_head(features)
         return logits
 
     def configure_optimizers(self) -> tuple[list[SGD], list[MultiStepLR]]:
-        """The classifier's optimiser and schedule."""
+        """Creates the classifier's optimiser and schedule."""
         parameters = self.get_trainable_parameters()
         optimizer = SGD(parameters, lr=self.lr, momentum=0.9, weight_decay=0.0)
         epochs = self.trainer.max_epochs or 1
@@ -95,28 +67,30 @@ def paper_probe(
 ) -> EpochResults:
     """Trains a linear classifier on a frozen backbone as the authors' code does.
 
-    In each epoch the images are augmented anew and go through the backbone, which stays in eval
-    mode: no weight and no BatchNorm statistic changes. Its mode and device are restored
-    afterwards. Features are not standardised; the classifier starts from N(0, 0.01) and bias 0.
+    The images are augmented and pass through the backbone anew in each epoch. The backbone stays
+    in eval mode, so neither its weights nor its BatchNorm statistics change; its mode and device
+    are restored afterwards. Features are not standardised. The classifier starts with weights
+    from N(0, 0.01) and bias 0.
 
     - [0]: MixCo, 2020, https://arxiv.org/abs/2010.06300
 
     Args:
         backbone: Maps images (N, C, H, W) to features (N, D).
-        train: Training images and targets: augmented, or as ``augment`` takes them. The authors
-            crop and flip, see :func:`mixco_lightly.data.transforms.create_probe_transform`.
+        train: Training images and targets, either augmented already or as ``augment`` takes them.
+            The authors crop and flip, see
+            :func:`mixco_lightly.data.transforms.create_probe_transform`.
         test: The backbone's features of the test images.
         num_classes: Number of classes.
         epochs: Passes over the training images. The default is the authors'.
         batch_size: Images in a step. The default is the authors'.
         learning_rate: Initial learning rate. The default 3.0 is the authors' for ResNet-18 on
             TinyImageNet.
-        augment: Called with the images of a batch, on the device.
+        augment: Augments the images of a batch, on the device.
         num_workers: Processes that load images.
-        seed: Seed of initial weights, order and augmentations. All random generators (PyTorch's
-            on every device, NumPy's and Python's) are afterwards as they were before. On a CPU
-            the same seed gives the same figures.
-        device: Where to run. Default: where the backbone is.
+        seed: Seed of initial weights, order and augmentations. The states of all random
+            generators (PyTorch's on every device, NumPy's and Python's) are restored afterwards.
+            On a CPU the same seed gives the same figures.
+        device: Where to run. Default: the backbone's device.
         precision: Lightning's precision.
         callbacks: For Lightning's trainer, such as a progress bar.
 
@@ -124,8 +98,8 @@ def paper_probe(
         Accuracies in percent after the last and after the best epoch.
 
     Raises:
-        ValueError: If a number is not positive, if there are not two classes, or if the classifier
-            diverges.
+        ValueError: If a number is not positive, there are fewer than two classes, or the
+            classifier diverges.
 
     Examples:
         >>> import torch
@@ -143,18 +117,18 @@ def paper_probe(
     device = torch.device(device) if device is not None else home
     modes = [(module, module.training) for module in backbone.modules()]
     try:
-        with _seeded(seed, device):
+        with seeded(seed, device):
             classifier = PaperClassifier(
                 backbone.eval(),
                 batch_size_per_device=batch_size,
                 lr=learning_rate,
                 feature_dim=test.features.shape[1],
                 num_classes=num_classes,
-                topk=_top_k(num_classes),
+                topk=top_k(num_classes),
             )
             nn.init.normal_(classifier.classification_head.weight, std=0.01)
             nn.init.zeros_(classifier.classification_head.bias)
-            batches = _Batches(
+            batches = Batches(
                 train,
                 TensorDataset(test.features, test.targets),
                 augment,
@@ -163,7 +137,7 @@ def paper_probe(
                 num_workers=(num_workers, 0),
                 seed=seed,
             )
-            return _fit(classifier, batches, epochs, device, precision, callbacks)
+            return fit_classifier(classifier, batches, epochs, device, precision, callbacks)
     finally:
         backbone.to(home)
         for module, training in modes:
@@ -188,21 +162,20 @@ def finetune_probe(
 ) -> EpochResults:
     """Fine-tunes a copy of a backbone together with a linear classifier.
 
-    This is Lightly's ``FinetuneClassifier`` with the settings of Lightly's benchmark, which are
-    SimCLR's [0]: SGD with momentum 0.9 and without weight decay, the learning rate times
-    batch_size / 256, a cosine schedule without warm-up. The backbone that is given does not
-    change.
+    It trains Lightly's ``FinetuneClassifier`` with the settings of Lightly's benchmark, which are
+    SimCLR's [0]: SGD with momentum 0.9 and no weight decay, the learning rate times
+    batch_size / 256, a cosine schedule without warm-up. The given backbone does not change.
 
     - [0]: SimCLR, 2020, https://arxiv.org/abs/2002.05709
 
     Args:
         backbone: Maps images (N, C, H, W) to features (N, feature_dim); has ``.feature_dim``.
-        train: Training images and targets: augmented, or as ``augment`` takes them.
+        train: Training images and targets, either augmented already or as ``augment`` takes them.
         test: Test images and targets.
         num_classes: Number of classes.
         epochs: Passes over the training images. The default is Lightly's.
-        batch_size: Images in a step. A last batch of a single image, which BatchNorm cannot take,
-            is left out.
+        batch_size: Images in a step. A last batch of one image is skipped, because BatchNorm
+            cannot normalise it.
         learning_rate: Highest learning rate, for batches of 256. The default is Lightly's.
         augment: As for :func:`paper_probe`.
         num_workers: As for :func:`paper_probe`.
@@ -219,8 +192,8 @@ def finetune_probe(
     """
     home = next((tensor.device for tensor in backbone.parameters()), torch.device("cpu"))
     device = torch.device(device) if device is not None else home
-    with _seeded(seed, device):
-        # Lightning leaves a module in the mode that it has, and a loaded backbone is in eval mode.
+    with seeded(seed, device):
+        # A loaded backbone is in eval mode, and Lightning does not change a module's mode.
         model = copy.deepcopy(backbone).requires_grad_(True).train()
         classifier = FinetuneClassifier(
             model.to(memory_format=torch.channels_last),
@@ -228,9 +201,9 @@ def finetune_probe(
             lr=learning_rate,
             feature_dim=backbone.feature_dim,
             num_classes=num_classes,
-            topk=_top_k(num_classes),
+            topk=top_k(num_classes),
         )
-        batches = _Batches(
+        batches = Batches(
             train,
             test,
             augment,
@@ -240,135 +213,4 @@ def finetune_probe(
             seed=seed,
             drop_single=True,
         )
-        return _fit(classifier, batches, epochs, device, precision, callbacks)
-
-
-class _Batches(pl.LightningDataModule):
-    """Shuffled training images, augmented on the device, and what is tested after each epoch."""
-
-    def __init__(
-        self,
-        train: Dataset[Any],
-        test: Dataset[Any],
-        augment: Callable[[Tensor], Tensor] | None,
-        *,
-        batch_size: int,
-        test_batch_size: int,
-        num_workers: tuple[int, int],
-        seed: int,
-        drop_single: bool = False,
-    ) -> None:
-        super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be positive, got {batch_size}.")
-        count = len(train)  # type: ignore[arg-type]
-        self.augment = augment
-        self.num_test_images = len(test)  # type: ignore[arg-type]
-        self._train: DataLoader[Any] = DataLoader(
-            train,
-            batch_size=batch_size,
-            shuffle=True,
-            drop_last=drop_single and count > batch_size and count % batch_size == 1,
-            num_workers=num_workers[0],
-            persistent_workers=num_workers[0] > 0,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator().manual_seed(seed),
-        )
-        self._test: DataLoader[Any] = DataLoader(
-            test,
-            batch_size=test_batch_size,
-            num_workers=num_workers[1],
-            persistent_workers=num_workers[1] > 0,
-            # Its own, so that the training's random numbers do not depend on the tests.
-            generator=torch.Generator(),
-        )
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        return self._train
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        return self._test
-
-    def on_after_batch_transfer(self, batch: list[Any], dataloader_idx: int) -> list[Any]:
-        images, targets = batch
-        assert self.trainer is not None
-        if self.augment is not None and self.trainer.training:
-            images = self.augment(images)
-        return [images, targets]
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds all generators that a probe may draw from, and restores them afterwards.
-
-    torch.manual_seed would also seed the generators of devices that the probe does not use.
-    """
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
-    module: Any = None if device.type == "cpu" else torch.get_device_module(device)
-    place = () if device.type == "mps" else (device,)  # torch.mps has one device and no argument
-    device_state = module.get_rng_state(*place) if module else None
-    try:
-        torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        if module:
-            module.set_rng_state(torch.Generator(device).manual_seed(seed).get_state(), *place)
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
-        np.random.set_state(states[2])  # noqa: NPY002
-        if module:
-            module.set_rng_state(device_state, *place)
-
-
-def _top_k(num_classes: int) -> tuple[int, int]:
-    if num_classes < 2:
-        raise ValueError(f"There must be at least two classes, got {num_classes}.")
-    return 1, min(5, num_classes)
-
-
-def _fit(
-    classifier: LinearClassifier | FinetuneClassifier,
-    batches: _Batches,
-    epochs: int,
-    device: torch.device,
-    precision: str,
-    callbacks: Sequence[Callback],
-) -> EpochResults:
-    if epochs < 1 or not classifier.lr > 0:
-        raise ValueError(
-            f"epochs and learning_rate must be positive, got {epochs} and {classifier.lr}."
-        )
-    metrics = MetricCallback()
-    on_gpu = device.type == "cuda"
-    with TemporaryDirectory() as folder, warnings.catch_warnings():
-        for message in _EXPECTED_WARNINGS:
-            warnings.filterwarnings("ignore", message=message)
-        trainer = pl.Trainer(
-            max_epochs=epochs,
-            accelerator="gpu" if on_gpu else device.type,
-            devices=[device.index or 0] if on_gpu else 1,
-            precision=precision,  # type: ignore[arg-type]
-            # A probe is one process, also in a SLURM job. Lightning would otherwise requeue the
-            # job, and would load an hpc_ckpt_*.ckpt that it finds in its default_root_dir.
-            plugins=[LightningEnvironment()],
-            default_root_dir=folder,
-            callbacks=[metrics, *callbacks],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-        )
-        trainer.fit(classifier, datamodule=batches)
-    values = metrics.val_metrics
-    if not torch.tensor(values["val_loss"]).isfinite().all():
-        raise ValueError(f"The classifier diverged with a learning rate of {classifier.lr:g}.")
-    # Lightning's means are in single precision; what they count is whole images.
-    n, k = batches.num_test_images, max(classifier.topk)
-    top1, top5 = ([100 * round(share * n) / n for share in values[f"val_top{j}"]] for j in (1, k))
-    note = f"top5 is top{k}: {k} classes" if k < 5 else ""
-    results = [ProbeResult(*shares, note) for shares in zip(top1, top5, strict=True)]
-    best = top1.index(max(top1))
-    return EpochResults(results[-1], results[best], best + 1)
+        return fit_classifier(classifier, batches, epochs, device, precision, callbacks)

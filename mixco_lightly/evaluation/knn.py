@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mixco_lightly.evaluation.features import Features
-from mixco_lightly.evaluation.linear import ProbeResult, check_features, count_correct
+from mixco_lightly.evaluation.features import Features, check_features
+from mixco_lightly.evaluation.probe_result import ProbeResult, count_correct
 
-# Test images whose similarities with all training images are held at a time.
+# Number of test images that are compared with all training images at a time.
 _CHUNK = 512
-# exp(1 / 0.0125) = 5.5e34 can still be summed over neighbours in float32, whose largest is 3.4e38.
+# exp(1 / 0.0125) = 5.5e34 can still be summed over neighbours in float32, whose maximum is 3.4e38.
 _MIN_TEMPERATURE = 0.0125
 
 
@@ -20,24 +20,24 @@ def knn_probe(
 ) -> ProbeResult:
     """Classifies test features by their nearest training features.
 
-    Lightly's ``knn_predict``, the weighted vote of InstDisc [0]: cosine similarity, and each of
-    the k neighbours votes with ``exp(similarity / temperature)``.
+    It calls Lightly's ``knn_predict``, the weighted vote of InstDisc [0]: each of the k nearest
+    neighbours by cosine similarity votes with weight ``exp(similarity / temperature)``.
 
     - [0]: InstDisc, 2018, https://arxiv.org/abs/1805.01978
 
     Args:
-        train: Features that vote.
-        test: Features that are classified.
-        k: Number of neighbours; the default 200 is InstDisc's. Of a smaller training set all
-            vote, and the result's ``note`` says so.
-        temperature: Sharpness of the vote, 0.0125 or more; the default 0.1 is Lightly's.
+        train: Features that vote, of shapes (N, D) and (N,).
+        test: Features to classify, of shapes (M, D) and (M,).
+        k: Number of neighbours; the default 200 is InstDisc's. If the training set is smaller, all
+            of it votes, and the result's ``note`` says so.
+        temperature: Sharpness of the vote, at least 0.0125. The default 0.1 is Lightly's.
 
     Returns:
         Accuracies in percent.
 
     Raises:
-        ValueError: If k is not positive, if temperature is too small, or if the features do not
-            fit together.
+        ValueError: If ``k`` is not positive, ``temperature`` is too small, or the features do not
+            match.
 
     Examples:
         >>> import torch

@@ -1,9 +1,4 @@
-"""Mutual information of two sets of features, as lower bounds with trained critics.
-
-A critic scores a pair (x, y): high if the two belong together. Each bound compares the scores of
-the K pairs of a batch with those of the K (K - 1) pairs that mix two of them. Shapes in the
-comments: k rows of x, l rows of y, h hidden units.
-"""
+"""Estimates of the mutual information of two sets of features: lower bounds by trained critics."""
 
 from __future__ import annotations
 
@@ -15,177 +10,38 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mixco_lightly.evaluation.critics import CRITICS, sum_all_scores
+from mixco_lightly.evaluation.information_bounds import (
+    BOUNDS,
+    ScoreSums,
+    infonce_bound,
+    log_mean_negative,
+    mine_objective,
+    sum_scores,
+    symmetric_infonce,
+)
+
 _EMA_RATE = 0.01  # of MINE's running mean
 _MAX_GRADIENT_NORM = 1.0
-_WARM_UP = 0.8  # share of the steps in which NWJ's and MINE's critics learn by InfoNCE
-_MAX_SHORTFALL = 0.2  # of a bound after a warm-up, in nats, below InfoNCE's
-_CHECKPOINTS = 10  # how often the validation pairs are looked at
-_BLOCK_ELEMENTS = 2**22  # scores (concatenated: times hidden units) at once where K is large
+_WARM_UP = 0.8  # fraction of the steps in which NWJ's and MINE's critics maximise InfoNCE
+_MAX_SHORTFALL = 0.2  # nats that a bound may lie below InfoNCE after a warm-up
+_CHECKPOINTS = 10  # how often the bound on the validation pairs is computed
 
 
 class MutualInformation(NamedTuple):
     """A lower bound of the mutual information of two feature sets.
 
     Attributes:
-        nats: The bound on the test pairs, which neither the training nor the choice of the
-            critic has seen.
-        upper_limit: What the estimator cannot exceed: ln K for InfoNCE with K test pairs,
-            otherwise infinity.
-        train_nats: The bound on as many training pairs. Far above ``nats``, the critic has
-            learned its pairs by heart: more pairs, fewer steps or fewer hidden units help.
+        nats: The bound on the test pairs, which neither trained nor chose the critic.
+        upper_limit: The largest value that the estimator can return: ln K for InfoNCE with K test
+            pairs, otherwise infinity.
+        train_nats: The bound on as many training pairs. If it is far above ``nats``, the critic
+            overfits: use more pairs, fewer steps or fewer hidden units.
     """
 
     nats: float
     upper_limit: float
     train_nats: float
-
-
-class ScoreSums(NamedTuple):
-    """What the bounds need of the scores of K x K pairs.
-
-    Attributes:
-        positive: Score of each x with its own y, shape (K,).
-        negative_lse: Log-sum-exp of the scores of each x with the other K - 1 y, shape (K,).
-    """
-
-    positive: Tensor
-    negative_lse: Tensor
-
-
-def sum_scores(scores: Tensor, offset: int = 0) -> ScoreSums:
-    """Sums up rows of the scores.
-
-    Args:
-        scores: Score of each x with each y, shape (k, l).
-        offset: Column of the first row's own y.
-
-    Returns:
-        The sums of these k rows.
-    """
-    own = torch.arange(len(scores), device=scores.device).unsqueeze(1) + offset  # k x 1
-    positive = scores.gather(1, own).squeeze(1)
-    return ScoreSums(positive, scores.scatter(1, own, -math.inf).logsumexp(dim=1))
-
-
-def _log_mean_negative(sums: ScoreSums) -> Tensor:
-    k = len(sums.positive)
-    return sums.negative_lse.logsumexp(dim=0) - math.log(k * (k - 1))
-
-
-def infonce_bound(sums: ScoreSums) -> Tensor:
-    """InfoNCE, 2018, https://arxiv.org/abs/1807.03748: at most ln K, of low variance."""
-    k = len(sums.positive)
-    log_sum = torch.logaddexp(sums.negative_lse, sums.positive)
-    return math.log(k) + (sums.positive - log_sum).mean()
-
-
-def nwj_bound(sums: ScoreSums) -> Tensor:
-    """NWJ, 2010, https://arxiv.org/abs/0809.0853: its variance grows exponentially with the MI."""
-    return sums.positive.mean() - (_log_mean_negative(sums) - 1).exp()
-
-
-def donsker_varadhan_bound(sums: ScoreSums) -> Tensor:
-    """The bound of MINE, 2018, https://arxiv.org/abs/1801.04062.
-
-    For a finite number of pairs its mean may lie above the bound: the logarithm is that of an
-    estimate.
-    """
-    return sums.positive.mean() - _log_mean_negative(sums)
-
-
-def symmetric_infonce(scores: Tensor) -> Tensor:
-    """InfoNCE of rows and of columns, of scores of shape (k, k): what critics warm up with.
-
-    Each alone leaves the critic free by a function of x, or of y; both together, by a constant.
-    """
-    return (infonce_bound(sum_scores(scores)) + infonce_bound(sum_scores(scores.T))) / 2
-
-
-_BOUNDS = {"infonce": infonce_bound, "nwj": nwj_bound, "mine": donsker_varadhan_bound}
-
-
-def mine_objective(sums: ScoreSums, log_running_mean: Tensor) -> Tensor:
-    """What MINE maximises: its gradient is that of its bound, but for the running mean.
-
-    The bound's own gradient divides by the mean of the batch, which biases it; MINE (Section
-    3.2) divides by a running mean.
-
-    Args:
-        sums: Scores of a batch.
-        log_running_mean: Logarithm of the running mean of exp(score) over negatives, scalar.
-
-    Returns:
-        Scalar whose value has no meaning.
-    """
-    return sums.positive.mean() - (_log_mean_negative(sums) - log_running_mean).exp()
-
-
-class SeparableCritic(nn.Module):
-    """Inner product of two embeddings: K x K scores for the price of 2 K forward passes.
-
-    Plus a constant, which only NWJ depends on: its optimum is the logarithm of the density ratio
-    plus 1.
-    """
-
-    def __init__(self, x_dim: int, y_dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        self.constant = nn.Parameter(torch.ones(()))
-        self.embed_x, self.embed_y = (
-            nn.Sequential(
-                nn.Linear(dim, hidden_dim),
-                nn.ReLU(),
-                nn.Linear(hidden_dim, hidden_dim),
-                nn.ReLU(),
-                nn.Linear(hidden_dim, max(1, hidden_dim // 4)),
-            )
-            for dim in (x_dim, y_dim)
-        )
-
-    def score_blocks(self, x: Tensor, y: Tensor) -> Iterator[Tensor]:
-        """Scores of each x with each y, in blocks of rows of shape (k, l)."""
-        columns = self.embed_y(y).T
-        rows = max(1, _BLOCK_ELEMENTS // len(y))
-        for block in self.embed_x(x).split(rows):
-            yield block @ columns + self.constant  # kc,cl->kl
-
-
-class ConcatenatedCritic(nn.Module):
-    """A network of the pair: K x K forward passes, of which only the first layer is shared."""
-
-    def __init__(self, x_dim: int, y_dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        self.constant = nn.Parameter(torch.ones(()))
-        # A linear layer of (x, y) is the sum of one of x and one of y.
-        self.first_x = nn.Linear(x_dim, hidden_dim)
-        self.first_y = nn.Linear(y_dim, hidden_dim, bias=False)
-        self.rest = nn.Sequential(
-            nn.ReLU(), nn.Linear(hidden_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, 1)
-        )
-
-    def score_blocks(self, x: Tensor, y: Tensor) -> Iterator[Tensor]:
-        """Scores of each x with each y, in blocks of rows of shape (k, l)."""
-        hidden_y = self.first_y(y)  # l x h
-        rows = max(1, _BLOCK_ELEMENTS // hidden_y.numel())
-        for block in self.first_x(x).split(rows):
-            # k x l x h -> k x l
-            yield self.rest(block.unsqueeze(1) + hidden_y).squeeze(2) + self.constant
-
-
-_CRITICS: dict[str, type[SeparableCritic] | type[ConcatenatedCritic]] = {
-    "separable": SeparableCritic,
-    "concatenated": ConcatenatedCritic,
-}
-
-
-@torch.no_grad()
-def _sums_of(critic: SeparableCritic | ConcatenatedCritic, x: Tensor, y: Tensor) -> ScoreSums:
-    """Sums over all pairs, in double precision and without all scores at once."""
-    parts: list[ScoreSums] = []
-    offset = 0
-    for scores in critic.score_blocks(x, y):
-        parts.append(sum_scores(scores, offset))
-        offset += len(scores)
-    return ScoreSums(*(torch.cat(column).double() for column in zip(*parts, strict=True)))
 
 
 def estimate_mutual_information(
@@ -205,48 +61,47 @@ def estimate_mutual_information(
 ) -> MutualInformation:
     """Estimates the mutual information of paired features by a lower bound.
 
-    A critic is trained on most of the pairs to maximise the bound; of ten states of it the one
-    with the largest bound on validation pairs (four batches, at most ``test_pairs``) is taken; the
-    result is its bound on ``test_pairs`` others. All three bounds hold for every critic, up to
-    the noise of the estimate: a poor critic gives too little.
+    The function trains a critic on most of the pairs to maximise the bound. It evaluates ten
+    states of the critic on validation pairs (four batches, at most ``test_pairs``), keeps the one
+    with the largest bound, and returns that critic's bound on ``test_pairs`` other pairs. All three
+    bounds hold for every critic, up to the noise of the estimate; a poor critic gives a low bound.
 
-    For NWJ and MINE the first 80% of the steps maximise InfoNCE of rows and columns, which has the
-    same best critic but for a constant, and gradients of less noise: at 8 nats MINE was 18% too low
-    without. InfoNCE hardly minds a few negatives with scores far too high, which ruin the two other
-    bounds: where, on training pairs, they end 0.2 nats below it, as they do on features that all
-    but name their image, the critic starts anew and learns by its own bound alone.
+    For NWJ and MINE the first 80% of the steps maximise InfoNCE over rows and columns. It has the
+    same optimal critic up to a constant, and less noisy gradients: without this warm-up MINE was
+    18% too low at 8 nats. A few negatives with far too high scores hardly change InfoNCE but ruin
+    NWJ and MINE. This happens on features that nearly identify their image. If on training pairs
+    the bound ends more than 0.2 nats below InfoNCE, a new critic is trained by its own bound alone.
 
-    Which estimator? InfoNCE is the steadiest, but cannot exceed ln K for K = ``test_pairs`` and
-    falls short of the truth well below that. NWJ and MINE have no such limit, but at many nats
-    their figures vary and, for MINE, may be too high: use several seeds.
+    Which estimator to choose: InfoNCE has the least variance, but cannot exceed ln K for
+    K = ``test_pairs`` and falls short of the true value well below that. NWJ and MINE have no such
+    limit, but vary at many nats, and MINE may be too high. Use several seeds with them.
 
-    The critics have two hidden layers with ReLU. A separable critic costs K forward passes for K
-    pairs, a concatenated one K squared: hence its smaller default batches.
+    The critics have two hidden layers with ReLU. For K pairs a separable critic needs K forward
+    passes, a concatenated one K squared, hence its smaller default batches.
 
     Args:
-        x: Features, shape (N, D_x), any floating point dtype. Dimensions are standardised.
+        x: Features, shape (N, D_x), any floating point dtype. Each dimension is standardised.
         y: Features, shape (N, D_y); row i belongs with row i of ``x``.
         estimator: "infonce"; "nwj"; or "mine", Donsker-Varadhan with MINE's gradient.
         critic: "separable" or "concatenated".
-        steps: Training steps, by Adam with a cosine schedule and clipped gradients.
-        batch_size: Pairs in a step, at most as many as there are to train on. Default: 512
-            separable, 128 concatenated. Large batches are what many nats need most.
+        steps: Training steps of Adam, with a cosine schedule and clipped gradients.
+        batch_size: Pairs in a step, capped at the number of training pairs. Default: 512
+            separable, 128 concatenated. Estimates of many nats need large batches most.
         learning_rate: Initial learning rate.
-        hidden_dim: Hidden units of each layer; a separable critic's embeddings have a quarter.
-            Default: 256 separable, 128 concatenated.
-        test_pairs: Held-out pairs K. Default: a fifth of all pairs, at most 16384 separable, 2048
-            concatenated.
+        hidden_dim: Hidden units of each layer; a separable critic's embeddings have a quarter as
+            many dimensions. Default: 256 separable, 128 concatenated.
+        test_pairs: Number K of held-out pairs. Default: a fifth of all pairs, at most 16384
+            separable, 2048 concatenated.
         seed: Seed of the split, of the critic's weights and of the order.
-        device: Where to run. Default: where ``x`` is.
+        device: Where to run. Default: the device of ``x``.
         progress: Whether to show a progress bar.
 
     Returns:
         The bound in nats, its upper limit, and the bound on training pairs.
 
     Raises:
-        ValueError: If there is no such estimator or critic, if the features do not fit together
-            or are not finite, if a number is not positive, if there are too few pairs, or if the
-            training diverges.
+        ValueError: If the estimator or the critic is unknown, the features do not match or are not
+            finite, a number is not positive, there are too few pairs, or the training diverges.
 
     Examples:
         >>> import torch
@@ -256,8 +111,8 @@ def estimate_mutual_information(
         True
     """
     for name, choice, known in [
-        ("estimator", estimator, list(_BOUNDS)),
-        ("critic", critic, list(_CRITICS)),
+        ("estimator", estimator, list(BOUNDS)),
+        ("critic", critic, list(CRITICS)),
     ]:
         if choice not in known:
             raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {choice!r}.")
@@ -315,8 +170,8 @@ def _train_and_test(
     device: torch.device,
     progress: bool,
 ) -> MutualInformation | None:
-    """Returns the bound of a critic, or None if its warm-up by InfoNCE made it overconfident."""
-    bound = _BOUNDS[estimator]
+    """Returns the bound of a critic, or None if the warm-up by InfoNCE made it overconfident."""
+    bound = BOUNDS[estimator]
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(x), generator=generator)
     sizes = [test_pairs, validation_pairs, len(x) - test_pairs - validation_pairs]
@@ -324,15 +179,15 @@ def _train_and_test(
     x, y = (_standardise(part.detach().cpu().double(), train).to(device) for part in (x, y))
     test, validation, train = (rows.to(device) for rows in (test, validation, train))
 
-    # The weights come from the CPU's generator alone: torch.manual_seed would reseed GPUs too.
+    # torch.manual_seed would also seed the GPUs; the weights need the CPU's generator only.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
-        network = _CRITICS[critic](x.shape[1], y.shape[1], hidden_dim).to(device)
+        network = CRITICS[critic](x.shape[1], y.shape[1], hidden_dim).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
     def sums_of(rows: Tensor) -> ScoreSums:
-        return _sums_of(network, x[rows], y[rows])
+        return sum_all_scores(network, x[rows], y[rows])
 
     best, best_state = -math.inf, copy.deepcopy(network.state_dict())
     log_running_mean: Tensor | None = None
@@ -343,15 +198,15 @@ def _train_and_test(
         batches = track(batches, description=f"{estimator}, {critic}", total=steps)
     for step, batch in enumerate(batches, start=1):
         if 0 < warm_up == step - 1:
-            # The constant that InfoNCE has left open: NWJ's best for this critic.
-            log_mean = _log_mean_negative(sums_of(train[:validation_pairs]))
+            # InfoNCE leaves the constant open: set it to NWJ's optimum for this critic.
+            log_mean = log_mean_negative(sums_of(train[:validation_pairs]))
             network.constant.data += 1 - log_mean
         scores = torch.cat(list(network.score_blocks(x[batch], y[batch])))  # k x k
         sums = sum_scores(scores)
         if step <= warm_up:
             objective = symmetric_infonce(scores)
         elif estimator == "mine":
-            log_mean = _log_mean_negative(sums).detach()
+            log_mean = log_mean_negative(sums).detach()
             if log_running_mean is None:
                 log_running_mean = log_mean
             log_running_mean = torch.logaddexp(
@@ -375,7 +230,7 @@ def _train_and_test(
             f"The critic diverged: its bound was never finite. Lower learning_rate={learning_rate}."
         )
     network.load_state_dict(best_state)
-    # A few negatives among very many: a batch, or the validation pairs, would not show them.
+    # A batch, or the validation pairs, may have none of the few negatives with too high scores.
     train_sums = sums_of(train[:test_pairs])
     train_nats = bound(train_sums).item()
     if warm_up > 0 and not train_nats > infonce_bound(train_sums) - _MAX_SHORTFALL:
@@ -387,10 +242,10 @@ def _train_and_test(
 def _draw_batches(
     rows: Tensor, batch_size: int, steps: int, generator: torch.Generator
 ) -> Iterator[Tensor]:
-    """Yields full batches of distinct rows, in a new order in each pass."""
+    """Yields full batches of distinct rows, in a new order on each pass."""
     batch_size = min(batch_size, len(rows))
     while True:
-        # One index on the CPU in each step would make a GPU wait.
+        # Indices on the CPU would make a GPU wait in each step.
         order = torch.randperm(len(rows), generator=generator).to(rows.device, non_blocking=True)
         order = rows[order]
         for batch in order[: len(rows) // batch_size * batch_size].split(batch_size):
@@ -403,7 +258,7 @@ def _draw_batches(
 def _standardise(features: Tensor, train: Tensor) -> Tensor:
     std, mean = torch.std_mean(features[train], dim=0, correction=0)
     largest = features[train].abs().amax(dim=0)
-    # A constant feature carries nothing: leave it at zero.
+    # A constant feature carries no information; it becomes zero.
     return ((features - mean) / std.where(std > 1e-6 * largest, torch.inf)).float()
 
 

@@ -1,7 +1,7 @@
-"""The files that an evaluation leaves behind: evaluation.json and, to read, evaluation.md.
+"""Reads and writes evaluation.json, and evaluation.md for people.
 
 evaluation.json has a record for each backbone, dataset, fraction of the labels, protocol and seed.
-Evaluations into the same folder add to it; only the same measurement takes a record's place.
+Evaluations into the same folder add records; the same measurement replaces its earlier record.
 """
 
 from __future__ import annotations
@@ -12,53 +12,39 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from mixco_lightly.data.catalogue import DATASETS
+from mixco_lightly.evaluation.tables import format_markdown
 from mixco_lightly.files import replace_file
+
+if TYPE_CHECKING:  # whose module imports timm
+    from mixco_lightly.evaluation.evaluator import Measurement
 
 FORMAT = "mixco-lightly evaluation 1"
 JSON_NAME = "evaluation.json"
 MARKDOWN_NAME = "evaluation.md"
 
-PROTOCOL_LABELS = {
-    "torch": "linear, torch",
-    "sklearn": "linear, scikit-learn",
-    "knn": "kNN",
-    "paper": "linear, paper",
-    "finetune": "fine-tuned",
-}
-BEST_EPOCH = "best epoch, chosen on the test images"
-
 Record = dict[str, Any]
-# What a record is of. The rest is how it was measured and what came out.
+# What identifies a record. The other fields are settings and results.
 _IDENTITY = ("backbone", "dataset", "data_dir", "label_fraction", "protocol", "seed")
 
 
-class Table(NamedTuple):
-    """Accuracies of backbones on datasets, by protocol.
-
-    Attributes:
-        facts: Names of the columns that say what a row is of.
-        measures: Names of the columns of accuracies.
-        rows: The facts of each row, and its accuracies in percent or None where not measured.
-    """
-
-    facts: list[str]
-    measures: list[str]
-    rows: list[tuple[list[str], list[float | None]]]
-
-
 def identify(record: Record) -> tuple[Any, ...]:
-    """What the record is of: two with the same identity are the same measurement."""
+    """Returns what identifies a record; two records with the same identity measure the same."""
     return tuple(record[name] for name in _IDENTITY)
 
 
 def read_report(folder: Path) -> list[Record]:
-    """The records in a folder's evaluation.json; none if there is no such file.
+    """Reads the records in a folder's evaluation.json.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The records; none if there is no such file.
 
     Raises:
         ValueError: If the file is not an evaluation of this version.
@@ -81,8 +67,34 @@ def read_report(folder: Path) -> list[Record]:
     return records
 
 
+class Report:
+    """The records of a folder, which are on disk at any time.
+
+    Args:
+        folder: The folder. None for records that are not written.
+
+    Raises:
+        ValueError: If the folder's evaluation.json is not of this version.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._records = [] if folder is None else read_report(folder)
+
+    def check_settings(self, new: Iterable[Record]) -> None:
+        """Raises a ValueError if a new record would replace one that has other settings."""
+        if self._folder is not None:
+            check_settings(self._folder, self._records, new)
+
+    def add(self, record: Record) -> None:
+        """Adds a record, or replaces the one with the same identity, and writes the files."""
+        add_record(self._records, record)
+        if self._folder is not None:
+            write_report(self._folder, self._records)
+
+
 def check_settings(folder: Path, old: Iterable[Record], new: Iterable[Record]) -> None:
-    """Raises a ValueError if a new record would take an old one's place with other settings."""
+    """Raises a ValueError if a new record would replace an old one that has other settings."""
     before = {identify(record): record["settings"] for record in old}
     for record in new:
         wanted: Record = record["settings"]
@@ -97,7 +109,7 @@ def check_settings(folder: Path, old: Iterable[Record], new: Iterable[Record]) -
 
 
 def add_record(records: list[Record], new: Record) -> None:
-    """Adds a record, or puts it into the place of the one with its identity."""
+    """Adds a record, or replaces the one with the same identity."""
     for index, record in enumerate(records):
         if identify(record) == identify(new):
             records[index] = new
@@ -106,7 +118,7 @@ def add_record(records: list[Record], new: Record) -> None:
 
 
 def write_report(folder: Path, records: Sequence[Record]) -> None:
-    """Writes both files into a folder that exists; each is whole at any time."""
+    """Writes both files into an existing folder; each file is complete at any time."""
     report = {"format": FORMAT, "results": records}
     texts = {
         JSON_NAME: json.dumps(report, indent=2) + "\n",
@@ -117,8 +129,35 @@ def write_report(folder: Path, records: Sequence[Record]) -> None:
             file.write(text.encode())
 
 
+def complete_record(record: Record, measurement: Measurement) -> Record:
+    """Returns a record with its results.
+
+    Args:
+        record: What is measured and how, see
+            :func:`mixco_lightly.evaluation.subjects.describe_subject`.
+        measurement: The results.
+
+    Returns:
+        The whole record.
+    """
+    last, epochs, _ = measurement.outcome
+    results: Record = {
+        "training_images": measurement.training_images,
+        "test_images": measurement.test_images,
+        "top1": last.top1,
+        "top5": last.top5,
+    }
+    if epochs is not None:
+        results["best_epoch_on_test"] = {
+            "epoch": epochs.best_epoch,
+            "top1": epochs.best.top1,
+            "top5": epochs.best.top5,
+        }
+    return record | results | {"note": last.note, "versions": package_versions()}
+
+
 def hash_weights(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of all weights and statistics, by name."""
+    """Computes the SHA-256 of all weights and statistics, in the order of their names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(name.encode())
@@ -127,94 +166,6 @@ def hash_weights(state: Mapping[str, Tensor]) -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the figures."""
+    """Returns the versions of Python and of the packages that affect the figures."""
     packages = ("mixco-lightly", "torch", "lightly", "timm", "scikit-learn", "pytorch-lightning")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
-def build_table(records: Sequence[Record], metric: str) -> Table:
-    """Gathers the accuracies ("top1" or "top5") of records that share all but the protocol.
-
-    Rows are in the order of datasets, fractions of the labels, and then of the records.
-    """
-    datasets = [_name_dataset(record) for record in records]
-    rows: dict[tuple[Any, ...], dict[str, float]] = {}
-    for record, dataset in zip(records, datasets, strict=True):
-        key = (datasets.index(dataset), record["label_fraction"])
-        facts = (
-            dataset,
-            f"{100 * record['label_fraction']:g}% ({record['training_images']:,})",
-            record["backbone"],
-            record["pretrained_on"],
-            str(record["seed"]),
-        )
-        label, best = PROTOCOL_LABELS[record["protocol"]], record.get("best_epoch_on_test")
-        values = rows.setdefault((key, facts), {})
-        values[f"{label}, last epoch" if best else label] = record[metric]
-        if best:
-            values[f"{label}, {BEST_EPOCH}"] = best[metric]
-    labels = (
-        name
-        for label in PROTOCOL_LABELS.values()
-        for name in (label, f"{label}, last epoch", f"{label}, {BEST_EPOCH}")
-    )
-    measures = [name for name in labels if any(name in values for values in rows.values())]
-    ordered = sorted(rows.items(), key=lambda item: item[0][0])
-    return Table(
-        ["dataset", "labels", "backbone", "pretrained on", "seed"],
-        measures,
-        [(list(facts), [values.get(name) for name in measures]) for (_, facts), values in ordered],
-    )
-
-
-def _name_dataset(record: Record) -> str:
-    name: str = record["dataset"]
-    is_generic = name in DATASETS and DATASETS[name].is_generic
-    return f"{name} {record['data_dir']}" if is_generic else name
-
-
-def format_markdown(records: Sequence[Record]) -> str:
-    """The accuracies of all records as Markdown tables, the best backbone of each in bold."""
-    lines = [
-        "# Evaluation",
-        "",
-        "Accuracy in percent on all test images. `labels` is the part, and the number, of the",
-        "training images that a protocol was given. A best epoch is one of many, chosen on the",
-        "test images themselves: its accuracy is too high to be compared with the others. In bold",
-        "the best of several rows with the same labels. Settings and versions are in",
-        "`evaluation.json`.",
-    ]
-    for metric, title in [("top1", "Top-1"), ("top5", "Top-5")]:
-        table = build_table(records, metric)
-        lines += ["", f"## {title}", "", f"| {' | '.join(table.facts + table.measures)} |"]
-        lines.append("|" + "---|" * len(table.facts) + "---:|" * len(table.measures))
-        for facts, values in table.rows:
-            # The same dataset and labels.
-            rivals = [others for names, others in table.rows if names[:2] == facts[:2]]
-            cells = [
-                _format_cell(value, [others[column] for others in rivals])
-                for column, value in enumerate(values)
-            ]
-            lines.append(f"| {' | '.join(facts + cells)} |")
-    notes = format_notes(records)
-    if notes:
-        lines += ["", "## Notes", "", *(f"- {note}" for note in notes)]
-    return "\n".join(lines) + "\n"
-
-
-def _format_cell(value: float | None, rivals: Sequence[float | None]) -> str:
-    if value is None:
-        return ""
-    measured = [other for other in rivals if other is not None]
-    is_best = len(measured) > 1 and value == max(measured)
-    return f"**{value:.2f}**" if is_best else f"{value:.2f}"
-
-
-def format_notes(records: Iterable[Record]) -> list[str]:
-    """The records' notes, each with what it is of."""
-    return [
-        f"{record['backbone']}, {_name_dataset(record)}, {100 * record['label_fraction']:g}% of "
-        f"the labels, {PROTOCOL_LABELS[record['protocol']]}: {record['note']}"
-        for record in records
-        if record["note"]
-    ]

@@ -19,15 +19,13 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from mixco_lightly.backbones.backbone import Backbone
 from mixco_lightly.backbones.multi_exit import MultiExitBackbone
-from mixco_lightly.data.batches import in_batches
 from mixco_lightly.evaluation.exit_probe import exit_probe, select_exit
-from mixco_lightly.evaluation.features import Features, extract_features
+from mixco_lightly.evaluation.features import Features
 from mixco_lightly.evaluation.mutual_information import estimate_mutual_information
+from mixco_lightly.evaluation.parts import StackedExits, extract_datasets
 from mixco_lightly.evaluation.records import hash_weights, package_versions
 from mixco_lightly.studies.information_report import (
     ESTIMATORS,
@@ -40,58 +38,6 @@ from mixco_lightly.studies.information_report import (
 from mixco_lightly.training.kept_checkpoints import find_kept
 from mixco_lightly.training.metrics import read_metrics
 from mixco_lightly.training.run_folder import checkpoint_path, read_steps
-
-
-class StackedExits(nn.Module):
-    """Returns the features of all exits as one tensor (N, E, D), for one extraction."""
-
-    def __init__(self, network: MultiExitBackbone) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Computes the features of images (N, C, H, W)."""
-        return torch.stack(self.network(images), dim=1)
-
-
-class SingleExit(nn.Module):
-    """Returns the features of one exit (N, D), as a backbone does."""
-
-    def __init__(self, network: MultiExitBackbone, index: int) -> None:
-        super().__init__()
-        self.network = network
-        self.index = index
-        self.feature_dim = network.feature_dim
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Computes the features of images (N, C, H, W)."""
-        return self.network(images)[self.index]
-
-
-def extract_datasets(
-    network: nn.Module,
-    datasets: Sequence[Any],
-    *,
-    batch_size: int,
-    num_workers: int,
-    device: torch.device,
-    precision: str,
-    progress: bool = False,
-) -> list[Features]:
-    """Extracts a network's features of each dataset, in the order of the images."""
-    # Convolutions are faster in this layout.
-    network = network.to(memory_format=torch.channels_last)
-    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
-    with torch.autocast(device.type, dtype=half, enabled=half is not None):
-        return [
-            extract_features(
-                network,
-                DataLoader(in_batches(images), batch_size=batch_size, num_workers=num_workers),
-                device=device,
-                progress=progress,
-            )
-            for images in datasets
-        ]
 
 
 @dataclass

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from mixco_lightly import ProbeResult
-from mixco_lightly.evaluation.records import PROTOCOL_LABELS
+from mixco_lightly.evaluation.protocols import PROTOCOL_LABELS
 from mixco_lightly.training.metrics import read_metrics
 
 # A network that cannot distinguish images is within 1% of the chance level. One that learns is

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
 
     from mixco_lightly.backbones.backbone import Backbone
-    from mixco_lightly.evaluation.linear import ProbeResult
+    from mixco_lightly.evaluation.probe_result import ProbeResult
     from mixco_lightly.training.summary import EvaluateNetwork
 
 Config = TypeVar("Config", bound=PretrainConfig)

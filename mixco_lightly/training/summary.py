@@ -151,8 +151,8 @@ def package_versions() -> dict[str, str]:
 
 
 def report(
-    recipe: Recipe[Config],
-    config: Config,
+    recipe: Recipe[Any],
+    config: PretrainConfig,
     own: Results,
     initial: Mapping[str, ProbeResult],
     speed: Speed,

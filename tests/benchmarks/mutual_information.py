@@ -36,13 +36,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from mixco_lightly.evaluation.mutual_information import (
-    _BOUNDS,
-    _CRITICS,
-    ScoreSums,
-    estimate_mutual_information,
-    sum_scores,
-)
+from mixco_lightly.evaluation import estimate_mutual_information
+from mixco_lightly.evaluation.critics import CRITICS
+from mixco_lightly.evaluation.information_bounds import BOUNDS, ScoreSums, sum_scores
 
 DIM = 20
 LIMIT = 0.15
@@ -83,7 +79,7 @@ def measure(
     test_pairs = options.get("test_pairs") or (16384 if critic == "separable" else 2048)
     for seed in range(seeds):
         x, y, _ = draw_gaussians(nats, pairs, seed)
-        limits.append(_BOUNDS[estimator](true_sums(nats, pairs, seed, test_pairs)).item())
+        limits.append(BOUNDS[estimator](true_sums(nats, pairs, seed, test_pairs)).item())
         options = {**options, "test_pairs": test_pairs}
         estimates.append(estimate_mutual_information(x, y, estimator, critic, seed=seed, **options))
     mean = statistics.mean(estimate.nats for estimate in estimates)
@@ -162,8 +158,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--nats", type=float, nargs="+", default=[2, 4, 6, 8])
-    parser.add_argument("--estimators", nargs="+", choices=list(_BOUNDS), default=list(_BOUNDS))
-    parser.add_argument("--critics", nargs="+", choices=list(_CRITICS), default=list(_CRITICS))
+    parser.add_argument("--estimators", nargs="+", choices=list(BOUNDS), default=list(BOUNDS))
+    parser.add_argument("--critics", nargs="+", choices=list(CRITICS), default=list(CRITICS))
     parser.add_argument("--pairs", type=int, default=200000, help="for training and tests")
     parser.add_argument("--seeds", type=int, help="default: 2 separable, 1 concatenated")
     for name in ["steps", "batch_size", "hidden_dim", "test_pairs"]:

@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from mixco_lightly import Features, create_backbone
-from mixco_lightly.evaluation import image_probes
 from mixco_lightly.evaluation.image_probes import finetune_probe, paper_probe
+from mixco_lightly.evaluation.image_training import seeded
 
 
 class SmallBackbone(nn.Sequential):
@@ -210,7 +210,7 @@ def test_the_generator_of_the_probes_gpu_is_seeded_and_restored_and_no_other(mon
     cuda, create = Generators(), torch.Generator
     monkeypatch.setattr(torch, "get_device_module", lambda device: cuda)
     monkeypatch.setattr(torch, "Generator", lambda device="cpu": create())
-    with image_probes._seeded(7, torch.device("cuda", 1)):
+    with seeded(7, torch.device("cuda", 1)):
         assert cuda.states[0] == "first"
         assert torch.equal(cuda.states[1], create().manual_seed(7).get_state())
     assert cuda.states == {0: "first", 1: "second"}

@@ -7,7 +7,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from mixco_lightly import Features, ProbeResult, linear_probe
-from mixco_lightly.evaluation.linear import hold_out, train_sgd
+from mixco_lightly.evaluation.linear_choice import hold_out
+from mixco_lightly.evaluation.linear_sgd import train_sgd
 
 SOLVERS = ["torch", "sklearn"]
 

@@ -8,9 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixco_lightly import estimate_mutual_information
 from mixco_lightly.evaluation import mutual_information
-from mixco_lightly.evaluation.mutual_information import (
-    ConcatenatedCritic,
-    SeparableCritic,
+from mixco_lightly.evaluation.critics import ConcatenatedCritic, SeparableCritic
+from mixco_lightly.evaluation.information_bounds import (
     donsker_varadhan_bound,
     infonce_bound,
     mine_objective,
@@ -159,7 +158,7 @@ def test_concatenated_scores_are_a_network_of_each_pair() -> None:
 def test_blocks_of_few_rows_have_the_scores_of_one_block(critic_class, monkeypatch) -> None:
     critic, x, y = critic_class(3, 5, 8), torch.randn(6, 3), torch.randn(6, 5)
     (whole,) = critic.score_blocks(x, y)
-    monkeypatch.setattr("mixco_lightly.evaluation.mutual_information._BLOCK_ELEMENTS", 100)
+    monkeypatch.setattr("mixco_lightly.evaluation.critics._BLOCK_ELEMENTS", 100)
     blocks = list(critic.score_blocks(x, y))
     assert len(blocks) > 1 or critic_class is SeparableCritic
     torch.testing.assert_close(torch.cat(blocks), whole)
