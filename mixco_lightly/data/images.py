@@ -178,10 +178,7 @@ class ImageArray(Dataset[tuple[Any, int]]):
 
 
 def have_one_size(images: LabelledImages) -> bool:
-    """Returns whether all images have one size, so that a batch of them is one tensor.
-
-    Only an :class:`ImageArray` knows that they have.
-    """
+    """Returns whether the images lie in one array, so that a batch of them is one tensor."""
     return isinstance(images, ImageArray)
 
 
