@@ -71,7 +71,7 @@ def check_options(config_class: type[Config], options: dict[str, Any]) -> Config
     unknown = unknown_options(config_class, options)
     if unknown:
         parser.error(f"there is no option {describe_unknown(config_class, unknown)}")
-    parser.check_lists(options)
+    parser.check_values(options)
     return parser.to_config(config_class, parser.parse_object(options))
 
 

@@ -128,12 +128,16 @@ class OptionParser(ArgumentParser):
                 self.error(f"--{name} must be at most {_MAX_INT}, got {value}")
         return config_class(**options)
 
-    def check_lists(self, options: dict[str, Any]) -> None:
-        """Refuses a single value for a list; jsonargparse would not name the option."""
+    def check_values(self, options: dict[str, Any]) -> None:
+        """Checks values in a file for which jsonargparse's error would not name the option."""
         for name, kind in self.types.items():
-            value = options.get(name, [])
+            if name not in options:
+                continue
+            value = options[name]
             if get_origin(kind) is list and not isinstance(value, list):
                 self.error(f"--{name} must be a list in a file, such as [{value}], got {value!r}")
+            if kind is bool and str(value).lower() not in ("true", "yes", "false", "no"):
+                self.error(f"--{name} must be {_describe(bool)}, got {value!r}")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Ends the program with one line and exit code 2."""
@@ -169,24 +173,18 @@ class OptionChecker(OptionParser):
 def group_options(config_class: type[Any]) -> Iterator[tuple[str, list[str]]]:
     """Yields the groups of a dataclass's options: their title and their names, in order.
 
-    Each dataclass in the inheritance is a group, titled by the first line of its docstring. Parents
-    come before their children, from left to right. An option whose default a child changes stays in
-    its parent's group.
+    Each dataclass in the inheritance is a group, titled by the first line of its docstring. The
+    order is that of the fields: parents before children, the last parent first. An option whose
+    default a child changes stays in its parent's group.
     """
     seen: set[str] = set()
-    for kind in _order_parents_first(config_class):
+    for kind in filter(is_dataclass, reversed(config_class.__mro__)):
         own = inspect.get_annotations(kind)
         names = [x.name for x in fields(kind) if x.name in own and x.name not in seen]
         seen.update(names)
         if names:
             title = (kind.__doc__ or kind.__name__).strip().partition("\n")[0]
             yield title.removesuffix("."), names
-
-
-def _order_parents_first(kind: type[Any]) -> list[type[Any]]:
-    """Returns the dataclasses that a dataclass inherits from, and itself last."""
-    kinds = [parent for base in kind.__bases__ for parent in _order_parents_first(base)]
-    return [*dict.fromkeys(kinds), *([kind] if is_dataclass(kind) else [])]
 
 
 def _read_helps(config_class: type[Any]) -> dict[str, str | None]:
@@ -254,7 +252,7 @@ class _ConfigFile(ActionConfigFile):
                 if recipes:
                     named = f"{', '.join(unknown)}; it is a file for {' or '.join(recipes)}"
                 parser.error(f"{values} has options that {parser.prog} does not have: {named}")
-            parser.check_lists(options)
+            parser.check_values(options)
         super().__call__(parser, cfg, values, option_string)
 
 
