@@ -89,7 +89,7 @@ def end_of(start, capsys):
 def evaluate(monkeypatch, capsys):
     """Calls evaluate.py's main, whose modules a test may change; gives what end_of gives."""
     monkeypatch.syspath_prepend(str(RECIPES))
-    recipe = importlib.import_module("mixco_lightly.evaluation.evaluator")
+    recipe = importlib.import_module("evaluate")
 
     def call(*options):
         monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, options)])

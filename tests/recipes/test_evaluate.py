@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,10 @@ from PIL import Image
 
 from mixco_lightly import create_backbone, export_backbone, extract_features, knn_probe
 from mixco_lightly.data.catalogue import create_dataset, get_dataset
+from mixco_lightly.data.subset import choose_part
 from mixco_lightly.data.transforms import create_test_transform
+from mixco_lightly.evaluation import image_probes, protocols
+from mixco_lightly.evaluation.records import write_report
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 QUICK = ["--num_workers", 0, "--knn_k", 3, "--paper_epochs", 3, "--finetune_epochs", 2]
@@ -23,7 +25,7 @@ ALL = ["--protocol", "torch", "sklearn", "knn", "paper", "finetune"]
 @pytest.fixture
 def recipe(monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPES))
-    return importlib.import_module("mixco_lightly.evaluation.evaluator")
+    return importlib.import_module("evaluate")
 
 
 def make_folder(path, size, num_classes, count=(12, 6)):
@@ -145,25 +147,30 @@ def test_images_of_another_size_are_resized_to_the_backbones(
 
 
 def test_all_protocols_and_backbones_are_given_the_same_part_of_the_labels(
-    tmp_path, recipe, evaluate, monkeypatch
+    tmp_path, evaluate, monkeypatch
 ):
     folder = make_folder(tmp_path / "images", 8, 3)
     runs = [make_export(tmp_path / name, 8, seed=seed) for seed, name in enumerate("ab")]
     given = []
 
-    def spy(name):
-        function = getattr(recipe, name)
+    def spy(module, name):
+        function = getattr(module, name)
 
         def call(*args, **kwargs):
-            train = args[0] if name in ("linear_probe", "knn_probe") else args[1]
+            train = args[0] if module is protocols else args[1]
             given.append(train.targets.tolist() if hasattr(train, "targets") else train.indices)
             return function(*args, **kwargs)
 
-        monkeypatch.setattr(recipe, name, call)
+        monkeypatch.setattr(module, name, call)
 
-    for name in ("linear_probe", "knn_probe", "paper_probe", "finetune_probe"):
-        spy(name)
-    chosen = recipe.choose_part(torch.arange(3).repeat_interleave(12), 0.25, seed=7)
+    for module, name in [
+        (protocols, "linear_scores"),
+        (protocols, "knn_probe"),
+        (image_probes, "paper_probe"),
+        (image_probes, "finetune_probe"),
+    ]:
+        spy(module, name)
+    chosen = choose_part(torch.arange(3).repeat_interleave(12), 0.25, seed=7)
     code, _, error = evaluate(
         *("--backbone_dir", *runs, "--dataset", "imagefolder", "--data_dir", folder),
         *("--label_fractions", 0.25, "--seed", 7, *QUICK, *ALL),
@@ -250,12 +257,12 @@ def test_results_are_added_and_those_of_other_settings_kept_unless_overwritten(
 
 
 def test_an_interrupted_evaluation_keeps_what_it_has_measured(
-    run, image_folder, evaluate, monkeypatch, recipe
+    run, image_folder, evaluate, monkeypatch
 ):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(recipe, "knn_probe", interrupt)
+    monkeypatch.setattr(protocols, "knn_probe", interrupt)
     files = {path.name for path in run.iterdir()}
     options = ["--dataset", "imagefolder", "--data_dir", image_folder, *QUICK]
     with pytest.raises(KeyboardInterrupt):
@@ -265,8 +272,7 @@ def test_an_interrupted_evaluation_keeps_what_it_has_measured(
     assert {path.name for path in run.iterdir()} - files == {"evaluation.json", "evaluation.md"}
 
 
-def test_a_write_that_fails_leaves_the_earlier_file_whole(tmp_path, recipe, monkeypatch):
-    report = sys.modules["evaluation_report"]
+def test_a_write_that_fails_leaves_the_earlier_file_whole(tmp_path, monkeypatch):
     (tmp_path / "evaluation.json").write_text("before")
 
     def fail(*args):
@@ -274,7 +280,7 @@ def test_a_write_that_fails_leaves_the_earlier_file_whole(tmp_path, recipe, monk
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="the disk is full"):
-        report.write_report(tmp_path, [])
+        write_report(tmp_path, [])
     assert [path.name for path in tmp_path.iterdir()] == ["evaluation.json"]
     assert (tmp_path / "evaluation.json").read_text() == "before"
 
@@ -313,25 +319,6 @@ def test_images_of_several_sizes_are_augmented_one_by_one(run, image_folder, eva
     code, _, error = evaluate("--backbone_dir", run, *options, *QUICK)
     assert code == 0, error
     assert len(results_in(run)) == 1
-
-
-def test_a_pretraining_runs_call_gives_the_three_probes_of_features(recipe, image_folder):
-    results = recipe.evaluate_backbone(
-        create_backbone("test_resnet", 16, stem="timm"),
-        "imagefolder",
-        image_folder,
-        list(recipe.PROTOCOL_NAMES),
-        image_size=16,
-        batch_size=256,
-        precision="32-true",
-        keep_decoded=False,
-        num_workers=0,
-        knn_k=3,
-        seed=0,
-        device=torch.device("cpu"),
-    )
-    assert list(results) == ["torch", "sklearn", "knn"]
-    assert all(result.top1 >= 50 for result in results.values())
 
 
 @pytest.mark.parametrize(

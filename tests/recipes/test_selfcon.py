@@ -1,7 +1,6 @@
 """The SelfCon recipe as its users call it, and its presets."""
 
 import csv
-import importlib
 import json
 import subprocess
 import sys
@@ -14,8 +13,8 @@ import yaml
 from PIL import Image
 from torch import nn
 
-import mixco_lightly
 from mixco_lightly import create_backbone, load_backbone
+from mixco_lightly.evaluation import image_probes, parts
 from mixco_lightly.models.selfcon import SelfCon, SelfConClassifier
 from tests.run_recipe import TINY
 
@@ -121,15 +120,13 @@ def test_the_backbones_figures_are_those_of_evaluate_and_all_exits_are_extracted
     for path in image_folder.glob("*/*/*.png"):
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
     extracted = []
-    extract = mixco_lightly.extract_features
+    extract = parts.extract_features
 
     def spy(module, *args, **kwargs):
         extracted.append(type(module).__name__)
         return extract(module, *args, **kwargs)
 
-    monkeypatch.setattr(mixco_lightly, "extract_features", spy)
-    for name in ("pretrain", "evaluate", "exit_information"):  # they keep the function
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(parts, "extract_features", spy)
     options = ["--exits", 1, 2, "--subnetwork", "small", "--output_dir", tmp_path / "run"]
     code, _, error = run(*tiny_run(image_folder, *options))
     assert code == 0, error
@@ -179,7 +176,7 @@ def test_all_parts_are_measured_by_the_protocols_that_were_asked_for(
     protocols, parts, image_folder, tmp_path, run, monkeypatch
 ):
     monkeypatch.syspath_prepend(str(RECIPES))
-    calls = few_epochs(importlib.import_module("mixco_lightly.evaluation.evaluator"), monkeypatch)
+    calls = few_epochs(image_probes, monkeypatch)
     folder = tmp_path / "run"
     options = ["--protocol", *protocols, "--output_dir", folder]
     code, printed, error = run(*tiny_run(image_folder, *options))
