@@ -131,9 +131,8 @@ def map_row(compare, results, setting, study, group):
 def test_the_map_in_the_readme_follows_from_the_studies(compare):
     readme = (ROOT / "README.md").read_text()
     document = (ROOT / "docs" / "results.md").read_text()
-    in_readme, shown = (
-        re.search(r"<!-- map -->\n(.*?)<!-- end -->", text, re.DOTALL) for text in (readme, document)
-    )
+    in_readme = re.search(r"<!-- map -->\n(.*?)<!-- end -->", readme, re.DOTALL)
+    shown = re.search(r"<!-- map -->\n(.*?)<!-- end -->", document, re.DOTALL)
     assert in_readme
     assert shown
     head, line, *rows = shown.group(1).strip().splitlines()
