@@ -13,8 +13,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from mixco_lightly.evaluation.figures import FIGURES
 from mixco_lightly.machine import available_processors
+from mixco_lightly.studies.figures import FIGURES
 from mixco_lightly.studies.plan import Run, Study, folder_name
 from mixco_lightly.studies.results import is_finished, write_results
 from mixco_lightly.training.recipe_files import recipes_folder

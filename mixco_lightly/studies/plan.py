@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mixco_lightly.evaluation.figures import FIGURES
+from mixco_lightly.studies.figures import FIGURES
 from mixco_lightly.training.command_line import check_options
 from mixco_lightly.training.option_files import describe_unknown
 from mixco_lightly.training.option_types import NonNegativeInt

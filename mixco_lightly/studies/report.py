@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from mixco_lightly.evaluation.figures import FIGURES
 from mixco_lightly.files import replace_file
-from mixco_lightly.studies.figures import TRANSFER_ENDING
+from mixco_lightly.studies.figures import FIGURES, TRANSFER_ENDING
 from mixco_lightly.studies.statistics import Difference, average_curves, paired_difference
 
 Results = dict[str, Any]

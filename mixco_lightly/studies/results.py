@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mixco_lightly.evaluation.figures import HELD_OUT_KNN
 from mixco_lightly.evaluation.records import read_report
 from mixco_lightly.machine import available_processors
-from mixco_lightly.studies.figures import transfer_heading
+from mixco_lightly.studies.figures import HELD_OUT_KNN, transfer_heading
 from mixco_lightly.studies.plan import Run, Study
 from mixco_lightly.studies.report import write_report
 
