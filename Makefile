@@ -29,7 +29,7 @@ test-slow: $(VENV)/.installed-dev ## Run the tests that take minutes each: kills
 
 test-floors: ## Run the tests with the lowest versions that pyproject.toml allows, in an environment of their own.
 	$(PYTHON) -m venv $(FLOORS)
-	sed -nE 's/^ *"([a-z-]+)(\[[a-z]+\])?>=([0-9.]+)".*/\1==\3/p' pyproject.toml > $(FLOORS)/floors.txt
+	sed -nE 's/^ *"([a-z-]+)(\[[a-z]+\])?>=([0-9.]+)(,<[0-9.]+)?".*/\1==\3/p' pyproject.toml > $(FLOORS)/floors.txt
 	$(FLOORS)/bin/python -m pip install --quiet --editable '.[dev]' --constraint $(FLOORS)/floors.txt
 	$(FLOORS)/bin/python -m pytest -n auto
 
@@ -53,7 +53,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable '.[recipes]'
 	touch $@
 
 $(VENV)/.installed-dev: $(BIN)/python pyproject.toml

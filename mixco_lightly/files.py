@@ -10,17 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-# What a write that was killed leaves behind has a name that begins so.
+# Prefix of temporary files; a killed write may leave one.
 TEMPORARY_PREFIX = ".partial-"
 
 
 class WriteError(OSError):
-    """A file that cannot be written; the message names it and the reason."""
+    """Raised if a file cannot be written; the message names the file and the reason."""
 
 
 @contextmanager
 def name_write_errors(path: Path) -> Iterator[None]:
-    """Raises the OSError of a write as a WriteError: a full disk's own does not say which file."""
+    """Turns an OSError into a WriteError that names the file, which a full disk's does not."""
     try:
         yield
     except OSError as error:
@@ -29,15 +29,18 @@ def name_write_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the path's place when it is written whole and is on the disk.
+    """Opens a temporary file that replaces ``path`` once it is completely on the disk.
 
     A kill at any moment leaves the old file or the new one, and perhaps a temporary file beside it.
 
     Args:
-        path: The file to replace; its folder must exist.
+        path: File to replace. Its folder must exist.
+
+    Yields:
+        The temporary file, open for writing bytes.
 
     Raises:
-        WriteError: If the file cannot be written; the old one is then as it was.
+        WriteError: If the file cannot be written. The old file then stays as it was.
     """
     with name_write_errors(path):
         descriptor, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
@@ -46,7 +49,7 @@ def replace_file(path: Path) -> Iterator[IO[bytes]]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            # mkstemp's file is its owner's alone; others may read the folder too.
+            # mkstemp lets only the owner read the file. Give it the folder's permissions.
             os.chmod(temporary, path.parent.stat().st_mode & 0o666)
             os.replace(temporary, path)
         except BaseException:
@@ -55,7 +58,7 @@ def replace_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Returns the SHA-256 of a file in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):

@@ -1,7 +1,7 @@
-"""What the machine can do: fast bfloat16, processors, precision, and how it keeps memory.
+"""Decisions that depend on the machine: bfloat16, precision, workers and freed memory.
 
-Every decision that depends on the machine is one function here. The callers look it up in this
-module (``machine.has_fast_bfloat16(...)``), so a test can set it either way in one place.
+Callers look each function up in this module (``machine.has_fast_bfloat16(...)``), so that a test
+can replace it in one place.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import platform
 
 import torch
 
-# Of glibc's malloc.h.
+# Constants of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-# More workers than this wait for the memory, not for a processor.
+# More workers than this wait for memory, not for a processor.
 _MAX_WORKERS = 8
 
 
@@ -29,27 +29,27 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def available_processors() -> int:
-    """Returns how many processors this process may use, which may be fewer than there are."""
+    """Returns how many processors this process may use, at most those of the machine."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def default_num_workers(num_workers: int | None) -> int:
-    """Returns the given number, or one worker for each available processor, 8 at most."""
+    """Returns the given number, or for None one worker per available processor, at most 8."""
     return min(_MAX_WORKERS, available_processors()) if num_workers is None else num_workers
 
 
 def runs_on_cpu(accelerator: str) -> bool:
-    """Returns whether Lightning trains on the CPU with this accelerator option."""
+    """Returns whether Lightning trains on the CPU with the given accelerator option."""
     return accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
 
 
 def choose_precision(precision: str, accelerator: str) -> str:
-    """Returns the given precision, or for ``auto`` the fastest that is safe on the device.
+    """Returns the given precision, or for ``auto`` the fastest safe one.
 
-    ``auto`` takes bf16-mixed where the device is faster at it, 16-mixed on other CUDA devices and
-    32-true elsewhere.
+    ``auto`` chooses bf16-mixed if the device multiplies faster in bfloat16, otherwise 16-mixed on
+    CUDA devices and 32-true elsewhere.
 
     Args:
         precision: Lightning's precision, or ``auto``.
@@ -66,19 +66,20 @@ def choose_precision(precision: str, accelerator: str) -> str:
 def keep_freed_memory() -> bool:
     """Makes glibc keep the memory of freed tensors for the next step.
 
-    By default glibc returns tensors above 32 MB to the system and requests them anew in every
-    step. The system then zeroes their pages each time, which nearly doubles the time of a
-    transformer's step (docs/speed.md). The peak stays the same but is held until the process ends.
+    By default glibc returns tensors above 32 MB to the system and requests them again in every
+    step. The system zeroes their pages each time, which nearly doubles the time of a
+    transformer's step (docs/speed.md). Peak memory does not change, but the process holds it until
+    it ends.
 
-    Does nothing on other systems, or where the environment has allocator settings of its own
-    (MALLOC_MMAP_MAX_, MALLOC_TRIM_THRESHOLD_ and the like).
+    Does nothing on other systems, or if the environment sets the allocator (MALLOC_MMAP_MAX_,
+    MALLOC_TRIM_THRESHOLD_ and the like).
 
     Returns:
-        Whether it was done.
+        Whether glibc now keeps the memory.
     """
     is_set = any(name.startswith("MALLOC_") for name in os.environ)
     if platform.libc_ver()[0] != "glibc" or is_set:
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    # 1 is success; -1 as a threshold is the highest there is.
+    # mallopt returns 1 on success. A threshold of -1 means the highest there is.
     return bool(mallopt(_M_MMAP_MAX, 0) == 1 and mallopt(_M_TRIM_THRESHOLD, -1) == 1)

@@ -1,11 +1,11 @@
-"""List timm's backbones, and what they are at an image size.
+"""List timm's backbones: parameters, features, stride and cost at an image size.
 
     python recipes/backbones.py
     python recipes/backbones.py --names 'resnet*' 'vit_tiny*' --image_size 64 --sort multiply_adds
     python recipes/backbones.py --names '*' --csv backbones.csv
 
-Nothing is downloaded and no weight is made: the models are built on the meta device. All names
-take about half an hour on one core; Ctrl-C prints what there is by then.
+Nothing is downloaded and no weights are allocated: the models are built on the meta device. All
+names take about half an hour on one core; Ctrl-C prints the rows that are ready.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ from typing import Literal
 
 import timm
 import torch
-from jsonargparse.typing import PositiveInt
 from rich.console import Console
 from rich.progress import track
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixco_lightly.backbones.backbone import build_backbone
-from mixco_lightly.backbones.image_size import Fitting
-from mixco_lightly.training.command_line import fail_in_one_line, parse_options, print_table
+from mixco_lightly.backbones.choice import Fitting
+from mixco_lightly.training.command_line import parse_options, print_table
+from mixco_lightly.training.errors import fail_in_one_line
+from mixco_lightly.training.option_types import PositiveInt
 
 Order = Literal["name", "parameters", "feature_dim", "output_stride", "multiply_adds"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class ListConfig:
     """Options of the list.
 
@@ -45,8 +46,8 @@ class ListConfig:
         image_size: Height and width of the images in pixels.
         in_chans: Channels of the images.
         stem: timm as published, small for small images, or auto to choose by image size.
-        sort: The column to sort by, ascending.
-        csv: A file to write the list to as well.
+        sort: Column to sort by, ascending.
+        csv: File to write the list to as well.
     """
 
     names: list[str] = field(default_factory=lambda: ["test_*", "resnet[1-9]*"])
@@ -57,7 +58,7 @@ class ListConfig:
     csv: str | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Row:
     """One backbone.
 
@@ -65,8 +66,9 @@ class Row:
         name: The timm name.
         parameters: Number of parameters, without a head.
         feature_dim: Number of features.
-        output_stride: Image height over that of the last feature map; None where there is none.
-        multiply_adds: Of one image's forward.
+        output_stride: Image height divided by the height of the last feature map; None if there is
+            no feature map.
+        multiply_adds: Multiply-adds of the forward pass of one image.
         stem: timm or small.
     """
 
@@ -79,10 +81,10 @@ class Row:
 
 
 def describe(name: str, config: ListConfig) -> Row:
-    """Builds a backbone on the meta device and counts.
+    """Builds a backbone on the meta device and counts its parameters and operations.
 
     Raises:
-        ValueError: If it does not take such images.
+        ValueError: If the backbone does not take such images.
     """
     fit = Fitting(name, config.in_chans).fit(config.image_size, config.stem)
     with torch.device("meta"):
@@ -100,52 +102,71 @@ def describe(name: str, config: ListConfig) -> Row:
     )
 
 
+def find_names(patterns: list[str]) -> list[str]:
+    """Finds the timm names that match one of the wildcards."""
+    names = [
+        name
+        for name in timm.list_models()
+        if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+    ]
+    if not names:
+        raise ValueError(f"timm {timm.__version__} has no name like {' or '.join(patterns)}.")
+    return names
+
+
+def describe_all(names: list[str], config: ListConfig) -> tuple[list[Row], list[str]]:
+    """Describes backbones until the last one or Ctrl-C; returns rows and reasons for refusals."""
+    rows: list[Row] = []
+    refused: list[str] = []
+    with suppress(KeyboardInterrupt):
+        progress = Console(stderr=True)
+        for name in track(names, "Building", console=progress, disable=len(names) < 5):
+            try:
+                rows.append(describe(name, config))
+            except ValueError as error:
+                refused.append(str(error))
+    if config.sort == "name":
+        rows.sort(key=lambda row: row.name)
+    else:
+        rows.sort(key=lambda row: getattr(row, config.sort) or 0)  # unknown strides come first
+    return rows, refused
+
+
+def write_csv(rows: list[Row], path: Path) -> None:
+    """Writes the list to a CSV file."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(column.name for column in fields(Row))
+        writer.writerows(map(astuple, rows))
+
+
+def print_rows(rows: list[Row], image_size: int) -> None:
+    """Prints the list as a table."""
+    cells = [
+        [
+            row.name,
+            f"{row.parameters / 1e6:,.2f} M",
+            f"{row.feature_dim:,}",
+            str(row.output_stride or "-"),
+            f"{row.multiply_adds / 1e6:,.1f} M",
+            row.stem,
+        ]
+        for row in rows
+    ]
+    columns = [column.name.replace("_", " ") for column in fields(Row)]
+    print_table(f"timm {timm.__version__} at {image_size} pixels", columns, cells)
+
+
 def main() -> None:
     """Prints the list."""
     config = parse_options(ListConfig, __doc__)
     with fail_in_one_line():
-        names = [
-            name
-            for name in timm.list_models()
-            if any(fnmatch.fnmatch(name, pattern) for pattern in config.names)
-        ]
-        if not names:
-            raise ValueError(
-                f"timm {timm.__version__} has no name like {' or '.join(config.names)}."
-            )
-        rows: list[Row] = []
-        refused: list[str] = []
-        with suppress(KeyboardInterrupt):
-            progress = Console(stderr=True)
-            for name in track(names, "Building", console=progress, disable=len(names) < 5):
-                try:
-                    rows.append(describe(name, config))
-                except ValueError as error:
-                    refused.append(str(error))
-        # A stride that is not known comes first.
-        rows.sort(
-            key=lambda row: getattr(row, config.sort) or 0 if config.sort != "name" else row.name
-        )
-        columns = [column.name for column in fields(Row)]
+        names = find_names(config.names)
+        rows, refused = describe_all(names, config)
         if config.csv is not None:
-            with Path(config.csv).open("w", newline="") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow(columns)
-                writer.writerows(map(astuple, rows))
+            write_csv(rows, Path(config.csv))
         if rows:
-            cells = [
-                [
-                    row.name,
-                    f"{row.parameters / 1e6:,.2f} M",
-                    f"{row.feature_dim:,}",
-                    str(row.output_stride or "-"),
-                    f"{row.multiply_adds / 1e6:,.1f} M",
-                    row.stem,
-                ]
-                for row in rows
-            ]
-            title = f"timm {timm.__version__} at {config.image_size} pixels"
-            print_table(title, [column.replace("_", " ") for column in columns], cells)
+            print_rows(rows, config.image_size)
         for reason in refused:
             print(reason)
         left = len(names) - len(rows) - len(refused)

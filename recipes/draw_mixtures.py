@@ -1,9 +1,9 @@
-"""Draw mixtures of a real batch: the query view, its partner, the weight and the mixture.
+"""Draw the mixtures of a batch: query view, partner, weight and mixture.
 
     python recipes/draw_mixtures.py
     python recipes/draw_mixtures.py --data_dir cifar10-images --image_size 32
 
-The batch is what MoCo trains on: augmented by Lightly, collated and mixed by MixCoCollate.
+The batch is one that MoCo trains on: Lightly augments the images, MixCoCollate mixes them.
 """
 
 from __future__ import annotations
@@ -19,30 +19,31 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mixco_lightly import MixCoCollate
-from mixco_lightly.data.datasets import check_name, create_dataset
+from mixco_lightly.data.catalogue import create_dataset, get_dataset
 from mixco_lightly.data.transforms import create_pretrain_transform
-from mixco_lightly.training.command_line import fail_in_one_line, parse_options
-from mixco_lightly.training.dataset_choice import choose_dataset
+from mixco_lightly.training.command_line import parse_options
+from mixco_lightly.training.errors import fail_in_one_line
+from mixco_lightly.training.option_types import NonNegativeInt, PositiveFloat, PositiveInt
+from mixco_lightly.training.resolve import choose_dataset
 
 
-@dataclass
+@dataclass(frozen=True)
 class DrawConfig:
     """Options of the picture.
 
     Args:
         dataset: One of digits, cifar10, cifar100, tiny-imagenet, imagefolder. Default: what is
-            found in data_dir, or digits without it.
+            found in data_dir; digits if that is not given.
         data_dir: Folder of the data; not used for digits. Default: data.
         image_size: Height and width in pixels. Default: the dataset's.
         pairs: Number of mixtures to draw.
         alpha: The mixtures' weights follow Beta(alpha, alpha); 1 is uniform.
         seed: Seed of the images, the augmentations and the weights.
-        output: The picture, PNG, SVG or PDF.
+        output: File of the picture: PNG, SVG or PDF.
     """
 
     dataset: str | None = None
@@ -55,7 +56,15 @@ class DrawConfig:
 
 
 def draw(query: Tensor, partner: Tensor, mixed: Tensor, lam: Tensor, output: Path) -> None:
-    """Draws one column a pair; images (M, 3, H, W) in [0, 1], lam (M,)."""
+    """Draws one column for each pair.
+
+    Args:
+        query: Query views, shape (M, 3, H, W), in [0, 1].
+        partner: Their partners, of the same shape.
+        mixed: Their mixtures, of the same shape.
+        lam: Weights of the query views, shape (M,).
+        output: File to write.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.1 * len(lam) + 0.9, 4), layout="constrained")
@@ -84,11 +93,11 @@ def main() -> None:
     config = parse_options(DrawConfig, __doc__)
     with fail_in_one_line():
         dataset, data_dir = choose_dataset(config.dataset, config.data_dir)
-        info = check_name(dataset)
-        image_size = config.image_size or info.image_size
+        spec = get_dataset(dataset)
+        image_size = config.image_size or spec.image_size
         if image_size is None:
             raise ValueError(f"{dataset} has no image size of its own: give --image_size.")
-        transform = create_pretrain_transform("moco", dataset, image_size)
+        transform = create_pretrain_transform("moco", spec.facts, image_size)
         images = create_dataset(dataset, data_dir, True, transform)
         pl.seed_everything(config.seed, verbose=False)
         loader: DataLoader[Any] = DataLoader(
@@ -98,7 +107,7 @@ def main() -> None:
             collate_fn=MixCoCollate(alpha=config.alpha),
         )
         (view, _), _, (mixture,) = next(iter(loader))
-        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (info.mean, info.std))
+        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (spec.facts.mean, spec.facts.std))
         query, partner, mixed = (
             (x * std + mean).clamp(0, 1)
             for x in (view[mixture.first], view[mixture.second], mixture.images)

@@ -50,9 +50,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
-
-from mixco_lightly.backbones.export import read_config
+from mixco_lightly.backbones.description import read_config
 from mixco_lightly.data.catalogue import get_dataset
 from mixco_lightly.data.images import LabelledImages
 from mixco_lightly.evaluation.evaluator import choose_device, extract, measure
@@ -75,8 +73,10 @@ from mixco_lightly.evaluation.subjects import (
     open_runs,
 )
 from mixco_lightly.evaluation.tables import list_records
-from mixco_lightly.training.command_line import fail_in_one_line, parse_options, print_table
-from mixco_lightly.training.dataset_choice import choose_dataset
+from mixco_lightly.training.command_line import parse_options, print_table
+from mixco_lightly.training.errors import fail_in_one_line
+from mixco_lightly.training.option_types import NonNegativeInt, PositiveFloat, PositiveInt
+from mixco_lightly.training.resolve import choose_dataset
 
 if TYPE_CHECKING:
     from mixco_lightly.studies.exit_information import Checkpoints
@@ -328,7 +328,7 @@ def measure_information(
 ) -> None:
     """Measures the exits at each checkpoint of a run, writes and prints the figures."""
     from mixco_lightly.studies.exit_evaluation import measure_exits
-    from mixco_lightly.studies.exit_information import COLUMNS, iterate_cells
+    from mixco_lightly.studies.information_report import COLUMNS, iterate_cells
 
     folder = subject.folder or checkpoints.run
     rows = measure_exits(

@@ -2,9 +2,9 @@
 
     python recipes/selfcon.py
     python recipes/selfcon.py --objective supcon
-    python recipes/selfcon.py --config recipes/presets/cifar100-selfcon.yaml
+    python recipes/selfcon.py --config cifar100-selfcon
 
-Objectives; s and m have one view of each image and two, u means without labels:
+Objectives (s: one view of each image, m: two views, u: without labels):
 
     selfcon-s selfcon-m selfcon-su selfcon-mu   the exits of one network contrasted
     supcon-s supcon                             the backbone alone, with labels
@@ -12,53 +12,36 @@ Objectives; s and m have one view of each image and two, u means without labels:
     cross-entropy                               a classifier on the backbone
     one-stage                                   classifiers on all exits and SelfCon's loss
 
-At the end each --protocol measures the backbone and every sub-network. torch and sklearn measure
-their ensemble too, the mean of the linear classifiers' scores. cross-entropy and one-stage train
-classifiers of their own, which are measured as well. The augmentations are the authors': crops of
-at least 20% of the area, flips, colour jitter and grey without blur; for cross-entropy and
-one-stage crops and flips.
+At the end each --protocol measures the backbone and every sub-network. torch and sklearn also
+measure their ensemble, the mean of the linear classifiers' scores. cross-entropy and one-stage
+train classifiers of their own, which are measured as well. The augmentations are the authors':
+crops of at least 20% of the area, flips, colour jitter and grey without blur; crops and flips for
+cross-entropy and one-stage.
 
-MixCo and SelfCon compose without labels: with --mix_weight 1 selfcon-su, selfcon-mu and simclr
-get MixCo's term for mixtures beside their own. With labels they do not: MixCo's term takes images
-of the same class for negatives.
+MixCo and SelfCon compose without labels: --mix_weight 1 adds MixCo's term for mixtures to
+selfcon-su, selfcon-mu and simclr. With labels they do not compose: MixCo's term takes images of the
+same class for negatives.
 
 Without options it trains SelfCon-S on the digits images that scikit-learn embeds: a minute on two
 CPU cores, linear probe 98.7% on the backbone, 99.1% on the sub-network, 99.1% for both (random
 initialisation 90.7%), kNN 98.4% (66.4%); seed 0, last of 30 epochs, in float32 (--precision
-32-true). Where the loss stays at temperature / base_temperature * log(candidates), all projections
-are the same; BatchNorm in the projection heads (--head_batch_norm, the default, not the authors')
-and warm-up epochs prevent that.
+32-true). If the loss stays at temperature / base_temperature * log(candidates), all projections are
+the same; BatchNorm in the projection heads (--head_batch_norm, the default, not the authors') and
+warm-up epochs prevent that.
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports, which take seconds
-    from mixco_lightly.training.interrupts import end_in_one_line
-
-    end_in_one_line()
-
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from jsonargparse.typing import NonNegativeFloat, PositiveFloat
+from mixco_lightly import backbones, evaluation, loss, models
+from mixco_lightly.training import MixCoConfig, NonNegativeFloat, PositiveFloat, Recipe
 
-from mixco_lightly import (
-    MixCoLoss,
-    MultiExitBackbone,
-    ProbeResult,
-    SelfConLoss,
-)
-from mixco_lightly.backbones.backbone import Backbone
-from mixco_lightly.data.datasets import create_train_test
-from mixco_lightly.data.images import ImageFacts, LabelledImages
-from mixco_lightly.evaluation.classifiers import measure_classifiers
-from mixco_lightly.evaluation.evaluator import evaluate_parts
-from mixco_lightly.evaluation.parts import name_parts
-from mixco_lightly.evaluation.protocols import PROTOCOLS
-from mixco_lightly.models.selfcon import SelfCon, SelfConClassifier
-from mixco_lightly.training.command_line import fail_in_one_line, parse_options
-from mixco_lightly.training.pretraining import PretrainConfig, pretrain
-from mixco_lightly.training.processes import print_on_rank_zero
+if TYPE_CHECKING:
+    from mixco_lightly.training.summary import EvaluateNetwork, Results
 
 
 class Objective(NamedTuple):
@@ -90,16 +73,16 @@ OBJECTIVES = {
 }
 
 
-@dataclass
-class SelfConConfig(PretrainConfig):
-    """Options of SelfCon.
+@dataclass(frozen=True)
+class SelfConConfig(MixCoConfig):
+    """SelfCon.
 
     Args:
         objective: What is trained; see above.
-        exits: Stages of the backbone after which a sub-network leaves, from 1; not for the
+        exits: Stages of the backbone after which a sub-network leaves, from 1; ignored by the
             objectives without sub-networks.
-        subnetwork: Kind of sub-network: fc, a linear layer on the pooled map; small or same,
-            copies of a ResNet's remaining stages with half the blocks or all.
+        subnetwork: Kind of sub-network: fc, a linear layer on the pooled map; small or same, copies
+            of a ResNet's remaining stages with half the blocks or all.
         head_batch_norm: Whether the projection heads have BatchNorm. The authors' have none, and
             take longer to leave the state where all projections are one.
         temperature: Divides the similarities.
@@ -107,11 +90,10 @@ class SelfConConfig(PretrainConfig):
             authors' code.
         subnetwork_weight: Weight of the sub-networks' anchors in the methods with a star, the
             authors' alpha. Default: the methods without.
-        positive_views: Whether the other view is a positive in selfcon-mu. In the authors' code
-            it is a negative.
+        positive_views: Whether the other view is a positive in selfcon-mu. In the authors' code it
+            is a negative.
         exit_weight: Weight of the sub-networks' cross-entropies in one-stage.
         contrast_weight: Weight of SelfCon's loss in one-stage.
-        mix_temperature: Divides the similarities of mixtures.
         mix_weight: Weight of MixCo's term in the objectives without labels.
     """
 
@@ -142,8 +124,12 @@ class SelfConConfig(PretrainConfig):
     output_dir: str = "runs/selfcon"
 
 
-def check_options(config: SelfConConfig) -> SelfConConfig:
-    """The options without the exits that the objective does not have; ValueError for others."""
+def check(config: SelfConConfig) -> SelfConConfig:
+    """Returns the options without the exits that the objective does not have.
+
+    Raises:
+        ValueError: If options do not go with the objective.
+    """
     objective = OBJECTIVES[config.objective]
     if not objective.has_exits:
         config = replace(config, exits=[])
@@ -163,109 +149,120 @@ def check_options(config: SelfConConfig) -> SelfConConfig:
     return config
 
 
-def create_model(backbone: Backbone, config: SelfConConfig) -> SelfCon | SelfConClassifier:
-    """Wires network and losses."""
+def specialise(
+    recipe: Recipe[SelfConConfig], config: SelfConConfig, classes: Sequence[str]
+) -> Recipe[SelfConConfig]:
+    """Returns the recipe of the objective."""
     objective = OBJECTIVES[config.objective]
-    gather_distributed = config.devices * config.num_nodes > 1
-    network = MultiExitBackbone.from_backbone(backbone, config.exits, config.subnetwork)
+    if objective.classifies:
+        create = partial(create_classifier, num_classes=len(classes))
+        recipe = replace(recipe, create_model=create, transform="cross-entropy")
+    return replace(
+        recipe,
+        method=config.objective,
+        num_views=objective.num_views,
+        mixed_views=tuple(range(objective.num_views)),
+        needs_labels=objective.supervised,
+    )
+
+
+def create_model(backbone: backbones.Backbone, config: SelfConConfig) -> models.SelfCon:
+    """Wires network, heads and losses."""
+    mix_criterion = loss.MixCoLoss(
+        mix_temperature=config.mix_temperature,
+        mix_weight=config.mix_weight,
+        gather_distributed=config.num_processes > 1,
+    )
+    return models.SelfCon(
+        create_network(backbone, config),
+        create_criterion(config),
+        supervised=OBJECTIVES[config.objective].supervised,
+        batch_norm=config.head_batch_norm,
+        mix_criterion=mix_criterion if config.mix_weight > 0 else None,
+        **schedule(config),
+    )
+
+
+def create_classifier(
+    backbone: backbones.Backbone, config: SelfConConfig, num_classes: int
+) -> models.SelfConClassifier:
+    """Wires network, classifiers and losses."""
+    return models.SelfConClassifier(
+        create_network(backbone, config),
+        num_classes,
+        create_criterion(config) if OBJECTIVES[config.objective].has_exits else None,
+        exit_weight=config.exit_weight,
+        contrast_weight=config.contrast_weight,
+        **schedule(config),
+    )
+
+
+def create_network(
+    backbone: backbones.Backbone, config: SelfConConfig
+) -> backbones.MultiExitBackbone:
+    """Puts the sub-networks on the backbone."""
+    return backbones.MultiExitBackbone.from_backbone(backbone, config.exits, config.subnetwork)
+
+
+def create_criterion(config: SelfConConfig) -> loss.SelfConLoss:
+    """Creates SelfCon's loss."""
     # Labels say which views belong together. Without them SelfCon's authors take each for itself.
     pairs_views = config.objective == "simclr" or config.positive_views
-    criterion = SelfConLoss(
+    return loss.SelfConLoss(
         temperature=config.temperature,
         base_temperature=config.base_temperature,
         subnetwork_weight=config.subnetwork_weight,
         num_views=2 if pairs_views else 1,
-        gather_distributed=gather_distributed,
+        gather_distributed=config.num_processes > 1,
     )
-    schedule = {
+
+
+def schedule(config: SelfConConfig) -> dict[str, Any]:
+    """Returns the options that both models have."""
+    return {
         "projection_dim": config.projection_dim,
         "learning_rate": config.learning_rate,
         "weight_decay": config.weight_decay,
         "warmup_epochs": config.warmup_epochs,
     }
-    if objective.classifies:
-        assert config.dataset is not None
-        assert config.data_dir is not None
-        images, _ = create_train_test(
-            config.dataset,
-            config.data_dir,
-            download=config.download,
-            keep_decoded=config.keep_decoded,
-            max_broken_images=config.max_broken_images,
-        )
-        return SelfConClassifier(
-            network,
-            len(images.classes),
-            criterion if objective.has_exits else None,
-            exit_weight=config.exit_weight,
-            contrast_weight=config.contrast_weight,
-            **schedule,
-        )
-    mix_criterion = MixCoLoss(
-        mix_temperature=config.mix_temperature,
-        mix_weight=config.mix_weight,
-        gather_distributed=gather_distributed,
-    )
-    return SelfCon(
-        network,
-        criterion,
-        supervised=objective.supervised,
-        batch_norm=config.head_batch_norm,
-        mix_criterion=mix_criterion if config.mix_weight > 0 else None,
-        **schedule,
-    )
 
 
-def evaluate_exits(
-    model: SelfCon | SelfConClassifier,
-    backbone: Backbone,
-    images: LabelledImages,
-    test_images: LabelledImages,
-    facts: ImageFacts,
-    protocols: list[str],
-    **options: Any,
-) -> dict[str, dict[str, ProbeResult]]:
-    """Measures backbone, sub-networks and their ensemble with one extraction of all features.
-
-    The options are those of evaluate_parts.
-    """
+def measure(
+    model: models.SelfCon | models.SelfConClassifier,
+    backbone: backbones.Backbone,
+    evaluate: EvaluateNetwork,
+) -> Results:
+    """Measures backbone, sub-networks, their ensemble and the classifiers that were trained."""
     trained = model.network
     # Around the backbone as it was exported; it is not compiled.
-    network = MultiExitBackbone.from_backbone(backbone, trained.exits, trained.subnetwork)
+    network = backbones.MultiExitBackbone.from_backbone(backbone, trained.exits, trained.subnetwork)
     network.load_state_dict(trained.state_dict())
-    parts, extraction = evaluate_parts(
-        network if network.exits else backbone, images, test_images, facts, protocols, **options
-    )
-    if isinstance(model, SelfConClassifier):
-        own = measure_classifiers(model.classifiers, extraction.test)
-        for name, result in zip(name_parts(network), own, strict=True):
-            parts.setdefault(name, {})["classifier"] = result
-    return parts
-
-
-def main() -> None:
-    """Pretrains, exports and evaluates."""
-    config = parse_options(SelfConConfig, __doc__)
-    with fail_in_one_line():
-        config = check_options(config)
-    objective = OBJECTIVES[config.objective]
-    alone = [x for x in PROTOCOLS if x in config.protocol and not PROTOCOLS[x].has_ensemble]
-    if config.exits and alone:
-        print_on_rank_zero(
-            f"Not measured for the ensemble: {', '.join(alone)}. It is the mean of linear "
-            "classifiers' scores and has no features of its own."
+    results, extraction = evaluate(network if network.exits else backbone)
+    skipped = results["backbone"].keys() - results.get("ensemble", results["backbone"]).keys()
+    if skipped:
+        print(
+            f"Not measured for the ensemble: {', '.join(sorted(skipped))}. It is the mean of "
+            "linear classifiers' scores and has no features of its own."
         )
-    pretrain(
-        config.objective,
-        config,
-        create_model,
-        mixed_views=tuple(range(objective.num_views)),
-        transform="cross-entropy" if objective.classifies else "selfcon",
-        num_views=objective.num_views,
-        evaluate=evaluate_exits,
-        needs_labels=objective.supervised,
-    )
+    if not isinstance(model, models.SelfConClassifier):
+        return results
+    own = evaluation.measure_classifiers(model.classifiers, extraction.test)
+    classified = dict(zip(evaluation.name_parts(network), own, strict=True))
+    return {
+        part: {**results.get(part, {}), "classifier": classified[part]}
+        for part in dict.fromkeys([*results, *classified])
+    }
 
+
+recipe = Recipe(
+    "selfcon",
+    SelfConConfig,
+    create_model,
+    transform="selfcon",
+    check=check,
+    specialise=specialise,
+    measure=measure,
+)
 
 if __name__ == "__main__":
-    main()
+    recipe.main()

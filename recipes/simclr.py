@@ -10,51 +10,41 @@ epochs, in float32 (--precision 32-true).
 
 For photographs, start from a measured preset:
 
-    python recipes/simclr.py --config recipes/presets/start-simclr.yaml --data_dir FOLDER
-    python recipes/simclr.py --config recipes/presets/start-simclr-crop-flip.yaml --data_dir FOLDER
+    python recipes/simclr.py --config start-simclr --data_dir FOLDER
+    python recipes/simclr.py --config start-simclr-crop-flip --data_dir FOLDER
 
-The second is for images whose class may depend on colour or sharpness. Each file starts with what
-it reached on CIFAR-10, beside plain SimCLR.
+The second is for images whose class may depend on colour or sharpness. Each preset starts with the
+accuracy it reached on CIFAR-10, beside plain SimCLR. With the package installed, `mixco-lightly
+simclr` is the same command.
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports, which take seconds
-    from mixco_lightly.training.interrupts import end_in_one_line
-
-    end_in_one_line()
-
 from dataclasses import dataclass
 
-from jsonargparse.typing import NonNegativeFloat, PositiveFloat
-
-from mixco_lightly import MixCoLoss
-from mixco_lightly.backbones.backbone import Backbone
-from mixco_lightly.models.simclr import SimCLR
-from mixco_lightly.training.command_line import parse_options
-from mixco_lightly.training.pretraining import PretrainConfig, pretrain
+from mixco_lightly import backbones, loss, models
+from mixco_lightly.training import MixCoConfig, PositiveFloat, Recipe
 
 
-@dataclass
-class SimCLRConfig(PretrainConfig):
-    """Options of SimCLR."""
+@dataclass(frozen=True)
+class SimCLRConfig(MixCoConfig):
+    """SimCLR."""
 
     learning_rate: PositiveFloat = 0.1
-    weight_decay: NonNegativeFloat = 5e-4
     temperature: PositiveFloat = 0.5
     mix_temperature: PositiveFloat = 0.5
     output_dir: str = "runs/simclr"
 
 
-def create_model(backbone: Backbone, config: SimCLRConfig) -> SimCLR:
+def create_model(backbone: backbones.Backbone, config: SimCLRConfig) -> models.SimCLR:
     """Wires backbone and loss."""
-    criterion = MixCoLoss(
+    criterion = loss.MixCoLoss(
         temperature=config.temperature,
         mix_temperature=config.mix_temperature,
         mix_weight=config.mix_weight,
-        gather_distributed=config.devices * config.num_nodes > 1,
+        gather_distributed=config.num_processes > 1,
     )
-    return SimCLR(
+    return models.SimCLR(
         backbone,
         criterion,
         projection_dim=config.projection_dim,
@@ -65,15 +55,13 @@ def create_model(backbone: Backbone, config: SimCLRConfig) -> SimCLR:
 
 
 def count_negatives(config: SimCLRConfig) -> int:
-    """The negatives of a view: both views of the other images on all devices."""
-    return 2 * (config.batch_size * config.devices * config.num_nodes - 1)
+    """The negatives of a view are both views of the other images on all devices."""
+    return 2 * (config.batch_size * config.num_processes - 1)
 
 
-def main() -> None:
-    """Pretrains, exports and evaluates."""
-    config = parse_options(SimCLRConfig, __doc__)
-    pretrain("simclr", config, create_model, mixed_views=(0, 1), count_negatives=count_negatives)
-
+recipe = Recipe(
+    "simclr", SimCLRConfig, create_model, mixed_views=(0, 1), count_negatives=count_negatives
+)
 
 if __name__ == "__main__":
-    main()
+    recipe.main()

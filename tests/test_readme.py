@@ -1,4 +1,4 @@
-"""The README's code runs, and its change to a Lightly pipeline is the three lines it says."""
+"""The code of the README and of docs/ runs, and their links lead somewhere."""
 
 import re
 from pathlib import Path
@@ -8,56 +8,92 @@ import torch
 from lightly.loss import NTXentLoss
 from PIL import Image
 
-from mixco_lightly import MixCoLoss, create_backbone, export_backbone, mix_pairs
+from mixco_lightly import create_backbone, export_backbone
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-CODE = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-(SELFCON,) = (code for code in CODE if "SelfConLoss" in code)
-(FEATURES,) = (code for code in CODE if "load_backbone" in code)
-IN_STEP, SIMCLR = (code for code in CODE if "mix_pairs(" in code)
-AFTER, BEFORE = (code for code in CODE if "DataLoader" in code)
+ROOT = Path(__file__).parent.parent
+PAGES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
+DOCUMENTS = ["README.md", "CHANGELOG.md", "SECURITY.md", *PAGES]
+TEXT = {name: (ROOT / name).read_text() for name in DOCUMENTS}
+BLOCK = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
+(MOCO,) = BLOCK.findall(TEXT["README.md"])
+IN_STEP, SIMCLR, LIGHTNING, EVALUATE, FEATURES, SELFCON = BLOCK.findall(TEXT["docs/pipelines.md"])
+(RECIPE,) = BLOCK.findall(TEXT["docs/recipes.md"])
+DIFF = re.findall(r"```diff\n(.*?)```", TEXT["README.md"], flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("code", [BEFORE, AFTER], ids=["before", "after"])
+def run(code, **names):
+    exec(compile(code, "document", "exec"), names)  # noqa: S102
+    return names
+
+
+def before_the_change():
+    """The README's pipeline with each line that its diff adds replaced by the one it removes."""
+    (diff,) = DIFF
+    lines = diff.splitlines()
+    code = MOCO
+    for old, new in zip(lines[::2], lines[1::2], strict=True):
+        assert old[0] == "-"
+        assert new[0] == "+"
+        assert code.count(f"{new[1:]}\n") == 1
+        code = code.replace(new[1:], old[1:])
+    return f"from lightly.loss import NTXentLoss\n{code}", len(lines) // 2
+
+
+@pytest.mark.parametrize(
+    "code", [before_the_change()[0], MOCO, SIMCLR], ids=["before", "moco", "simclr"]
+)
 def test_the_pipeline_runs_and_its_loss_is_finite(code, capsys):
-    exec(compile(code, "README.md", "exec"), {})  # noqa: S102
+    run(code)
     losses = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
     assert len(losses) == 2
     assert all(0 < loss < 100 for loss in losses)
 
 
-def test_the_selfcon_example_runs_and_all_code_of_the_readme_is_tested():
-    exec(compile(SELFCON, "README.md", "exec"), {})  # noqa: S102
-    assert len(CODE) == 6
+def test_the_change_to_a_lightly_pipeline_is_three_lines_and_leaves_nothing_of_the_package():
+    before, changed = before_the_change()
+    assert changed == 3
+    used = before.partition("create_backbone\n")[2]
+    assert "MixCo" not in used
+    assert "batch[-1]" not in used
+
+
+def test_all_code_of_the_documents_is_tested():
+    counts = {name: len(BLOCK.findall(text)) for name, text in TEXT.items()}
+    tested = {"README.md": 1, "docs/pipelines.md": 6, "docs/recipes.md": 1}
+    assert {name: count for name, count in counts.items() if count} == tested
 
 
 def test_mixing_inside_the_step_runs_with_the_pipelines_names():
-    before_the_loss = AFTER.partition("    loss = ")[0]
+    before_the_loss = MOCO.partition("    loss = ")[0]
     in_step = "".join(f"    {line}\n" for line in IN_STEP.splitlines())
-    code = f"from mixco_lightly import mix_pairs\n{before_the_loss}{in_step}    loss.backward()\n"
-    names = {}
-    exec(compile(code, "README.md", "exec"), names)  # noqa: S102
+    names = run(
+        f"from mixco_lightly import mix_pairs\n{before_the_loss}{in_step}    loss.backward()\n"
+    )
     assert names["mixture"].images.shape[0] == names["query_view"].shape[0] // 2
     assert names["loss"].isfinite()
 
 
-def test_the_simclr_lines_run_and_equal_lightlys_loss_without_mixtures():
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 16))
-    view0, view1 = torch.rand(2, 8, 3, 4, 4)
-    names = {
-        "MixCoLoss": MixCoLoss,
-        "mix_pairs": mix_pairs,
-        "model": model,
-        "view0": view0,
-        "view1": view1,
-        "z0": model(view0),
-        "z1": model(view1),
-    }
-    exec(compile(SIMCLR, "README.md", "exec"), names)  # noqa: S102
-    assert names["loss"].isfinite()
-    assert torch.allclose(
-        names["criterion"](names["z0"], names["z1"]), NTXentLoss()(names["z0"], names["z1"])
-    )
+def test_the_simclr_loss_without_mixtures_equals_lightlys(capsys):
+    names = run(SIMCLR)
+    z0, z1 = names["z0"].detach(), names["z1"].detach()
+    assert torch.allclose(names["criterion"](z0, z1), NTXentLoss()(z0, z1))
+
+
+def test_the_lightning_pipeline_trains_and_exports(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run(LIGHTNING)
+    assert names["trainer"].global_step == 4
+    assert (tmp_path / "runs/mine/backbone/backbone.safetensors").is_file()
+
+
+def test_the_evaluation_measures_percent(capsys):
+    names = run(EVALUATE)
+    assert 0 <= names["result"].top1 <= 100
+    assert re.fullmatch(r"linear [\d.]+ %, kNN [\d.]+ %\n", capsys.readouterr().out)
+
+
+def test_the_selfcon_example_runs():
+    run(SELFCON)
 
 
 def test_the_features_of_one_image_file_are_computed_as_shown(tmp_path, monkeypatch):
@@ -65,23 +101,54 @@ def test_the_features_of_one_image_file_are_computed_as_shown(tmp_path, monkeypa
     backbone = create_backbone("test_resnet", 32)
     export_backbone(backbone, "runs/quickstart/mixco", mean=(0.5,) * 3, std=(0.25,) * 3)
     Image.new("RGB", (640, 480)).save("photo.jpg")
-    names = {}
-    exec(compile(FEATURES, "README.md", "exec"), names)  # noqa: S102
-    assert names["features"].shape == (1, backbone.feature_dim)
+    assert run(FEATURES)["features"].shape == (1, backbone.feature_dim)
 
 
-def test_the_shown_difference_is_that_of_the_two_pipelines_but_for_their_imports():
-    before, after = (
-        [line for line in code.splitlines() if "import" not in line] for code in (BEFORE, AFTER)
+def test_the_recipe_of_ones_own_builds_its_model(tmp_path, monkeypatch):
+    # tests/ runs such a file from an installed wheel, too; here it need only be right.
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_documented_recipe.py").write_text(RECIPE)
+    import my_documented_recipe as mine
+
+    config = mine.recipe.config_class(projection_dim=16, mix_weight=0.5)
+    model = mine.recipe.create_model(create_backbone("test_resnet", 32), config)
+    assert model.criterion.mix_weight == 0.5
+    assert model.projection_head(torch.rand(4, model.backbone.feature_dim)).shape == (4, 16)
+
+
+def anchors(text):
+    """The anchors that GitHub gives a document's headings."""
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    titles = (title.strip().lower() for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE))
+    return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_link_of_a_document_leads_somewhere(name):
+    folder = (ROOT / name).parent
+    for target in re.findall(r"\]\(([^)\s]+)\)", TEXT[name]):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = (folder / path).resolve() if path else ROOT / name
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file.read_text()), target
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_footnote_of_a_document_is_there_and_used(name):
+    defined = re.findall(r"^\[\^([\w-]+)\]:", TEXT[name], re.MULTILINE)
+    used = re.findall(r"\[\^([\w-]+)\](?!:)", TEXT[name])
+    assert sorted(defined) == sorted(set(defined))
+    assert set(defined) == set(used)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_file_that_a_document_names_exists(name):
+    named = set(
+        re.findall(
+            r"(?<![\w/.])(?:mixco_lightly|recipes|docs|tests)/[\w/.-]+\.(?:py|png|yaml|md)",
+            TEXT[name],
+        )
     )
-    changed = [pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]]
-    (shown,) = re.findall(r"```diff\n(.*?)```", README, flags=re.DOTALL)
-    assert shown.splitlines() == [line for old, new in changed for line in (f"-{old}", f"+{new}")]
-    assert len(changed) == 3
-
-
-def test_every_recipe_and_file_that_the_readme_names_exists():
-    root = Path(__file__).parent.parent
-    named = set(re.findall(r"(?:mixco_lightly|recipes|docs)/[\w/.-]+\.(?:py|png|yaml)", README))
-    assert len(named) > 5
-    assert not [name for name in named if not (root / name).is_file()]
+    assert not [path for path in named if not (ROOT / path).is_file()]

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from mixco_lightly import create_backbone, export_backbone, load_backbone
-from mixco_lightly.data.datasets import check_name, create_dataset
+from mixco_lightly.data.catalogue import create_dataset, get_dataset
+from mixco_lightly.studies.plan import plan_runs
 from tests.run_recipe import RECIPES
 
 SOURCES = sorted(
@@ -124,7 +125,7 @@ NAMES = ["..", "../..", "../evil", "/tmp/evil", "a/../../evil", ".", "", "a\0b",
 @pytest.mark.parametrize("name", NAMES)
 def test_no_name_in_a_study_leads_out_of_its_folder(name, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPES))
-    from mixco_lightly.studies.compare import CompareConfig, plan
+    from compare import CompareConfig, find_config_classes
 
     config = CompareConfig(
         base={"epochs": 1, "mix_weight": 0},
@@ -135,7 +136,7 @@ def test_no_name_in_a_study_leads_out_of_its_folder(name, tmp_path, monkeypatch)
         transfer={name: {"dataset": "digits"}},
     )
     root = tmp_path / "study"
-    for run in plan(config, root):
+    for run in plan_runs(config, root, *find_config_classes()):
         for folder in (run.folder, run.transfer_folder(name)):
             resolved = folder.resolve()
             assert root in resolved.parents
@@ -148,7 +149,7 @@ def test_no_name_of_a_data_set_is_taken_for_a_path(name, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="There is no dataset"):
         create_dataset(name, tmp_path, train=True)
     with pytest.raises(ValueError, match="There is no dataset"):
-        check_name(name)
+        get_dataset(name)
 
 
 def test_annotations_cannot_name_images_of_other_folders(tmp_path):
@@ -156,7 +157,7 @@ def test_annotations_cannot_name_images_of_other_folders(tmp_path):
     (tmp_path / "wnids.txt").write_text("n01")
     for name in ("../../secret.JPEG", "/etc/secret.JPEG", "..\\secret.JPEG"):
         (tmp_path / "val" / "val_annotations.txt").write_text(f"{name}\tn01\n")
-        with pytest.raises(ValueError, match="names an image of another folder"):
+        with pytest.raises(ValueError, match="names an image in another folder"):
             create_dataset("tiny-imagenet", tmp_path, train=False)
 
 

@@ -1,4 +1,4 @@
-"""What is trained, its timm side: backbones fitted to an image size, exits, exports."""
+"""Backbones from timm: fitted to the image size, with several exits, exported and loaded."""
 
 from typing import TYPE_CHECKING
 

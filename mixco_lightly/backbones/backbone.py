@@ -1,4 +1,4 @@
-"""Any timm model as a backbone whose stem fits the image size."""
+"""Builds any timm model as a backbone whose stem fits the image size."""
 
 from __future__ import annotations
 
@@ -11,16 +11,10 @@ import timm
 from torch import Tensor, nn
 from torchvision import transforms
 
-from mixco_lightly.backbones.image_size import (
-    TIMM_ERRORS,
-    Fit,
-    Fitting,
-    measure_feature_dim,
-    reason_of,
-    remove_strides,
-    set_patch_size,
-)
+from mixco_lightly.backbones.choice import Fit, Fitting
+from mixco_lightly.backbones.surgery import remove_strides, set_patch_size
 from mixco_lightly.backbones.tap_conv import use_tap_convolutions
+from mixco_lightly.backbones.trace import TIMM_ERRORS, measure_feature_dim, reason_of
 from mixco_lightly.data.eval_transform import create_eval_transform, resized_side
 
 logger = logging.getLogger(__name__)
@@ -29,20 +23,20 @@ logger = logging.getLogger(__name__)
 class Backbone(nn.Module):
     """A timm model without its head, and what is needed to build it again.
 
-    :func:`create_backbone` and :func:`mixco_lightly.load_backbone` make it.
+    Create one with :func:`create_backbone` or :func:`mixco_lightly.load_backbone`.
 
     Attributes:
         model: The timm model; its state dict has timm's own names.
         name: The timm name.
-        image_size: Height and width of the images it was made for.
+        image_size: Height and width of the images that it was built for.
         in_chans: Channels of the images.
         fit: What was chosen for that image size.
         stem: "timm" or "small".
-        timm_kwargs: Further arguments that the timm model was made with.
+        timm_kwargs: The user's arguments of the timm model.
         feature_dim: Number of features, measured by a forward pass.
-        mean: Mean of each channel that images must be normalised with. Pretrained weights and
-            exports have one; otherwise it is None. (For other than 3 channels, pretrained weights
-            have the mean over the 3.)
+        mean: Mean of each channel that images must be normalised with; None unless the weights
+            are pretrained or loaded from an export that records it. If pretrained weights are used
+            with other than 3 channels, every channel has the average of the published three.
         std: Standard deviation of each channel, likewise.
         resize: Length that :attr:`transform` resizes an image's shorter side to.
     """
@@ -74,10 +68,10 @@ class Backbone(nn.Module):
 
     @property
     def transform(self) -> transforms.Compose:
-        """The evaluation transform: turns a PIL image into what the backbone takes.
+        """The evaluation transform, from a PIL image to a tensor that the backbone takes.
 
         It resizes the shorter side to ``resize``, crops the centre to ``image_size``, and
-        normalises with ``mean`` and ``std``. Convert images of other modes first:
+        normalises with ``mean`` and ``std``. Convert images of other modes first, as with
         ``image.convert("RGB")``.
 
         Raises:
@@ -113,44 +107,46 @@ def create_backbone(
 ) -> Backbone:
     """Creates a timm model without its head, with a stem that fits the image size.
 
-    Published stems are made for 224 pixels: at 32, ResNet's 7x7 stem and pool, followed by its
-    stages, leave a single pixel, and a ViT's patches of 16 leave four tokens. The small stem:
+    Published stems are designed for 224 pixels. Of 32 pixels, a ResNet's 7x7 stem, pool and stages
+    leave a single position, and a ViT's patches of 16 leave four tokens. The small stem keeps more:
 
     - Convolutional networks: the first convolution gets stride 1 and a kernel of at most 3x3, and
-      a pool behind it goes, as in SimCLR's and SupCon's ResNets for CIFAR, which costs about 16
-      times the work. Where the total stride is above 16 still, so that 32 pixels would leave a
-      single one, the next layers from the image downwards lose their stride too.
-    - Networks that are bound to their image size and begin with convolutions (LeViT, MaxViT) are
-      made likewise, for images that are larger by the removed strides: their maps are the same.
-    - Transformers on patches, and MLP-Mixers: patches of 1/8 of the image side, hence 64 tokens;
-      those with stages (Swin, CoaT, Sequencer): 1/16, with windows of 4. Where timm fixes the
-      patches, they are set in the model that it has built, for as many tokens.
+      a pool behind it is removed, as in SimCLR's and SupCon's ResNets for CIFAR. This costs about
+      16 times the work. If the total stride is still above 16, the next layers from the image
+      downwards lose their stride too, so that 32 pixels leave more than one position.
+    - Fixed-size networks that begin with convolutions (LeViT, MaxViT) lose the same strides and
+      are built for images larger by these strides, so that their later maps stay the same.
+    - Transformers on patches and MLP-Mixers get patches of 1/8 of the image side, that is 64
+      tokens. Those with stages (Swin, CoaT, Sequencer) get 1/16 and windows of 4. If timm's
+      constructor does not take a patch size, the patches are set in the built model.
 
-    What a timm model takes is read from its constructor and from timm's description of its first
-    convolution, and tried on the meta device before anything is built.
+    Nothing is known by model name: timm's constructor and description say what a model takes, and
+    choices are tried on the meta device before the model is built.
 
     Args:
         name: A timm model name, optionally with a weight tag, such as "resnet18".
         image_size: Height and width of the images in pixels.
         in_chans: Channels of the images.
-        stem: "timm" as published, "small" for small images, or "auto": small up to 64 pixels
-            where the published stem leaves fewer than 8x8 positions, and published above, or where
-            ``pretrained`` weights belong to the published stem; the other one where that does not
-            take the images. The choice is logged and stands in ``.stem``.
-        pretrained: If True, timm's published weights are loaded (from the local cache, else
-            downloaded), and fitted by timm's resampling to other patches and positions. The small
-            stem keeps the centre of a larger pretrained kernel.
-        **timm_kwargs: Passed to ``timm.create_model``; they win over the choices made here.
+        stem: "timm" (as published), "small", or "auto". "auto" takes the small stem if the image
+            has at most 64 pixels, the published stem leaves fewer than 8x8 positions and
+            ``pretrained`` is False; otherwise the published one. If the model does not take the
+            images with that stem, "auto" takes the other. The choice is logged and is in
+            ``.stem``.
+        pretrained: If True, timm's published weights are loaded from the local cache, or
+            downloaded, and timm resamples them to other patches and positions. The small stem
+            keeps the centre of a larger pretrained kernel.
+        **timm_kwargs: Passed to ``timm.create_model``; they override the choices made here.
 
     Returns:
         A module with ``.feature_dim``, ``.name`` and ``.stem`` that maps images (N, in_chans,
         image_size, image_size) to features (N, feature_dim).
 
     Raises:
-        ValueError: If timm has no such name (the message has the nearest ones), if stem is not
-            one of the three, or if the model cannot take images of this size (the message has the
-            next size that it takes, or the stem), or its pretrained weights cannot be fitted.
-        FileNotFoundError: If pretrained weights are neither in the local cache nor within reach.
+        ValueError: If timm has no such name (the message lists the nearest ones), if stem is not
+            one of the three, if the model cannot take images of this size (the message names the
+            next size or the stem that works), or if its pretrained weights do not fit.
+        FileNotFoundError: If pretrained weights are not in the local cache and cannot be
+            downloaded.
 
     Examples:
         >>> import torch
@@ -185,7 +181,7 @@ def build_backbone(
     timm_kwargs: dict[str, Any],
     pretrained: bool = False,
 ) -> Backbone:
-    """Builds what :func:`create_backbone` or an export has chosen.
+    """Builds a backbone from a fit that was chosen or recorded.
 
     Args:
         name: A timm model name.
@@ -200,7 +196,8 @@ def build_backbone(
 
     Raises:
         ValueError: If timm cannot build it.
-        FileNotFoundError: If pretrained weights are neither in the local cache nor within reach.
+        FileNotFoundError: If pretrained weights are not in the local cache and cannot be
+            downloaded.
     """
     try:
         model = timm.create_model(
@@ -239,7 +236,10 @@ def build_backbone(
 
 
 def _per_channel(values: Sequence[float], in_chans: int) -> tuple[float, ...]:
-    """Published values of three channels for another number of them, which timm's weights mix."""
+    """Returns one value per channel: the published ones, else their average.
+
+    timm sums or repeats its pretrained weights for another number of channels.
+    """
     if len(values) == in_chans:
         return tuple(values)
     return (sum(values) / len(values),) * in_chans

@@ -1,4 +1,4 @@
-"""A trained backbone as safetensors weights and a JSON description, without pickle."""
+"""Writes and loads a trained backbone: safetensors weights and a JSON description, no pickle."""
 
 from __future__ import annotations
 
@@ -16,31 +16,19 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from mixco_lightly.backbones.backbone import Backbone, build_backbone, create_backbone
-from mixco_lightly.backbones.image_size import Fit
-from mixco_lightly.data.eval_transform import INTERPOLATION
-from mixco_lightly.files import TEMPORARY_PREFIX, hash_file, replace_file
+from mixco_lightly.backbones.choice import Fit
+from mixco_lightly.backbones.description import (
+    CONFIG_NAME,
+    REFUSED_KWARGS,
+    WEIGHTS_NAME,
+    describe,
+    read_config,
+    successor_of,
+)
+from mixco_lightly.files import replace_file
 
-# Arguments of timm.create_model that load files or weights: not a part of the architecture.
-_REFUSED_KWARGS = {
-    "pretrained",
-    "pretrained_cfg",
-    "pretrained_cfg_overlay",
-    "pretrained_strict",
-    "checkpoint_path",
-    "cache_dir",
-    "name",
-    "model_name",
-    "image_size",
-    "in_chans",
-    "stem",
-}
-# Arguments that create_backbone chooses by itself.
-_CHOSEN_KWARGS = {
-    *("img_scale", "img_size", "patch_kernel", "patch_padding", "patch_size", "patch_stride"),
-    *("global_pool", "window_size"),
-}
-# Arguments of timm.create_model that do not change the features. Models that depend on img_size
-# have weights, or take images, of that size only.
+# Arguments of timm.create_model that do not change the features of a network with given weights.
+# (A network that depends on img_size has weights, or takes images, of that size only.)
 _HARMLESS_KWARGS = {
     "img_size",
     "drop_rate",
@@ -51,12 +39,8 @@ _HARMLESS_KWARGS = {
     "pos_drop_rate",
     "proj_drop_rate",
 }
-# Prefix of the weights' names if timm's own network of that name would have other features.
+# Prefix of the weights' names if timm's network of that name would compute other features.
 _PREFIX = "use_mixco_lightly_load_backbone."
-WEIGHTS_NAME = "backbone.safetensors"
-CONFIG_NAME = "backbone.json"
-_FORMAT = "mixco-lightly backbone 2"
-_FORMAT_WITHOUT_DIGEST = "mixco-lightly backbone 1"
 
 
 def export_backbone(
@@ -68,27 +52,28 @@ def export_backbone(
     training: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes a backbone's weights, and a description that says how to build and feed it.
+    """Writes a backbone's weights, and a description of how to build and feed it.
 
-    ``backbone.safetensors`` has the weights. Those of a published stem have timm's own names and
-    load into ``timm.create_model(name, num_classes=0)``. A small stem, or other ``timm_kwargs``,
-    change strides, pooling or activations, which timm's network of the same shapes does not know.
-    Then every name starts with ``use_mixco_lightly_load_backbone.``, and timm refuses the file,
-    with ``strict=False`` too. ``load_backbone(directory).model`` is the timm network.
+    ``backbone.safetensors`` has the weights. With a published stem they have timm's names and load
+    into ``timm.create_model(name, num_classes=0)``. A small stem or other ``timm_kwargs`` can
+    change strides, pooling or activations without changing a weight's shape: timm would load the
+    weights into a network with other features. To prevent that, every name then starts with
+    ``use_mixco_lightly_load_backbone.`` and timm refuses the file, even with ``strict=False``.
+    ``load_backbone(directory).model`` is the timm network.
 
-    ``backbone.json`` describes the network, and the transform of its images in these fields:
+    ``backbone.json`` describes the network and the evaluation transform of its images:
 
     - ``resize``: length that the shorter side is resized to, in pixels;
-    - ``interpolation``: how, always "bilinear";
+    - ``interpolation``: always "bilinear";
     - ``crop``: side of the centre crop, equal to ``image_size``;
-    - ``mean`` and ``std``: what each channel in [0, 1] is normalised with; null if not known.
+    - ``mean`` and ``std``: what normalises each channel in [0, 1]; null if not known.
 
     Args:
-        module: A backbone from :func:`create_backbone`, or a module with one in ``.backbone``,
-            such as :class:`mixco_lightly.models.moco.MoCo`.
-        directory: Where to write; made if missing.
+        module: A backbone from :func:`mixco_lightly.create_backbone`, or a module with one in
+            ``.backbone``, such as :class:`mixco_lightly.models.MoCo`.
+        directory: Where to write; created if missing.
         mean: Mean of each channel that the training images were normalised with. Default: the
-            backbone's own, which it has if it was pretrained.
+            backbone's ``mean``, which is set if it was pretrained or loaded.
         std: Standard deviation of each channel, likewise.
         training: Settings of the training, of JSON's types.
         metrics: Results, of JSON's types.
@@ -97,7 +82,7 @@ def export_backbone(
         The directory.
 
     Raises:
-        ValueError: If the module is no such backbone and has none.
+        ValueError: If the module is not such a backbone and does not have one.
 
     Examples:
         >>> import json, tempfile
@@ -113,184 +98,39 @@ def export_backbone(
     backbone = module if isinstance(module, Backbone) else getattr(module, "backbone", None)
     if not isinstance(backbone, Backbone):
         raise ValueError(
-            f"Only a backbone from create_backbone can be exported, got {type(module).__name__}."
+            "export_backbone needs a backbone from create_backbone, or a module with one in "
+            f".backbone, got {type(module).__name__}."
         )
     mean = backbone.mean if mean is None else mean
     std = backbone.std if std is None else std
-    config = {
-        "format": _FORMAT,
-        "name": backbone.name,
-        "image_size": backbone.image_size,
-        "in_chans": backbone.in_chans,
-        "stem": backbone.stem,
-        "timm_kwargs": {
-            name: value
-            for name, value in backbone.timm_kwargs.items()
-            if name not in _REFUSED_KWARGS
-        },
-        # What the image size and the stem came to, so that a later version builds the same.
-        "chosen_kwargs": {
-            name: value
-            for name, value in backbone.fit.kwargs.items()
-            if name not in backbone.timm_kwargs
-        },
-        "removed_strides": list(backbone.fit.removed),
-        "patch_size": backbone.fit.patch_size,
-        "feature_dim": backbone.feature_dim,
-        "resize": backbone.resize,
-        "interpolation": INTERPOLATION,
-        "crop": backbone.image_size,
-        "mean": None if mean is None else list(mean),
-        "std": None if std is None else list(std),
-        "training": dict(training or {}),
-        "metrics": dict(metrics or {}),
-    }
+    weights = save(_named_weights(backbone), metadata={"format": "pt"})
+    digest = hashlib.sha256(weights).hexdigest()
+    config = describe(backbone, mean, std, training, metrics, digest)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    weights = save(_named_weights(backbone), metadata={"format": "pt"})
-    config = json.loads(json.dumps(config))  # as it is read again
-    config["sha256"] = _digest(config, hashlib.sha256(weights).hexdigest())
-    # Two files cannot be replaced at once: a kill between them leaves the new description under
-    # this name, and read_config finds it there.
-    with replace_file(_successor(directory)) as file:
+    # Two files cannot be replaced at once. If the process is killed between them, the new
+    # description is left under the successor's name, and read_config finds it there.
+    with replace_file(successor_of(directory)) as file:
         file.write((json.dumps(config, indent=2) + "\n").encode())
     with replace_file(directory / WEIGHTS_NAME) as file:
         file.write(weights)
-    os.replace(_successor(directory), directory / CONFIG_NAME)
+    os.replace(successor_of(directory), directory / CONFIG_NAME)
     return directory
 
 
-def _named_weights(backbone: Backbone) -> dict[str, Tensor]:
-    """Returns the weights under the names that they have in the file."""
-    state = {
-        # Copies, because layers may share weights, and a safetensors file may not.
-        name: tensor.detach().to("cpu", copy=True).contiguous()
-        for name, tensor in backbone.model.state_dict().items()
-    }
-    fit = backbone.fit
-    kwargs = {**fit.kwargs, **backbone.timm_kwargs}.keys() - _REFUSED_KWARGS
-    if not fit.removed and fit.patch_size is None and kwargs <= _HARMLESS_KWARGS:
-        return state
-    named = {_PREFIX + name: tensor for name, tensor in state.items()}
-    # strict=False skips names that it does not know, but never a shape that does not fit.
-    named[next(name for name, tensor in state.items() if tensor.dim())] = torch.empty(0)
-    return named
-
-
-def _successor(directory: Path) -> Path:
-    return directory / f"{TEMPORARY_PREFIX}{CONFIG_NAME}"
-
-
-def _digest(config: Mapping[str, Any], weights_digest: str) -> str:
-    """SHA-256 of a description, whose own is left out, and of its weights'."""
-    described = {name: value for name, value in config.items() if name != "sha256"}
-    text = json.dumps(described, sort_keys=True) + weights_digest
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def read_config(directory: str | Path) -> dict[str, Any]:
-    """Reads the description of an exported backbone, and checks that both files are as written.
-
-    Args:
-        directory: Where :func:`export_backbone` wrote it.
-
-    Returns:
-        The content of ``backbone.json``.
-
-    Raises:
-        FileNotFoundError: If ``backbone.json`` or ``backbone.safetensors`` is missing.
-        ValueError: If it is not a description of a backbone, or if the SHA-256 of the two files is
-            not the one that was written with them.
-    """
-    path, weights = Path(directory) / CONFIG_NAME, Path(directory) / WEIGHTS_NAME
-    successor = _successor(Path(directory))
-    if not path.is_file() and not successor.is_file():
-        raise FileNotFoundError(
-            f"There is no {CONFIG_NAME} in {directory}: expected a run's output_dir or a folder "
-            "written by export_backbone."
-        )
-    if not weights.is_file():
-        raise FileNotFoundError(f"There is no {WEIGHTS_NAME} in {directory}.")
-    weights_digest = hash_file(weights)
-    if successor.is_file():
-        config = _parse(successor)
-        if config.get("sha256") == _digest(config, weights_digest):
-            return config
-    config = _parse(path)
-    if config["format"] == _FORMAT and config.get("sha256") != _digest(config, weights_digest):
-        raise ValueError(
-            f"{path} and {weights} are not as they were exported, or not of one export: their "
-            "SHA-256 is not the recorded one. Put a copy of both back, or export again."
-        )
-    return config
-
-
-def _parse(path: Path) -> dict[str, Any]:
-    """A description; ValueError if it is none."""
-    try:
-        config = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    required = {"format", "name", "image_size", "in_chans", "stem", "timm_kwargs"}
-    missing = sorted(required - config.keys()) if isinstance(config, dict) else sorted(required)
-    if missing:
-        raise ValueError(f"{path} does not describe a backbone: it lacks {', '.join(missing)}.")
-    if config["format"] not in (_FORMAT, _FORMAT_WITHOUT_DIGEST):
-        raise ValueError(
-            f"{path}: the format must be {_FORMAT!r}, got {config['format']!r}: it is damaged, or "
-            "of a later version of mixco-lightly."
-        )
-    types = {"name": str, "image_size": int, "in_chans": int, "stem": str, "timm_kwargs": dict}
-    for name, expected in types.items():
-        if not isinstance(config[name], expected):
-            raise ValueError(
-                f"{path}: {name} must be of type {expected.__name__}, got {config[name]!r}."
-            )
-    if not isinstance(config.get("training", {}), dict):
-        raise ValueError(f"{path}: training must be of type dict, got {config['training']!r}.")
-    for name in ("mean", "std"):
-        values = config.get(name) or []
-        if not isinstance(values, list) or not all(isinstance(x, (int, float)) for x in values):
-            raise ValueError(f"{path}: {name} must be a list of numbers, got {values!r}.")
-    side, resize = config["image_size"], config.get("resize")
-    if resize is not None and (not isinstance(resize, int) or resize < side):
-        raise ValueError(
-            f"{path}: resize must be a length of at least image_size={side}, got {resize!r}."
-        )
-    for name, only in (("crop", side), ("interpolation", INTERPOLATION)):
-        if config.get(name, only) != only:
-            raise ValueError(f"{path}: {name} must be {only!r}, got {config[name]!r}.")
-    refused = sorted(_REFUSED_KWARGS & config["timm_kwargs"].keys())
-    if refused:
-        raise ValueError(f"{path}: timm_kwargs must not have {', '.join(refused)}.")
-    chosen, removed = config.get("chosen_kwargs", {}), config.get("removed_strides", [])
-    if not isinstance(chosen, dict) or not chosen.keys() <= _CHOSEN_KWARGS:
-        raise ValueError(
-            f"{path}: chosen_kwargs may have {', '.join(sorted(_CHOSEN_KWARGS))}, got {chosen!r}."
-        )
-    if not isinstance(removed, list) or not all(isinstance(name, str) for name in removed):
-        raise ValueError(f"{path}: removed_strides must be names of layers, got {removed!r}.")
-    patch_size = config.get("patch_size")
-    if patch_size is not None and (not isinstance(patch_size, int) or patch_size < 1):
-        raise ValueError(
-            f"{path}: patch_size must be a side in pixels or null, got {patch_size!r}."
-        )
-    return dict(config)
-
-
 def load_backbone(directory: str | Path) -> Backbone:
-    """Builds an exported backbone again, with its weights, in eval mode.
+    """Loads an exported backbone in eval mode.
 
     Args:
         directory: Where :func:`export_backbone` wrote it, or a run's output folder.
 
     Returns:
-        The backbone. Its features equal those of the exported one bit by bit, and its
-        ``.transform`` turns a PIL image into what it was trained to see.
+        The backbone. Its features equal the exported backbone's bit by bit, and its
+        ``.transform`` prepares a PIL image as the evaluation does.
 
     Raises:
         FileNotFoundError: If ``backbone.json`` or ``backbone.safetensors`` is missing.
-        ValueError: If one of them is damaged, or they do not belong together.
+        ValueError: If a file is damaged, or if the two do not belong together.
 
     Examples:
         >>> import tempfile
@@ -317,7 +157,7 @@ def load_backbone(directory: str | Path) -> Backbone:
         for name, tensor in state.items()
         if name.startswith(_PREFIX)
     }
-    state = prefixed or state  # a published stem, and every export of an earlier version, has none
+    state = prefixed or state  # published stems and exports of earlier versions have no prefix
     try:
         backbone = _build(config)
     except ValueError as error:
@@ -334,11 +174,29 @@ def load_backbone(directory: str | Path) -> Backbone:
     return backbone.eval()
 
 
+def _named_weights(backbone: Backbone) -> dict[str, Tensor]:
+    """Returns the weights under their names in the file."""
+    state = {
+        # Copied, because layers may share weights and safetensors refuses shared memory.
+        name: tensor.detach().to("cpu", copy=True).contiguous()
+        for name, tensor in backbone.model.state_dict().items()
+    }
+    fit = backbone.fit
+    kwargs = {**fit.kwargs, **backbone.timm_kwargs}.keys() - REFUSED_KWARGS
+    if not fit.removed and fit.patch_size is None and kwargs <= _HARMLESS_KWARGS:
+        return state
+    named = {_PREFIX + name: tensor for name, tensor in state.items()}
+    # strict=False skips unknown names, but raises for a wrong shape.
+    named[next(name for name, tensor in state.items() if tensor.dim())] = torch.empty(0)
+    return named
+
+
 def _build(config: Mapping[str, Any]) -> Backbone:
-    """The backbone that a description describes, with random weights."""
+    """Builds the described backbone, with random weights."""
     name, image_size, in_chans = config["name"], config["image_size"], config["in_chans"]
     stem, timm_kwargs = config["stem"], config["timm_kwargs"]
-    if "removed_strides" not in config or not timm.is_model(name):  # of an earlier version
+    if "removed_strides" not in config or not timm.is_model(name):
+        # Earlier versions did not record the choices; for an unknown name this raises.
         return create_backbone(name, image_size, in_chans, stem, **timm_kwargs)
     removed = tuple(config["removed_strides"])
     chosen, feature_dim = config.get("chosen_kwargs", {}), config.get("feature_dim", 0)

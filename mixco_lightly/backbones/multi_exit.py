@@ -1,4 +1,4 @@
-"""Sub-networks on the stages of a timm backbone: a network with several exits."""
+"""A timm backbone with sub-networks on its stages: a network with several exits."""
 
 from __future__ import annotations
 
@@ -16,48 +16,47 @@ SUBNETWORKS = ("fc", "small", "same")
 
 
 class MultiExitBackbone(nn.Module):
-    """A backbone with sub-networks that leave it after chosen stages, as in SelfCon [0].
+    """A backbone with sub-networks on chosen stages, as in SelfCon [0].
 
-    One forward of the backbone, the trunk, serves all exits: each sub-network goes on from the
-    feature map of its stage to as many features as the backbone has. Parameters are shared up to
-    there and not beyond.
+    All exits share one forward of the backbone. Each sub-network computes as many features as the
+    backbone from the feature map of its stage; it shares no parameters with the later stages.
 
-    Sub-networks of the authors' code (raymin0223/self-contrastive-learning at commit 5e7c2c5):
+    The sub-networks are the authors' (raymin0223/self-contrastive-learning at commit 5e7c2c5):
 
-    - "fc": global average pool and one linear layer, for every family of backbones.
-    - "same": fresh copies of the backbone's remaining stages, for timm's ``ResNet`` class, which
-      also makes ResNeXt, SE-ResNet and the like.
-    - "small": the same with half as many blocks in each stage, rounded down, but at least one.
+    - "fc": global average pool and one linear layer, for any backbone.
+    - "same": newly initialised copies of the backbone's remaining stages, for timm's ``ResNet``
+      class, which includes ResNeXt, SE-ResNet and others.
+    - "small": as "same", with half as many blocks in each stage, rounded down, but at least one.
 
-    Stages are the entries of timm's ``feature_info`` from 1, without a stem: 1 to 4 of a ResNet,
-    ConvNeXt or Swin, 1 to 5 of an EfficientNet. A ViT's are its blocks. An exit is possible after
-    each but the last.
+    Stages are numbered from 1 along timm's ``feature_info``, not counting a stem: 1 to 4 for a
+    ResNet, ConvNeXt or Swin, 1 to 5 for an EfficientNet, and one for each block of a ViT. An exit
+    can follow any stage but the last.
 
     - [0]: SelfCon, 2021, https://arxiv.org/abs/2106.15499
 
     Args:
         backbone_name: A timm model name for :func:`mixco_lightly.create_backbone`.
         image_size: Height and width of the images in pixels.
-        exits: Stages after which a sub-network leaves, rising. The default is that of the
-            authors' scripts for ResNets. Without any, the only exit is the backbone.
-        subnetwork: "fc", "small" or "same". The default is that of the authors' CIFAR-100 script;
-            their ImageNet script has "same".
+        exits: Stages that a sub-network follows, in ascending order. The default is the authors'
+            for ResNets. If empty, the only exit is the backbone's own.
+        subnetwork: "fc", "small" or "same". The default is the authors' for CIFAR-100; for
+            ImageNet they use "same".
         stem: "timm", "small" or "auto", as in ``create_backbone``.
-        pretrained: If True, timm's published weights are loaded; sub-networks start at random.
+        pretrained: If True, timm's published weights are loaded into the backbone. Sub-networks
+            are always initialised at random.
         **backbone_kwargs: Passed to ``create_backbone``: ``in_chans`` and timm's own arguments.
 
     Attributes:
-        backbone: The :class:`mixco_lightly.backbones.backbone.Backbone`, with timm's ``forward`` of
-            its own, to be exported or used alone.
+        backbone: The :class:`mixco_lightly.Backbone`, which can be exported or used alone.
         subnetworks: The sub-networks in the order of ``exits``.
         exits: The stages.
         subnetwork: "fc", "small" or "same".
-        feature_dim: Number of features of each exit, that of the backbone.
+        feature_dim: Number of features of each exit, the same as the backbone's.
 
     Raises:
-        ValueError: If the backbone cannot be made, if it has no stages that timm gives access
-            to, if exits are not rising stages before the last, or if there is no such
-            sub-network for it.
+        ValueError: If the backbone cannot be built, if timm gives no access to its stages, if
+            exits are not ascending stages before the last, or if it cannot have such
+            sub-networks.
 
     Examples:
         >>> import torch
@@ -87,18 +86,18 @@ class MultiExitBackbone(nn.Module):
     def from_backbone(
         cls, backbone: Backbone, exits: Sequence[int] = (2,), subnetwork: str = "fc"
     ) -> MultiExitBackbone:
-        """Adds sub-networks to a backbone that is there already.
+        """Adds sub-networks to an existing backbone.
 
         Args:
             backbone: From ``create_backbone`` or ``load_backbone``; it is not copied.
-            exits: Stages after which a sub-network leaves, rising.
+            exits: Stages that a sub-network follows, in ascending order.
             subnetwork: "fc", "small" or "same".
 
         Returns:
             The network.
 
         Raises:
-            ValueError: As the class does.
+            ValueError: As for the class.
 
         Examples:
             >>> from mixco_lightly import MultiExitBackbone, create_backbone
@@ -129,7 +128,7 @@ class MultiExitBackbone(nn.Module):
             before >= after for before, after in zip(self.exits, self.exits[1:], strict=False)
         ):
             raise ValueError(
-                f"exits must be rising stages from 1 to {last} of {backbone.name}, got "
+                f"exits must be stages from 1 to {last} of {backbone.name} in ascending order, got "
                 f"{self.exits}."
             )
         # Positions in timm's feature_info, which may start with the stem.
@@ -151,8 +150,8 @@ class MultiExitBackbone(nn.Module):
             images: Shape (N, in_chans, image_size, image_size).
 
         Returns:
-            Features of shape (N, feature_dim): the sub-networks' in the order of ``exits``, the
-            backbone's last. The last equal ``backbone(images)`` bit by bit.
+            Features of shape (N, feature_dim) of the sub-networks in the order of ``exits``, then
+            of the backbone. The backbone's equal ``backbone(images)`` bit by bit.
         """
         if not self.exits:
             return [self.backbone(images)]
@@ -163,18 +162,18 @@ class MultiExitBackbone(nn.Module):
 
 
 def _find_stages(backbone: Backbone) -> list[int]:
-    """Positions of the stages in timm's feature_info, without that of a stem.
+    """Returns the positions of the stages in timm's feature_info, which may begin with a stem.
 
-    A stem is there in some families only. Its name is unlike those of the stages, which are
-    numbered: act1, layer1, layer2, ... or stem, s1, s2, ...
+    A stem is recognised by its name, because stages share theirs but for a number: act1, layer1,
+    layer2, ... or stem, s1, s2, ...
     """
     model: Any = backbone.model
     infos = getattr(model, "feature_info", None)
     if not infos or len(infos) < 2 or not hasattr(model, "forward_intermediates"):
         raise ValueError(
-            f"{backbone.name} has no stages that timm gives access to (feature_info and "
-            "forward_intermediates), so that no sub-network can leave it: choose another "
-            "backbone, such as resnet18, or exits=() for the backbone alone."
+            f"timm gives no access to stages of {backbone.name} (feature_info and "
+            "forward_intermediates), so it can have no sub-networks. Choose another backbone, "
+            "such as resnet18, or exits=() for the backbone alone."
         )
     first, second = ("".join(c for c in info["module"] if not c.isdigit()) for info in infos[:2])
     return list(range(len(infos)))[first != second :]
@@ -182,13 +181,14 @@ def _find_stages(backbone: Backbone) -> list[int]:
 
 @torch.no_grad()
 def _check_intermediates(backbone: Backbone, indices: list[int]) -> list[int]:
-    """The channels of the feature maps; ValueError if the features are not those of forward.
+    """Returns the channels of the feature maps.
 
-    A family's forward may do what its forward_intermediates leaves out.
+    Raises a ValueError if forward_intermediates does not compute the features of forward: some
+    families do more in forward.
     """
     model: Any = backbone.model
     shape = (2, backbone.in_chans, backbone.image_size, backbone.image_size)
-    # No random numbers: those that follow must not depend on this check.
+    # Not drawn at random, so that this check does not change the weights drawn after it.
     images = torch.linspace(-1, 1, torch.Size(shape).numel()).view(shape)
     images = images.to(next(model.parameters()))
     modes = [(module, module.training) for module in model.modules()]
@@ -201,28 +201,28 @@ def _check_intermediates(backbone: Backbone, indices: list[int]) -> list[int]:
             module.training = training
     if not are_equal or any(x.dim() != 4 for x in maps):
         raise ValueError(
-            f"timm {timm.__version__} does not give the feature maps of {backbone.name} as part "
-            "of its forward: choose another backbone, such as resnet18, or exits=() for the "
+            f"timm {timm.__version__} does not compute the feature maps of {backbone.name} as part "
+            "of its forward. Choose another backbone, such as resnet18, or exits=() for the "
             "backbone alone."
         )
     return [x.shape[1] for x in maps]
 
 
 def _copy_stages(backbone: Backbone, stage: int, halved: bool) -> nn.Sequential:
-    """The stages of a ResNet after the given one, with weights of their own, and its pool.
+    """Returns the stages of a ResNet after the given one, newly initialised, and its pool.
 
-    They are taken out of a second model that timm makes with fewer blocks: strides, kinds of
-    block and initialisation are then timm's. The authors do not initialise the last BatchNorm of a
-    block with zero, as timm does; ``zero_init_last=False`` does as they do.
+    They are taken from a second model that timm builds with fewer blocks, so that strides, kinds
+    of block and initialisation are timm's. timm initialises the last BatchNorm of each block with
+    zero, which the authors do not; ``zero_init_last=False`` does as they do.
     """
     model = backbone.model
     if not isinstance(model, ResNet):
         raise ValueError(
-            "The sub-networks 'small' and 'same' are made of a ResNet's stages, and "
+            "The sub-networks 'small' and 'same' need the stages of a ResNet, but "
             f"{backbone.name} is a {type(model).__name__}: choose subnetwork='fc'."
         )
     counts = [len(getattr(model, f"layer{number}")) for number in (1, 2, 3, 4)]
-    # Those before the exit are thrown away.
+    # Stages up to the exit are discarded, so they need only one block.
     layers = [
         1 if number <= stage else max(1, count // 2) if halved else count
         for number, count in enumerate(counts, start=1)

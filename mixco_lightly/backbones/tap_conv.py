@@ -1,29 +1,29 @@
-"""Convolutions over a handful of pixels, as matrix products."""
+"""Computes convolutions over a few pixels as matrix products, which train faster on a CPU."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-# Input pixels up to which the taps' products are faster, measured for 128 to 512 channels.
+# Most input pixels for which the products are faster, measured with 128 to 512 channels.
 _MAX_PIXELS = 4
 _MIN_CHANNELS = 64
 
 
 class TapConv2d(nn.Conv2d):
-    """A Conv2d that trains faster on a CPU where its input has at most 2x2 pixels.
+    """A Conv2d that trains faster on a CPU if its input has at most 2x2 pixels.
 
-    Published stems leave so few pixels of small images: a ResNet's last stage sees 1x1 pixel at
-    32 and 2x2 at 64. There most of a 3x3 kernel meets the padding alone, and the weights are far
-    larger than the images; the CPU library's backward then takes tens of times the forward (256
-    images, 512 channels, 1x1 pixel). As one matrix product for each tap of the kernel that meets a
-    pixel it takes a few times the forward. Parameters, results and gradients are those of
-    ``nn.Conv2d`` but for rounding. On other devices, for larger inputs and without gradient it is
-    an ``nn.Conv2d``.
+    Published stems leave that few pixels of small images: a ResNet's last stage sees 1x1 pixel of
+    32 and 2x2 of 64. Most of a 3x3 kernel then covers only padding, and the weights are far larger
+    than the images. The CPU library's backward takes tens of times its forward (256 images, 512
+    channels, 1x1 pixel). One matrix product for each tap of the kernel that covers a pixel brings
+    that down to a few times. Parameters are those of ``nn.Conv2d``; results and gradients are
+    equal up to rounding. On other devices, for larger inputs and without gradients it runs
+    ``nn.Conv2d``.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """The convolution, (N, C, H, W) -> (N, O, H', W')."""
+        """Computes the convolution, (N, C, H, W) -> (N, O, H', W')."""
         if (
             input.device.type != "cpu"
             or input.dim() != 4
@@ -33,7 +33,7 @@ class TapConv2d(nn.Conv2d):
         ):
             return super().forward(input)
         assert not isinstance(self.padding, str)
-        # Unbound, not indexed: the gradient of an index is a whole tensor of zeros each time.
+        # Unbound, because the backward of each index would allocate a whole tensor of zeros.
         pixels = input.permute(2, 3, 0, 1).flatten(0, 1).unbind()  # hw of n x c
         taps = self.weight.permute(2, 3, 1, 0).flatten(0, 1).unbind()  # ab of c x o
         height, width = (
@@ -45,7 +45,7 @@ class TapConv2d(nn.Conv2d):
         rows: list[Tensor] = []
         for i in range(height):
             for j in range(width):
-                # The input pixels that this output pixel sees, with the taps that they meet.
+                # Each input pixel that this output pixel sees, times its tap of the kernel.
                 products = [
                     pixels[y * input.shape[3] + x] @ taps[a * self.kernel_size[1] + b]  # nc,co->no
                     for a in range(self.kernel_size[0])
@@ -59,10 +59,10 @@ class TapConv2d(nn.Conv2d):
 
 
 def use_tap_convolutions(model: nn.Module) -> None:
-    """Turns a model's convolutions that can be TapConv2d into ones, in place.
+    """Replaces a model's convolutions by :class:`TapConv2d` where that is possible, in place.
 
-    They can where they are plain, ungrouped and undilated with zero padding and a kernel larger
-    than one pixel, of at least 64 channels in and out. Names and parameters stay.
+    It is possible for plain, ungrouped and undilated convolutions with zero padding, a kernel
+    larger than one pixel, and at least 64 channels in and out. Names and parameters stay.
 
     Args:
         model: The model.

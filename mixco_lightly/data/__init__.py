@@ -1,17 +1,35 @@
-"""What is fed to a network: mixtures, collate functions, transforms, datasets."""
+"""What a network is fed with: datasets, transforms, mixtures and collate functions."""
 
 from typing import TYPE_CHECKING
 
 from mixco_lightly.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from mixco_lightly.data.collate import MixCoCollate as MixCoCollate
-    from mixco_lightly.data.datasets import (
+    from mixco_lightly.data.archive import ArchiveError as ArchiveError
+    from mixco_lightly.data.batches import in_batches as in_batches
+    from mixco_lightly.data.catalogue import (
+        DATASETS as DATASETS,
         create_dataset as create_dataset,
         create_train_test as create_train_test,
+        find_dataset as find_dataset,
+        get_dataset as get_dataset,
+        has_labels as has_labels,
     )
+    from mixco_lightly.data.collate import MixCoCollate as MixCoCollate
     from mixco_lightly.data.device_transforms import DeviceTransform as DeviceTransform
+    from mixco_lightly.data.image_files import ImageFiles as ImageFiles
+    from mixco_lightly.data.images import (
+        DatasetSpec as DatasetSpec,
+        ImageArray as ImageArray,
+        ImageError as ImageError,
+        ImageFacts as ImageFacts,
+        LabelledImages as LabelledImages,
+        broken_images as broken_images,
+        have_one_size as have_one_size,
+        open_image as open_image,
+    )
     from mixco_lightly.data.mixture import Mixture as Mixture, mix_pairs as mix_pairs
+    from mixco_lightly.data.subset import choose_part as choose_part
     from mixco_lightly.data.transforms import (
         create_pretrain_transform as create_pretrain_transform,
         create_probe_transform as create_probe_transform,
@@ -20,9 +38,17 @@ if TYPE_CHECKING:
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
+    archive="ArchiveError",
+    batches="in_batches",
+    catalogue="DATASETS create_dataset create_train_test find_dataset get_dataset has_labels",
     collate="MixCoCollate",
-    datasets="create_dataset create_train_test",
     device_transforms="DeviceTransform",
+    image_files="ImageFiles",
+    images=(
+        "DatasetSpec ImageArray ImageError ImageFacts LabelledImages "
+        "broken_images have_one_size open_image"
+    ),
     mixture="Mixture mix_pairs",
+    subset="choose_part",
     transforms="create_pretrain_transform create_probe_transform create_test_transform",
 )

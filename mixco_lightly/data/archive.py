@@ -1,4 +1,4 @@
-"""Zip archives of data sets, checked before anything is unpacked."""
+"""Unpacks zip archives of datasets, after checking every entry."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-# Photographs and short texts: more than this is a bomb.
+# Photographs and short texts never compress this well; a zip bomb does.
 _MAX_RATIO = 50
-# What may stand between the data of two files, in bytes: dates, owners, sizes.
+# Bytes allowed between the data of two files, for dates, owners and sizes.
 _MAX_EXTRA = 256
 
 
 class ArchiveError(ValueError):
-    """An archive that is damaged or not the expected one; the message names it."""
+    """Raised for an archive that is damaged or not the expected one; the message names it."""
 
 
 class Contents(NamedTuple):
-    """What an archive is expected to have.
+    """What an archive is expected to contain.
 
     Attributes:
-        folder: Its only folder at the top.
+        folder: The only folder at its top level.
         marker: A file in that folder.
-        max_files: Number of entries that it may have.
-        max_bytes: Bytes that they may have when unpacked.
+        max_files: Largest number of entries.
+        max_bytes: Largest total size of the unpacked files.
     """
 
     folder: str
@@ -47,21 +47,21 @@ def unpack_once(
 ) -> Path:
     """Unpacks an archive beside itself, unless its folder is there already.
 
-    All names, kinds and sizes are checked before the first file is written. The files are unpacked
-    into a temporary folder, with their checksums, and it takes its place only when it is whole.
+    Checks the names, kinds and sizes of all entries before it writes the first file. Unpacks into a
+    temporary folder, checks each file's checksum, and renames the folder when it is complete.
 
     Args:
         archive: The zip file.
-        contents: What it is expected to have.
-        progress: Called with the entries and a title while they are unpacked; yields them, as
-            rich's ``track`` does.
+        contents: What the archive is expected to contain.
+        progress: Called with the entries and a title while they are unpacked; yields the entries,
+            as rich's ``track`` does.
 
     Returns:
         The unpacked folder.
 
     Raises:
         FileNotFoundError: If there is neither the folder nor the archive.
-        ArchiveError: If the archive is damaged, has entries that it must not have, or is too large.
+        ArchiveError: If the archive is damaged or too large, or has an entry that is not allowed.
         OSError: If the files cannot be written.
 
     Examples:
@@ -82,14 +82,14 @@ def unpack_once(
         raise FileNotFoundError(f"There is no archive {archive}.")
     if target.exists():
         raise ArchiveError(
-            f"{archive} is not unpacked, because {target} exists and has no {contents.marker}: "
-            "move it away."
+            f"{archive} cannot be unpacked: {target} exists and has no {contents.marker}. Move "
+            "that folder away."
         )
     temporary = archive.parent / f".{contents.folder}.partial"
     with FileLock(archive.parent / f".{contents.folder}.lock"):
-        if target.exists():  # another process was first
+        if target.exists():  # another process has unpacked it
             return target
-        shutil.rmtree(temporary, ignore_errors=True)  # of one that was killed
+        shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
         try:
             with zipfile.ZipFile(archive) as file:
                 entries = _check(file, archive, contents)
@@ -100,16 +100,21 @@ def unpack_once(
                         path.mkdir(parents=True, exist_ok=True)
                         continue
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    # Read to its end: only then zipfile compares the checksum.
+                    # zipfile compares the checksum only when a file is read to its end.
                     with file.open(entry) as source, path.open("xb") as copy:
                         shutil.copyfileobj(source, copy)
             (temporary / contents.folder).rename(target)
         except ArchiveError:
             raise
-        # Damage shows itself in one of these, by where it is.
+        # Which of these a damaged archive raises depends on where it is damaged.
         except (
-            *(zipfile.BadZipFile, zlib.error, struct.error, EOFError),
-            *(ValueError, OverflowError, RuntimeError),
+            zipfile.BadZipFile,
+            zlib.error,
+            struct.error,
+            EOFError,
+            ValueError,
+            OverflowError,
+            RuntimeError,
         ) as error:
             raise ArchiveError(f"{archive} is damaged or not a zip file: {error}") from error
         finally:
@@ -118,37 +123,37 @@ def unpack_once(
 
 
 def _check(file: zipfile.ZipFile, archive: Path, contents: Contents) -> list[zipfile.ZipInfo]:
-    """The entries, all of which may be unpacked; ArchiveError if one may not."""
+    """Returns the entries; raises an ArchiveError if one of them is not allowed."""
     entries = file.infolist()
     if len(entries) > contents.max_files:
         raise ArchiveError(
-            f"{archive} has {len(entries):,} entries, more than the {contents.max_files:,} that "
-            "are unpacked."
+            f"{archive} is not unpacked: it has {len(entries):,} entries, more than the limit of "
+            f"{contents.max_files:,}."
         )
     for entry in entries:
         if fault := _find_fault(entry, contents.folder):
             raise ArchiveError(f"{archive} is not unpacked: its entry {entry.filename!r} {fault}.")
-    # Of two that differ only in case some file systems would keep one.
+    # Some file systems would keep only one of two names that differ in case.
     names = Counter(entry.filename.rstrip("/").casefold() for entry in entries)
     name, count = names.most_common(1)[0] if names else ("", 0)
     if count > 1:
-        raise ArchiveError(f"{archive} is not unpacked: it has {name!r} {count} times.")
+        raise ArchiveError(f"{archive} is not unpacked: it has {count} entries {name!r}.")
     files = {entry.filename for entry in entries if not entry.is_dir()}
     for entry in entries:
         if inside := files & {str(parent) for parent in PurePosixPath(entry.filename).parents}:
             raise ArchiveError(
-                f"{archive} is not unpacked: {inside.pop()!r} is a file and a folder in it."
+                f"{archive} is not unpacked: {inside.pop()!r} is both a file and a folder in it."
             )
     size = sum(entry.file_size for entry in entries)
     if size > contents.max_bytes:
         raise ArchiveError(
-            f"{archive} is not unpacked: it says that it has {size:,} bytes, more than "
+            f"{archive} is not unpacked: its files have {size:,} bytes, more than the limit of "
             f"{contents.max_bytes:,}."
         )
     if size > _MAX_RATIO * archive.stat().st_size:
         raise ArchiveError(
-            f"{archive} is not unpacked: it would become more than {_MAX_RATIO} times as large, "
-            f"{size:,} bytes."
+            f"{archive} is not unpacked: its files are more than {_MAX_RATIO} times as large as "
+            f"the archive, {size:,} bytes."
         )
     _check_layout(file, entries, archive)
     if f"{contents.folder}/{contents.marker}".casefold() not in names:
@@ -159,7 +164,7 @@ def _check(file: zipfile.ZipFile, archive: Path, contents: Contents) -> list[zip
 
 
 def _check_layout(file: zipfile.ZipFile, entries: list[zipfile.ZipInfo], archive: Path) -> None:
-    """Raises an ArchiveError if entries overlap, as in a bomb, or if there is data of none."""
+    """Raises an ArchiveError if entries overlap, as in a bomb, or leave gaps between them."""
     ordered = sorted(entries, key=lambda entry: entry.header_offset)
     ends = [*(entry.header_offset for entry in ordered[1:]), file.start_dir]
     for entry, end in zip(ordered, ends, strict=True):
@@ -167,19 +172,19 @@ def _check_layout(file: zipfile.ZipFile, entries: list[zipfile.ZipInfo], archive
         if not data <= end <= data + _MAX_EXTRA:
             raise ArchiveError(
                 f"{archive} is damaged: the data of its entry {entry.filename!r} does not end "
-                "where that of the next begins."
+                "where the next entry begins."
             )
 
 
 def _find_fault(entry: zipfile.ZipInfo, folder: str) -> str:
-    """Why an entry must not be unpacked; empty if it may."""
-    # The name as it was written: zipfile cuts it at a zero byte and turns separators round.
+    """Returns why an entry is not allowed; empty if it is."""
+    # The name as it was written: zipfile cuts it at a zero byte and replaces separators.
     name = entry.orig_filename
     parts = name.removesuffix("/").split("/")
     if name != entry.filename or not name.isprintable() or "\\" in name or ":" in name:
-        return "has characters that no name here has"
+        return "has characters that are not allowed in a name"
     if any(part in ("", ".", "..") for part in parts):
-        return "leads out of the folder, or about in it"
+        return "has an empty part, '.' or '..' in its path"
     if parts[0] != folder:
         return f"is not in {folder}"
     kind = stat.S_IFMT(entry.external_attr >> 16)
@@ -192,5 +197,5 @@ def _find_fault(entry: zipfile.ZipInfo, folder: str) -> str:
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return "is neither stored nor deflated"
     if entry.header_offset < 0:
-        return "begins before the archive"
+        return "starts before the archive does"
     return ""

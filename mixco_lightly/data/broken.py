@@ -1,4 +1,4 @@
-"""Images that cannot be opened, found before a training so that it can go without them."""
+"""Finds images that cannot be opened before a training, so that it can leave them out."""
 
 from __future__ import annotations
 
@@ -12,11 +12,8 @@ from typing import Any
 
 import mixco_lightly.machine as machine
 from mixco_lightly.data.decoded import FOLDER, fingerprint_images
+from mixco_lightly.data.images import ImageError
 from mixco_lightly.files import replace_file
-
-
-class ImageError(OSError):
-    """An image that cannot be opened; the message names its path."""
 
 
 def find_broken(
@@ -27,20 +24,20 @@ def find_broken(
     loader: Callable[[str], Any],
     progress: Callable[[Sequence[Any], str], Iterable[Any]] | None = None,
 ) -> dict[str, str]:
-    """Opens every image once and finds those that cannot be opened.
+    """Opens every image once and returns those that cannot be opened.
 
-    The outcome is kept in ``folder/.decoded/name.broken.json`` with a fingerprint of the images'
-    paths, sizes and times of change, so that it is found once for all runs and processes. Where
-    that folder cannot be written to, the images are opened again each time.
+    Writes the outcome to ``folder/.decoded/name.broken.json``, with a fingerprint of the images'
+    paths, sizes and modification times, so that other runs and processes need not search again.
+    If that folder cannot be written to, the images are opened each time.
 
     Args:
         paths: The images.
-        folder: Where the data is.
+        folder: Folder of the data.
         name: Name of this part of the data, such as "train".
-        limit: How many may be broken.
-        loader: Opens an image whole, or raises an ImageError.
-        progress: Called with the paths and a title while they are opened; yields them, as rich's
-            ``track`` does.
+        limit: How many images may be broken.
+        loader: Decodes a whole image, or raises an ImageError.
+        progress: Called with the paths and a title while the images are opened; yields the paths,
+            as rich's ``track`` does.
 
     Returns:
         The reason for each broken image, by its path.
@@ -52,7 +49,7 @@ def find_broken(
         >>> import tempfile
         >>> from pathlib import Path
         >>> from mixco_lightly.data.broken import find_broken
-        >>> from mixco_lightly.data.datasets import open_image
+        >>> from mixco_lightly.data.images import open_image
         >>> folder = Path(tempfile.mkdtemp())
         >>> (folder / "a.png").write_text("not an image")
         12
@@ -81,7 +78,7 @@ def find_broken(
 
 
 def _reason(loader: Callable[[str], Any], path: str) -> str:
-    """Why an image cannot be opened; empty if it can."""
+    """Returns why an image cannot be opened; empty if it can be."""
     try:
         loader(path)
     except ImageError as error:
@@ -91,13 +88,13 @@ def _reason(loader: Callable[[str], Any], path: str) -> str:
 
 def _refuse(broken: dict[str, str], limit: int, name: str) -> None:
     raise ImageError(
-        f"More than {limit} images of {name} cannot be opened, which is what --max_broken_images "
-        f"allows. {next(iter(broken.values()))}"
+        f"More than {limit} images of {name} cannot be opened, the limit that --max_broken_images "
+        f"sets. {next(iter(broken.values()))}"
     )
 
 
 def _read(kept: Path, fingerprint: str, folder: Path) -> dict[str, str] | None:
-    """What was found before, or None if nothing was or the images have changed."""
+    """Returns what was found before; None if there is nothing or the images have changed."""
     try:
         values = json.loads(kept.read_text())
         if values["fingerprint"] == fingerprint:
@@ -115,4 +112,4 @@ def _write(kept: Path, fingerprint: str, folder: Path, broken: dict[str, str]) -
             values = {"fingerprint": fingerprint, "broken": relative}
             file.write(f"{json.dumps(values, indent=1)}\n".encode())
     except OSError:
-        pass  # found again the next time
+        pass  # the next run searches again

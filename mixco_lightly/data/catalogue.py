@@ -1,49 +1,213 @@
-"""The datasets by name."""
+"""The datasets that recipes know by name.
+
+A new dataset is a module with a :class:`~mixco_lightly.data.images.DatasetSpec`, and its entry in
+``DATASETS``.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import NamedTuple
+from pathlib import Path
 
-from mixco_lightly.data.datasets import (
-    DATASETS as _DATASETS,
-    check_name,
-    create_train_test as create_train_test,
-    find_dataset as find_dataset,
+from mixco_lightly.data.cifar import CIFAR10, CIFAR100
+from mixco_lightly.data.digits import DIGITS
+from mixco_lightly.data.image_files import (
+    ImageFiles,
+    describe_folder,
+    find_images,
+    prepare_files,
 )
-from mixco_lightly.data.images import ImageFacts
+from mixco_lightly.data.image_folder import IMAGE_FOLDER
+from mixco_lightly.data.images import DatasetSpec, LabelledImages, Transform
+from mixco_lightly.data.tiny_imagenet import TINY_IMAGENET
 
-
-class DatasetSpec(NamedTuple):
-    """A dataset.
-
-    Attributes:
-        name: Its name.
-        image_size: Height and width that its images are used at by default; None if it has none.
-        facts: What its transforms need to know.
-        is_embedded: Whether it needs no folder.
-        is_generic: Whether its name does not say which images it has.
-    """
-
-    name: str
-    image_size: int | None
-    facts: ImageFacts
-    is_embedded: bool = False
-    is_generic: bool = False
-
-
-DATASETS = {
-    name: DatasetSpec(name, info.image_size, ImageFacts(info.mean, info.std))
-    for name, info in _DATASETS.items()
+DATASETS: dict[str, DatasetSpec] = {
+    spec.name: spec for spec in [DIGITS, CIFAR10, CIFAR100, TINY_IMAGENET, IMAGE_FOLDER]
 }
-DATASETS["imagefolder"] = DATASETS["imagefolder"]._replace(is_generic=True)
-DATASETS["digits"] = DATASETS["digits"]._replace(
-    facts=replace(DATASETS["digits"].facts, has_colour=False, can_flip=False, min_scale=0.5),
-    is_embedded=True,
-)
 
 
 def get_dataset(name: str) -> DatasetSpec:
-    """Looks a dataset up by name; ValueError if there is none."""
-    check_name(name)
+    """Returns what is particular to a dataset.
+
+    Args:
+        name: A key of ``DATASETS``.
+
+    Raises:
+        ValueError: If there is no such dataset.
+
+    Examples:
+        >>> from mixco_lightly.data import get_dataset
+        >>> get_dataset("cifar10").image_size
+        32
+    """
+    if name not in DATASETS:
+        raise ValueError(f"There is no dataset {name!r}; choose one of: {', '.join(DATASETS)}.")
     return DATASETS[name]
+
+
+def create_dataset(
+    name: str,
+    data_dir: str | Path,
+    train: bool,
+    transform: Transform | None = None,
+    download: bool = False,
+    keep_decoded: bool = False,
+    max_broken_images: int = 0,
+) -> LabelledImages:
+    """Opens a dataset by name.
+
+    Args:
+        name: "digits" (embedded in scikit-learn), "cifar10" or "cifar100" (torchvision's
+            layout), "tiny-imagenet" (the official folder, the folder that contains it, or the
+            official archive, which is unpacked beside itself), or "imagefolder"
+            (``data_dir/train/CLASS/*`` and ``data_dir/test`` or ``data_dir/val``; any other folder
+            of images has training images without labels, see
+            :func:`~mixco_lightly.data.image_folder.find_splits`).
+        data_dir: Folder of the data; not used for digits.
+        train: Whether to open the training images or the test images.
+        transform: Called with each PIL image.
+        download: Whether to download CIFAR if it is missing.
+        keep_decoded: Whether to decode the images of a folder once and keep them beside it; see
+            :func:`~mixco_lightly.data.decoded.decode_once`. (Digits and CIFAR are in memory.)
+        max_broken_images: How many images of a folder may be left out because they cannot be
+            opened. If it is not 0, every image is opened once now to find them;
+            :func:`~mixco_lightly.data.images.broken_images` names them. With the default 0, a
+            broken image raises an ImageError when it is read.
+
+    Returns:
+        A dataset of (image, target) with ``.classes``.
+
+    Raises:
+        ValueError: If there is no such dataset name.
+        FileNotFoundError: If the data is not there; the message says what is expected.
+        ImageError: If more images are broken than may be left out.
+        ArchiveError: If the archive is damaged or not the expected one.
+
+    Examples:
+        >>> from mixco_lightly.data import create_dataset
+        >>> dataset = create_dataset("digits", "data", train=True)
+        >>> len(dataset), dataset[0][0].size
+        (1348, (8, 8))
+    """
+    images = get_dataset(name).open(Path(data_dir), train=train, download=download)
+    if isinstance(images, ImageFiles):
+        images = prepare_files(images, keep_decoded, max_broken_images)
+    images.transform = transform
+    return images
+
+
+def create_train_test(
+    name: str,
+    data_dir: str | Path,
+    train_transform: Transform | None = None,
+    test_transform: Transform | None = None,
+    download: bool = False,
+    keep_decoded: bool = False,
+    max_broken_images: int = 0,
+) -> tuple[LabelledImages, LabelledImages]:
+    """Opens the training and the test images of a dataset, which must have the same classes.
+
+    Args:
+        name: As for :func:`create_dataset`.
+        data_dir: As for :func:`create_dataset`.
+        train_transform: Called with each training image.
+        test_transform: Called with each test image.
+        download: As for :func:`create_dataset`.
+        keep_decoded: As for :func:`create_dataset`.
+        max_broken_images: As for :func:`create_dataset`, for each of the two.
+
+    Returns:
+        The training and the test dataset.
+
+    Raises:
+        ValueError: If the two have different classes, or as for :func:`create_dataset`.
+        FileNotFoundError: If the images have no labels, or as for :func:`create_dataset`.
+    """
+    options = (download, keep_decoded, max_broken_images)
+    train = create_dataset(name, data_dir, True, train_transform, *options)
+    if not train.classes:
+        root = Path(data_dir)
+        raise FileNotFoundError(
+            f"The images in {data_dir} have no labels: expected {root / 'train'}/CLASS/*.jpg "
+            f"and {root / 'test'}/CLASS/*.jpg (or {root / 'val'}); {describe_folder(root)}."
+        )
+    test = create_dataset(name, data_dir, False, test_transform, *options)
+    if train.classes != test.classes:
+        differing = sorted(set(train.classes) ^ set(test.classes))
+        raise ValueError(
+            f"The training and the test images in {data_dir} have different classes; only one "
+            f"of the two has: {', '.join(differing[:5])}{', ...' if len(differing) > 5 else ''}."
+        )
+    return train, test
+
+
+def find_dataset(data_dir: str | Path) -> tuple[str, str]:
+    """Finds out by its layout which dataset a folder has.
+
+    ``cifar-10-batches-py`` is cifar10, ``cifar-100-python`` is cifar100, ``wnids.txt`` (in the
+    folder or in its ``tiny-imagenet-200``) and ``tiny-imagenet-200.zip`` are tiny-imagenet, and
+    any other images are an imagefolder.
+
+    Args:
+        data_dir: Folder of the data, or TinyImageNet's archive.
+
+    Returns:
+        The dataset's name, and what was found, in words.
+
+    Raises:
+        FileNotFoundError: If there is no dataset in the folder.
+        ValueError: If there are several.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from mixco_lightly.data import find_dataset
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "a.jpg").write_bytes(b"")
+        0
+        >>> find_dataset(folder)
+        ('imagefolder', 'images')
+    """
+    root = Path(data_dir)
+    found, places = [], []
+    for spec in DATASETS.values():
+        place = _find(spec, root)
+        if place is not None:
+            found.append((spec.name, spec.folder or place.name))
+            places.append(place)
+    if root not in places and any(find_images(root, without=places)):
+        found.append((IMAGE_FOLDER.name, "images"))
+    choice = f"Give --dataset, one of: {', '.join(DATASETS)}."
+    if len(found) > 1:
+        names = ", ".join(f"{name} ({what})" for name, what in found)
+        raise ValueError(f"{data_dir} has several datasets: {names}. {choice}")
+    if not found:
+        raise FileNotFoundError(
+            f"There is neither a dataset nor an image in {data_dir}: {describe_folder(root)}. "
+            f"{choice}"
+        )
+    return found[0]
+
+
+def _find(spec: DatasetSpec, root: Path) -> Path | None:
+    if spec.find is not None:
+        return spec.find(root)
+    folder = root / spec.folder
+    return folder if spec.folder and folder.is_dir() else None
+
+
+def has_labels(name: str, data_dir: str | Path) -> bool:
+    """Returns whether a dataset has labels, and test images to measure by.
+
+    All have, except for folders of images, where
+    :func:`~mixco_lightly.data.image_folder.find_splits` decides.
+
+    Args:
+        name: As for :func:`create_dataset`.
+        data_dir: As for :func:`create_dataset`.
+
+    Raises:
+        ValueError: If there is no such dataset name.
+        FileNotFoundError: If a folder has test images but no folder ``train``.
+    """
+    spec = get_dataset(name)
+    return spec.has_labels is None or spec.has_labels(Path(data_dir))

@@ -1,4 +1,4 @@
-"""A collate function that adds mixtures to a batch of views."""
+"""Adds mixtures to a batch of views, and finds views and mixtures in a batch."""
 
 from __future__ import annotations
 
@@ -15,29 +15,27 @@ from mixco_lightly.data.mixture import Mixture, check_alpha, mix_pairs
 class MixCoCollate:
     """Collates samples of several views and appends the mixtures of chosen views.
 
-    What the inner collate function returns stays as it is: ``batch[0]`` is the list of
-    views, ``batch[1]`` the targets and, with a LightlyDataset, ``batch[2]`` the file names.
-    The last element of the batch becomes a list of :class:`Mixture`, one for each view
-    named in ``views``.
+    Keeps what the inner collate function returns: ``batch[0]`` is the list of views, ``batch[1]``
+    the targets and, with a LightlyDataset, ``batch[2]`` the file names. Appends a list of
+    :class:`Mixture`, one for each view in ``views``.
 
-    The weights are drawn from torch's global generator. In worker processes the DataLoader seeds
-    it for every worker and epoch from its own ``generator``: each worker and epoch draws weights
-    of its own, and the same loader seed draws the same ones again. With ``num_workers=0`` it is
-    the main process's generator, which ``torch.manual_seed`` seeds.
+    Draws the weights from torch's global generator. In worker processes, the DataLoader seeds that
+    generator for every worker and epoch from its own ``generator``. So each worker and epoch draws
+    other weights, and the same loader seed draws the same weights again. With ``num_workers=0`` it
+    is the main process's generator, which ``torch.manual_seed`` seeds.
 
     Args:
         views: Indices of the views to mix. MoCo mixes the query view only, ``(0,)``; SimCLR
             mixes both, ``(0, 1)``.
-        alpha: The weights follow Beta(alpha, alpha); 1 is the uniform law of the paper.
-        collate_fn: Collates the samples first. torch's default takes torchvision's
+        alpha: The weights follow Beta(alpha, alpha); 1 is the paper's uniform distribution.
+        collate_fn: Collates the samples first. torch's default accepts torchvision's
             (views, target) and Lightly's (views, target, filename).
 
     Raises:
         TypeError: If ``views`` is not a sequence of integers.
-        ValueError: If ``views`` is empty, negative, or names a view twice or one that the samples
-            do not have, if a sample or the inner collate function's batch does not start with a
-            list of views, if the images of a view differ in size, or if a batch has fewer than two
-            samples.
+        ValueError: If ``views`` is empty, negative, names a view twice, or names a view that the
+            samples do not have; if the samples or the collated batch do not start with a list of
+            views; if the images of a view differ in size; or if a batch has fewer than two samples.
 
     Examples:
         >>> import torch
@@ -90,7 +88,7 @@ def _checked_views(views: Sequence[int]) -> tuple[int, ...]:
     if not isinstance(views, Sequence):
         raise TypeError(
             f"views must be a sequence of view indices such as (0,), got {views!r}. "
-            "To set the law of the weights pass alpha=."
+            "To set the distribution of the weights, pass alpha=."
         )
     if not views:
         raise ValueError("views must name at least one view to mix, such as (0,).")
@@ -104,7 +102,7 @@ def _checked_views(views: Sequence[int]) -> tuple[int, ...]:
 
 
 def _kind(value: Any) -> str:
-    """What a value is, for an error."""
+    """Describes a value, for an error."""
     if isinstance(value, Mapping):
         return f"a dict with the keys {list(value)}"
     is_empty = isinstance(value, Sequence) and not value
@@ -112,7 +110,7 @@ def _kind(value: Any) -> str:
 
 
 def _find_sizes(batch: list[Any]) -> str:
-    """Says which view has images of several sizes; empty if none has."""
+    """Describes which view has images of several sizes; empty if none has."""
     views = [sample[0] for sample in batch if isinstance(sample, Sequence) and sample]
     if not all(isinstance(images, Sequence) for images in views):
         return ""
@@ -127,18 +125,15 @@ def _find_sizes(batch: list[Any]) -> str:
 
 
 def find_views(batch: Any, count: int | None = None) -> list[Tensor] | tuple[Tensor, ...]:
-    """Takes the views out of a batch.
+    """Returns the views of a batch.
 
     Args:
         batch: A batch that starts with a list of views (N, C, H, W).
-        count: How many views are needed. None: any number, of one size.
-
-    Returns:
-        The views.
+        count: Number of views that the caller needs. None: any number, all of one size.
 
     Raises:
-        ValueError: If the batch does not start with a list of views, if there are more or fewer of
-            them, or, without a count, if they have several sizes.
+        ValueError: If the batch does not start with a list of views, if their number is not
+            ``count``, or, without a count, if they have several sizes.
     """
     views = batch[0] if isinstance(batch, Sequence) and batch else None
     if not isinstance(views, (list, tuple)):
@@ -148,8 +143,8 @@ def find_views(batch: Any, count: int | None = None) -> list[Tensor] | tuple[Ten
         )
     if count is not None and len(views) != count:
         raise ValueError(
-            f"The batch has {len(views)} views of each image, {count} are needed: use a transform "
-            f"that returns {count}."
+            f"The batch has {len(views)} views of each image, but {count} are needed: use a "
+            f"transform that returns {count}."
         )
     shapes = [tuple(view.shape[1:]) for view in views]
     if count is None and len(set(shapes)) > 1:
@@ -161,22 +156,18 @@ def find_views(batch: Any, count: int | None = None) -> list[Tensor] | tuple[Ten
 
 
 def find_mixtures(batch: Sequence[Any], count: int, check_views: bool = False) -> list[Mixture]:
-    """Takes the mixtures out of a batch.
+    """Returns the mixtures of the first ``count`` views of a batch.
 
     Args:
         batch: A batch of :class:`MixCoCollate`.
-        count: How many mixed views are needed: the first, second, ... mixtures must be of the
-            first, second, ... views.
-        check_views: Whether to check that each mixture is of its view. The check compares the
-            first mixed image with the views, and makes the CPU wait for a GPU: the modules do it
-            in the first step of each epoch.
-
-    Returns:
-        The first ``count`` mixtures.
+        count: Number of mixed views that the caller needs.
+        check_views: Whether to check that the mixtures come from these views in their order. The
+            check compares the first mixed image with the views. It makes the CPU wait for a GPU, so
+            the modules check only in the first step of each epoch.
 
     Raises:
         ValueError: If the batch does not end with that many mixtures, if one of them is empty, or,
-            with check_views, if one is of another view or of another batch.
+            with ``check_views``, if one comes from another view or another batch.
     """
     mixtures = batch[-1]
     if not isinstance(mixtures, list) or not all(isinstance(m, Mixture) for m in mixtures):
@@ -186,7 +177,7 @@ def find_mixtures(batch: Sequence[Any], count: int, check_views: bool = False) -
         )
     if len(mixtures) < count:
         raise ValueError(
-            f"The batch has mixtures of {len(mixtures)} view(s), {count} are needed: set views "
+            f"The batch has mixtures of {len(mixtures)} view(s), but {count} are needed: set views "
             f"of MixCoCollate to {tuple(range(count))}."
         )
     mixtures = mixtures[:count]
@@ -203,9 +194,9 @@ def find_mixtures(batch: Sequence[Any], count: int, check_views: bool = False) -
 
 @torch.no_grad()
 def _check_view(mixture: Mixture, expected: int, views: Sequence[Tensor], count: int) -> None:
-    """Raises a ValueError if a mixture is of another batch or view than expected.
+    """Raises a ValueError if a mixture comes from another batch or view than expected.
 
-    A mixed image that no view gives passes: it may be cut or masked.
+    A mixed image that fits no view passes, because it may be cut or masked.
     """
     pairs = torch.stack([mixture.first, mixture.second]).tolist()
     used = [index for indices in pairs for index in indices]
@@ -233,6 +224,6 @@ def _check_view(mixture: Mixture, expected: int, views: Sequence[Tensor], count:
     for other, view in enumerate(views):
         if is_of(view):
             raise ValueError(
-                f"Mixtures of view {expected} are needed, but the batch has those of view {other}: "
-                f"set views of MixCoCollate to {tuple(range(count))}."
+                f"Mixtures of view {expected} are needed, but the batch has mixtures of view "
+                f"{other}: set views of MixCoCollate to {tuple(range(count))}."
             )

@@ -1,4 +1,4 @@
-"""Decoded images, kept beside their folder: decoded once instead of in every epoch."""
+"""Decodes the images of a folder once, instead of in every epoch, and keeps them there."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
-from torch.utils.data import Dataset
 
+from mixco_lightly.data.images import ImageArray, open_image
 from mixco_lightly.files import hash_file
 
-# Larger datasets are not small; their images have different sizes anyway.
+# The images of larger datasets usually have different sizes anyway.
 _MAX_BYTES = 8 * 2**30
 FOLDER = ".decoded"
 
 
-class DecodedImages(Dataset[tuple[Any, int]]):
+class DecodedImages(ImageArray):
     """Images of one size in a memory-mapped array, with their targets.
 
     The processes of a machine share the mapped pages, so each image is in memory once.
@@ -35,7 +36,8 @@ class DecodedImages(Dataset[tuple[Any, int]]):
         transform: Called with each PIL image.
 
     Attributes:
-        images: The array, read-only.
+        pixels: The array, read-only.
+        broken: The reason for each image that was left out because it is broken, by its path.
     """
 
     def __init__(
@@ -46,28 +48,22 @@ class DecodedImages(Dataset[tuple[Any, int]]):
         transform: Callable[[Image.Image], Any] | None = None,
     ) -> None:
         self.path = str(path)
-        self.images = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        self.targets = list(targets)
-        self.classes = classes
-        self.transform = transform
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        """The image, transformed, and its target."""
-        image = Image.fromarray(self.images[index])
-        return (self.transform(image) if self.transform else image), self.targets[index]
+        super().__init__(_map(self.path), targets, classes, transform)
+        self.broken: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the pixels: a worker process maps the file again."""
-        return {name: value for name, value in self.__dict__.items() if name != "images"}
+        """Leaves out the pixels: a worker process maps the file again."""
+        return {name: value for name, value in self.__dict__.items() if name != "pixels"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Maps the file again."""
         self.__dict__.update(state)
-        self.images = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        self.pixels = _map(self.path)
+
+
+def _map(path: str) -> npt.NDArray[np.uint8]:
+    pixels: npt.NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return pixels
 
 
 def decode_once(
@@ -76,31 +72,31 @@ def decode_once(
     folder: str | Path,
     name: str,
     transform: Callable[[Image.Image], Any] | None = None,
-    loader: Callable[[str], Image.Image] = Image.open,
+    loader: Callable[[str], Image.Image] = open_image,
     progress: Callable[[Sequence[Any], str], Iterable[Any]] | None = None,
 ) -> DecodedImages | None:
-    """Opens the decoded images of a folder, and decodes them first if that was not done.
+    """Opens the decoded images of a folder; decodes them first if necessary.
 
-    They are in ``folder/.decoded/name.npy``. Beside it ``name.json`` has a fingerprint of the
-    images' paths, sizes and times of change, and the array's SHA-256. Where one of the two does not
-    fit any more, the images are decoded again.
+    The pixels lie in ``folder/.decoded/name.npy``. Beside them ``name.json`` has the array's
+    SHA-256 and a fingerprint of the images' paths, sizes and modification times. If one of the two
+    does not match, the images are decoded again.
 
     Args:
         samples: Path and target of each image.
         classes: Class names.
-        folder: Where the data is.
+        folder: Folder of the data.
         name: Name of this part of the data, such as "train".
         transform: Called with each PIL image.
         loader: Opens an image as RGB.
-        progress: Called with the samples and a title while they are decoded; yields them, as
-            rich's ``track`` does.
+        progress: Called with the samples and a title while they are decoded; yields the samples,
+            as rich's ``track`` does.
 
     Returns:
-        The images, or None where they do not go into one array: they have different sizes, or take
-        more than 8 GiB. If the folder cannot be written to there is a warning, and None too.
+        The images, or None if they do not fit into one array, because they have different sizes or
+        need more than 8 GiB. None too, with a warning, if the folder cannot be written to.
 
     Raises:
-        OSError: If an image cannot be opened, as ``loader`` says.
+        OSError: If ``loader`` cannot open an image.
 
     Examples:
         >>> import tempfile
@@ -110,7 +106,7 @@ def decode_once(
         >>> folder = Path(tempfile.mkdtemp())
         >>> Image.new("RGB", (4, 4), "red").save(folder / "a.png")
         >>> images = decode_once([(str(folder / "a.png"), 0)], ["red"], folder, "train")
-        >>> images.images.shape, images[0][1]
+        >>> images.pixels.shape, images[0][1]
         ((1, 4, 4, 3), 0)
     """
     targets = [target for _, target in samples]
@@ -125,7 +121,7 @@ def decode_once(
         try:
             array.parent.mkdir(exist_ok=True)
             with _replacing(array) as temporary:
-                # Written, not mapped: a full disk is then an error, and not the process's end.
+                # Written and not mapped, because a full disk kills a process that writes to a map.
                 with open(temporary, "wb") as file:
                     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
                     np.lib.format.write_array_header_1_0(file, header)
@@ -147,8 +143,8 @@ def decode_once(
             raise fault.error from None
         except OSError as error:
             warnings.warn(
-                f"The decoded images cannot be kept in {array.parent} ({error}): the images are "
-                "decoded in every epoch.",
+                f"The decoded images cannot be kept in {array.parent} ({error}). The images are "
+                "decoded in every epoch instead.",
                 stacklevel=2,
             )
             return None
@@ -156,18 +152,18 @@ def decode_once(
 
 
 class _DifferentSizes(Exception):
-    """The images do not go into one array."""
+    """The images do not fit into one array."""
 
 
 class _ImageFault(Exception):
-    """An image's own error, which is not one of the folder for the decoded images."""
+    """An error of an image, as opposed to one of the folder for the decoded images."""
 
     def __init__(self, error: OSError) -> None:
         self.error = error
 
 
 def fingerprint_images(paths: Sequence[str], folder: Path) -> str:
-    """A hash of images' paths, sizes and times of change; of one that is missing, the path."""
+    """Hashes the paths, sizes and modification times of images; a missing one has its path only."""
     digest = hashlib.sha256()
     for path in paths:
         entry: tuple[str | int, ...] = (os.path.relpath(path, folder),)
@@ -179,11 +175,11 @@ def fingerprint_images(paths: Sequence[str], folder: Path) -> str:
 
 
 def _is_current(array: Path, facts: Path, fingerprint: str) -> bool:
-    """Whether the array is the one that the facts, and so this package, say."""
+    """Returns whether the array and the images are those that the facts describe."""
     try:
         values = json.loads(facts.read_text())
-        # The array is not opened before: NumPy reads a damaged header as Python's source, and what
-        # comes of that can be any error.
+        # Checked before NumPy opens the array: it parses a damaged header as Python source, which
+        # can raise any error.
         return (
             isinstance(values, dict)
             and values.get("fingerprint") == fingerprint
@@ -195,12 +191,12 @@ def _is_current(array: Path, facts: Path, fingerprint: str) -> bool:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[str]:
-    """A temporary file in the same folder, which takes the path's place when it is whole."""
+    """Yields a temporary file in the same folder, which replaces the path once it is complete."""
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(descriptor)
     try:
         yield temporary
-        # mkstemp's file is its owner's alone; others may read the folder too.
+        # mkstemp lets only the owner read its file; others may be able to read the folder.
         os.chmod(temporary, path.parent.stat().st_mode & 0o666)
         os.replace(temporary, path)
     finally:

@@ -1,4 +1,4 @@
-"""Lightly's augmentations of a whole batch at once, on the device that the images are on."""
+"""Lightly's augmentations for a whole batch at once, on the images' device."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ _Step = Callable[[Tensor], Tensor]
 
 
 class DeviceTransform(nn.Module):
-    """The views of Lightly's transform, for a batch of images on any device.
+    """Creates the views of Lightly's transform for a batch of images on any device.
 
-    Lightly augments each image on its own in Pillow. This does the same to a batch of tensors, with
-    the parameters of the given transform. Random boxes, random factors, colours and rotations come
-    from kornia. Resizing and blur are products with a matrix for each image, because kornia does
-    not smooth when it makes a crop smaller, and its blur with a small sigma is weaker than
-    Pillow's. The hue is turned here too, in a quarter of kornia's time.
+    Lightly augments one image at a time in Pillow. This module does the same to a batch of tensors,
+    with the parameters of the given transform. kornia draws the boxes and factors, and changes
+    colours and rotates. Resizing and blur are products with one matrix per image, because kornia
+    does not smooth when it shrinks a crop, and its blur with a small sigma is weaker than Pillow's.
+    The hue is turned here too, in a quarter of kornia's time.
 
-    What remains different from Lightly:
+    Differences from Lightly:
 
-    - values are not rounded to 256 levels after each step;
-    - the images of a batch share the order of brightness, contrast, saturation and hue, which is
-      new for each view and call; the factors are each image's own;
-    - an image too long for the crop's ratios, where ten tries found no crop, is cropped anywhere
-      and not in its centre.
+    - Values are not rounded to 256 levels after each step.
+    - All images of a batch share the order of brightness, contrast, saturation and hue, drawn anew
+      for each view and call. Each image has its own factors.
+    - If ten tries find no crop for an image, because it is too long for the crop's ratios, a random
+      part of it is cropped instead of its centre.
 
-    All random numbers come from torch's global generator of the CPU, also for images on a GPU: a
-    seed gives the same augmentations on each device. The CPU draws the parameters, decides by them
-    which images a step changes, and sends them to the GPU without waiting for it. The module has
-    no parameters, no buffers and no gradient.
+    All random numbers come from torch's global CPU generator, even for images on a GPU, so a seed
+    gives the same augmentations on every device. The CPU draws the parameters, decides which images
+    each step changes, and sends both to the GPU without waiting for it. The module has no
+    parameters, no buffers and no gradient.
 
     Args:
         transform: Lightly's transform, as
-            :func:`~mixco_lightly.data.transforms.create_pretrain_transform` gives it. Each of its
-            views is a ``Compose``, or has one as ``.transform``. Steps of probability 0 are left
-            out.
+            :func:`~mixco_lightly.data.transforms.create_pretrain_transform` returns it. Each of its
+            views is a ``Compose``, or has one as ``.transform``. Steps with probability 0 are
+            skipped.
 
     Raises:
         ValueError: If a step is not one of Lightly's, or has options that are not supported here.
@@ -53,9 +53,9 @@ class DeviceTransform(nn.Module):
 
     Examples:
         >>> import torch
-        >>> from mixco_lightly.data.device_transforms import DeviceTransform
-        >>> from mixco_lightly.data.transforms import create_pretrain_transform
-        >>> transform = DeviceTransform(create_pretrain_transform("moco", "cifar10", 32))
+        >>> from mixco_lightly.data import DeviceTransform, create_pretrain_transform, get_dataset
+        >>> facts = get_dataset("cifar10").facts
+        >>> transform = DeviceTransform(create_pretrain_transform("moco", facts, 32))
         >>> images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
         >>> [tuple(view.shape) for view in transform(images)]
         [(4, 3, 32, 32), (4, 3, 32, 32)]
@@ -63,7 +63,7 @@ class DeviceTransform(nn.Module):
 
     def __init__(self, transform: MultiViewTransform) -> None:
         super().__init__()
-        # Not in a ModuleList: kornia's modules would take their random numbers along to the device.
+        # Not in a ModuleList: on a device, kornia's modules would draw their random numbers there.
         self.views = [_translate_view(view) for view in transform.transforms]
 
     @torch.no_grad()
@@ -86,7 +86,7 @@ class DeviceTransform(nn.Module):
             )
         # Half precision has fewer levels than the images.
         with torch.autocast(images.device.type, enabled=False):
-            # A float copy for each view: the steps may change it in place.
+            # Each view gets its own float copy, because steps may change it in place.
             return [_in_turn(steps, images.float().div_(255)) for steps in self.views]
 
 
@@ -103,7 +103,7 @@ def _translate_all(transforms: Sequence[Any]) -> list[_Step]:
 
 
 def _translate(transform: Any) -> _Step | None:
-    """The step for a batch in [0, 1], or None where there is nothing to do."""
+    """Returns the step for a batch in [0, 1], or None if there is nothing to do."""
     augmentation = _kornia().augmentation
     match transform:
         case ToTensor():
@@ -132,7 +132,7 @@ def _translate(transform: Any) -> _Step | None:
         ):
             return _rotation(transform.degrees)
         case v2.ColorJitter():
-            # torchvision has None for a factor that changes nothing.
+            # torchvision uses None for a factor that changes nothing.
             factors = [transform.brightness, transform.contrast, transform.saturation]
             ranges = [(1.0, 1.0) if factor is None else factor for factor in factors]
             jitter = augmentation.ColorJitter(*ranges, transform.hue or (0.0, 0.0))
@@ -148,7 +148,7 @@ def _translate(transform: Any) -> _Step | None:
 
 
 def _kornia() -> Any:
-    # Imported here, because it takes a second and only these transforms need it.
+    # Imported here because it is slow and only these transforms need it.
     try:
         return importlib.import_module("kornia")
     except ImportError as error:
@@ -156,16 +156,16 @@ def _kornia() -> Any:
 
 
 def _rotation(degrees: Sequence[float]) -> _Step:
-    # Nearest as torchvision's default; aligned corners turn about the image's centre, as Pillow.
+    # Nearest is torchvision's default. Aligned corners rotate about the centre, as Pillow does.
     return _kornia().augmentation.RandomRotation(
         tuple(degrees), resample="nearest", align_corners=True, p=1.0
     )
 
 
 def _send(drawn: Tensor, images: Tensor) -> Tensor:
-    """Copies parameters that were drawn on the CPU to the images' device without waiting for it.
+    """Copies parameters from the CPU to the images' device without waiting for it.
 
-    CUDA stages sources as small as these, so they need no pinned memory.
+    CUDA stages such small copies itself, so they need no pinned memory.
     """
     return drawn.to(images.device, non_blocking=True)
 
@@ -181,7 +181,7 @@ def _sometimes(probability: float, step: _Step) -> _Step | None:
 
 
 def _apply_to_some(images: Tensor, probability: float, step: _Step) -> Tensor:
-    """Changes each image with the probability, in place, and skips the others."""
+    """Changes each image in place with the given probability."""
     chosen = (torch.rand(len(images)) < probability).nonzero().flatten()
     if len(chosen) == 0:
         return images
@@ -200,10 +200,10 @@ def _crop(images: Tensor, crop: Any) -> Tensor:
 
 
 def _resize_weights(start: Tensor, length: Tensor, size: int, resized: int) -> Tensor:
-    """Weight of each of the pixels for each of the resized ones, shape (N, resized, size).
+    """Returns the weight of each pixel for each resized pixel, shape (N, resized, size).
 
-    Pillow's bilinear filter is a triangle. It is as wide as a resized pixel where the image gets
-    smaller, and it sees nothing outside of the box.
+    Pillow's bilinear filter is a triangle. When an image shrinks, it is as wide as a resized pixel.
+    It ignores pixels outside the box.
     """
     pixel = torch.arange(size, device=start.device) + 0.5
     scale = (length / resized)[:, None, None]
@@ -232,11 +232,11 @@ def _jitter(images: Tensor, jitter: Any) -> Tensor:
 
 
 def _turn_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Turns the hue of images (N, 3, H, W) by parts of the circle (N,).
+    """Turns the hue of images (N, 3, H, W) by fractions of the circle (N,).
 
-    Hue is counted in sixths of the circle, where red, green and blue are at 0, 2 and 4. A channel
-    has the highest value up to a distance of 1 from its own hue, the lowest from 2 on, and falls
-    in between. This is HSV there and back, without its table of six cases.
+    Hue is measured in sixths of the circle: red is at 0, green at 2, blue at 4. A channel has the
+    highest value up to a distance of 1 from its own hue, the lowest from 2 on, and is linear in
+    between. This equals a conversion to HSV and back, without its table of six cases.
     """
     red, green, blue = images.unbind(1)
     highest = images.amax(1)
@@ -257,7 +257,7 @@ def _turn_hue(images: Tensor, turns: Tensor) -> Tensor:
 
 
 def _blur(images: Tensor, low: float, high: float) -> Tensor:
-    """Pillow's Gaussian blur, with a sigma in [low, high] for each image."""
+    """Blurs each image as Pillow does, with its own sigma in [low, high]."""
     sigma = _send(torch.empty(len(images)).uniform_(low, high), images)
     height, width = images.shape[2:]
     rows = _blur_weights(sigma, height, high)
@@ -266,21 +266,21 @@ def _blur(images: Tensor, low: float, high: float) -> Tensor:
 
 
 def _blur_weights(sigma: Tensor, size: int, high: float) -> Tensor:
-    """Weight of each pixel for each blurred one, shape (N, size, size).
+    """Returns the weight of each pixel for each blurred pixel, shape (N, size, size).
 
-    Pillow blurs three times with a box that has a third of the variance. A box of radius r has
-    weight 1 up to the distance floor(r), and the rest of r one pixel further out.
+    Pillow blurs three times with a box of a third of the variance. A box of radius r has weight 1
+    up to the distance floor(r), and weight r - floor(r) one pixel further out.
     """
     variance = sigma**2 / 3
     whole = ((12 * variance + 1).sqrt().sub(1) / 2).floor()
     rest = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
     radius = (whole + rest / (6 * (variance - (whole + 1) ** 2)))[:, None, None]
-    # The radius is never above sigma.
+    # The radius never exceeds sigma.
     pad = math.ceil(high)
     pixel = torch.arange(size, device=sigma.device)[:, None]
     neighbour = torch.arange(-pad, size + pad, device=sigma.device)
     weights = (radius + 1 - (neighbour - pixel).abs()).clamp_(0, 1) / (2 * radius + 1)
-    # Outside of the image its border goes on.
+    # Outside the image, its border is repeated.
     box = weights[:, :, pad : pad + size].clone()
     box[:, :, 0] += weights[:, :, :pad].sum(dim=2)
     box[:, :, -1] += weights[:, :, pad + size :].sum(dim=2)
@@ -292,7 +292,7 @@ def _multiply(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     n, channels, height, width = images.shape
     new_height, new_width = rows.shape[1], columns.shape[1]
     wide = images.reshape(n, channels * height, width) @ columns.mT
-    # Channels beside the columns: one product for each image and not for each channel.
+    # With the channels beside the columns, one product per image is enough, not one per channel.
     wide = wide.view(n, channels, height, new_width).transpose(1, 2)
     tall = rows @ wide.reshape(n, height, channels * new_width)
     return tall.view(n, new_height, channels, new_width).transpose(1, 2).contiguous()

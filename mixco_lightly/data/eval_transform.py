@@ -1,4 +1,4 @@
-"""The transform of images that are evaluated: no augmentation."""
+"""The transform for evaluation, without augmentation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torchvision import transforms
 
 INTERPOLATION = "bilinear"
-# Up to this size the whole image is evaluated, as small-image datasets are; above, its centre.
+# Up to this size the whole image is evaluated, as usual for small images; above it, the centre.
 _WHOLE_IMAGE_SIZE = 64
 
 
@@ -30,13 +30,14 @@ def create_eval_transform(
 ) -> transforms.Compose:
     """Creates the transform for features and probes.
 
-    It resizes the shorter side with bilinear interpolation, crops the centre, and normalises.
+    The transform resizes the shorter side with bilinear interpolation, crops the centre, and
+    normalises.
 
     Args:
         image_size: Height and width of the result in pixels.
         mean: Mean of each channel.
         std: Standard deviation of each channel.
-        resize: Length of the shorter side before the crop. Default: image_size up to 64 pixels,
+        resize: Length of the shorter side before the crop. Default: ``image_size`` up to 64 pixels,
             and 8/7 of it above (256 for 224), as in the authors' evaluation.
 
     Returns:

@@ -1,19 +1,14 @@
-"""Folders of images: with labels where ``train/CLASS`` is beside ``test/CLASS``, else without."""
+"""Folders of images: labelled if ``train/CLASS`` lies beside ``test/CLASS``, else unlabelled."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
-from PIL import Image
-from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
-Transform = Callable[[Image.Image], Any]
-Loader = Callable[[str], Image.Image]
+from mixco_lightly.data.image_files import ImageFiles, describe_folder, find_images
+from mixco_lightly.data.images import IMAGENET_MEAN, IMAGENET_STD, DatasetSpec, ImageFacts
 
 
 class Splits(NamedTuple):
@@ -31,10 +26,9 @@ class Splits(NamedTuple):
 def find_splits(root: str | Path) -> Splits:
     """Finds the training images of a folder, and its test images if it has labels.
 
-    Labels are the names of the folders in ``root/train``, and only where ``root/test`` or else
-    ``root/val`` has such folders too. Without test folders the names of other folders mean
-    nothing: all images in ``root/train``, or without that folder all in ``root``, are training
-    images without labels.
+    The folders in ``root/train`` are classes only if ``root/test``, or else ``root/val``, has
+    folders too. Otherwise the names of folders mean nothing: all images in ``root/train``, or in
+    ``root`` if there is no such folder, are training images without labels.
 
     Args:
         root: The folder.
@@ -68,127 +62,45 @@ def find_splits(root: str | Path) -> Splits:
     return Splits(root, None)
 
 
-def open_split(root: Path, train: bool, transform: Transform | None, loader: Loader) -> Any:
+def open_image_folder(root: Path, *, train: bool, download: bool = False) -> ImageFiles:
     """Opens the training or the test images of a folder.
 
-    Args:
-        root: The folder.
-        train: Whether to open the training images.
-        transform: Called with each image.
-        loader: Opens an image file.
+    Unlabelled images are all images in the folder and its subfolders, except for hidden ones, whose
+    path has a name that starts with a dot. Their target is 0, and they have no classes.
 
-    Returns:
-        torchvision's ImageFolder, or :class:`UnlabelledImages` where there are no labels.
+    Args:
+        root: The folder; :func:`find_splits` finds out whether its images have labels.
+        train: Whether to open the training images or the test images.
+        download: Not used.
 
     Raises:
         FileNotFoundError: If there are no such images; the message says what is expected.
     """
     splits = find_splits(root)
     if splits.test is None:
-        if train:
-            return UnlabelledImages(root, transform, loader)
-        _fail(f"There are no test images in {root / 'test'} nor {root / 'val'}", root, root)
-    split = splits.train if train else splits.test
+        if not train:
+            _fail(f"There are no test images in {root / 'test'} or {root / 'val'}", root, root)
+        return _open_unlabelled(root, splits.train)
+    folder = splits.train if train else splits.test
     try:
-        return ImageFolder(str(split), transform=transform, loader=loader)
+        images = ImageFolder(str(folder))
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{split} has a class without images: {_describe_layout(root)}. {error}"
+            f"{folder} has a class without images: {_describe_layout(root)}. {error}"
         ) from error
+    return ImageFiles(images.samples, images.classes, root, folder.name)
 
 
-class UnlabelledImages(Dataset[tuple[Any, int]]):
-    """The training images of a folder without labels.
-
-    It takes the images of all folders below, in the order of their paths. Hidden files and folders,
-    whose names start with a dot, are left out.
-
-    Args:
-        root: The folder.
-        transform: Called with each image.
-        loader: Opens an image file.
-
-    Attributes:
-        root: The folder that the images are in.
-        classes: Empty: there are no labels.
-        samples: (path, 0) of each image.
-        targets: 0 for each image.
-
-    Raises:
-        FileNotFoundError: If there is no image.
-    """
-
-    def __init__(self, root: str | Path, transform: Transform | None, loader: Loader) -> None:
-        folder = find_splits(root).train
-        self.root = str(folder)
-        self.transform = transform
-        self.loader = loader
-        self.classes: list[str] = []
-        self.samples = [(path, 0) for path in find_images(folder)]
-        self.targets = [0] * len(self.samples)
-        if not self.samples:
-            missing = f"no folder {folder / 'train'} and " if folder == Path(root) else ""
-            _fail(f"There is {missing}no image in {folder}", Path(root), folder)
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        """The image, transformed, and 0."""
-        path, target = self.samples[index]
-        image = self.loader(path)
-        return (self.transform(image) if self.transform else image), target
+def _open_unlabelled(root: Path, folder: Path) -> ImageFiles:
+    samples = [(path, 0) for path in find_images(folder)]
+    if not samples:
+        missing = f"no folder {root / 'train'} and " if folder == root else ""
+        _fail(f"There is {missing}no image in {folder}", root, folder)
+    return ImageFiles(samples, [], root, "images" if folder == root else folder.name)
 
 
-def find_images(folder: str | Path, without: Path | None = None) -> Iterator[str]:
-    """Finds the images in a folder and the folders below, by the ends of their names.
-
-    Args:
-        folder: The folder.
-        without: A folder below that is left out.
-
-    Yields:
-        Path of each image, in the same order on every machine.
-
-    Raises:
-        OSError: If a folder below cannot be read.
-    """
-    seen = set()  # a link may lead back to a folder above
-
-    def stop(error: OSError) -> NoReturn:
-        raise error
-
-    if not os.path.isdir(folder):
-        return
-    for path, folders, files in os.walk(folder, followlinks=True, onerror=stop):
-        facts = os.stat(path)
-        place = (facts.st_dev, facts.st_ino)
-        if place in seen or (without is not None and Path(path) == without):
-            folders.clear()
-            continue
-        seen.add(place)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("."):
-                yield os.path.join(path, name)
-
-
-def describe_folder(path: Path) -> str:
-    """What is in a folder, for an error: at most five names.
-
-    Examples:
-        >>> from pathlib import Path
-        >>> from mixco_lightly.data.image_folder import describe_folder
-        >>> describe_folder(Path("nowhere"))
-        'nowhere does not exist'
-    """
-    if not path.is_dir():
-        return f"{path} {'is a file' if path.exists() else 'does not exist'}"
-    names = sorted(name for name in os.listdir(path) if not name.startswith("."))
-    if not names:
-        return f"{path} is empty"
-    return f"{path} has {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+def _has_labels(root: Path) -> bool:
+    return find_splits(root).test is not None
 
 
 def _has_folders(path: Path) -> bool:
@@ -206,3 +118,12 @@ def _describe_layout(root: Path) -> str:
         f"imagefolder expects {root / 'train'}/CLASS/*.jpg and {root / 'test'}/CLASS/*.jpg "
         f"(or {root / 'val'}), or images without labels anywhere in {root}"
     )
+
+
+IMAGE_FOLDER = DatasetSpec(
+    "imagefolder",
+    ImageFacts(mean=IMAGENET_MEAN, std=IMAGENET_STD),
+    open_image_folder,
+    has_labels=_has_labels,
+    is_generic=True,
+)

@@ -1,4 +1,4 @@
-"""Mixtures of image pairs with the weights and indices that the loss needs."""
+"""Mixes pairs of images, with the weights and indices that the loss needs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# To these a copy must be done before it returns. Lightning has the same two.
+# Copies to these devices must finish before they return. Lightning has the same two.
 _BLOCKING_DEVICES = ("cpu", "mps")
 
 
@@ -35,20 +35,20 @@ class Mixture(NamedTuple):
 
         Args:
             device: The device.
-            non_blocking: Whether to return before the copies are done. Default: True to a GPU,
-                whose later work waits for them, and False to the CPU and to MPS, where values
-                could be read too early.
+            non_blocking: Whether to return before the copies finish. Default: True for a GPU, whose
+                later work waits for them; False for the CPU and MPS, where values could be read too
+                early.
 
         Returns:
             The mixture on the device.
         """
-        if non_blocking is None:  # Lightning passes a value for tensors only
+        if non_blocking is None:  # Lightning passes a value only for tensors
             non_blocking = torch.device(device).type not in _BLOCKING_DEVICES
         return Mixture(*(tensor.to(device, non_blocking=non_blocking) for tensor in self))
 
 
 def check_alpha(alpha: float) -> None:
-    """Raises a ValueError if alpha is not the parameter of a Beta law."""
+    """Raises a ValueError if alpha is not a parameter of a Beta distribution."""
     is_number = isinstance(alpha, (int, float)) and not isinstance(alpha, bool)
     if not (is_number and 0 < alpha < math.inf):
         raise ValueError(f"alpha must be positive and finite, got {alpha!r}.")
@@ -60,25 +60,25 @@ def mix_pairs(
 ) -> Mixture:
     """Mixes the first half of a batch with its second half.
 
-    Image m is mixed with image m + N // 2 under a weight of its own, as in Eq. 2 of MixCo
-    [0] and in the authors' code, where ``lam ~ U(0, 1)`` is drawn for each pair.
+    Image m is mixed with image m + N // 2, with its own weight, as in Eq. 2 of MixCo [0] and in the
+    authors' code, which draws ``lam ~ U(0, 1)`` for each pair.
 
     - [0]: MixCo: Mix-up Contrastive Learning for Visual Representation, 2020,
       https://arxiv.org/abs/2010.06300
 
     Args:
         images: Batch of images, shape (N, C, H, W), floating point, on any device.
-        alpha: The weights follow Beta(alpha, alpha). The default 1 is the uniform law of
-            the paper; smaller values draw weights nearer to 0 and 1.
+        alpha: The weights follow Beta(alpha, alpha). The default 1 is the paper's uniform
+            distribution; smaller values draw weights nearer to 0 and 1.
         generator: Random generator on the images' device. Default: torch's global one.
 
     Returns:
-        M = N // 2 mixtures. For an odd N the last image stays out.
+        M = N // 2 mixtures. For an odd N the last image is not mixed.
 
     Raises:
-        TypeError: If images is no tensor.
+        TypeError: If ``images`` is not a tensor.
         ValueError: If there are fewer than two images, if they are not a floating point
-            tensor of four dimensions, or if alpha is not positive and finite.
+            tensor of four dimensions, or if ``alpha`` is not positive and finite.
 
     Examples:
         >>> import torch
@@ -108,8 +108,8 @@ def mix_pairs(
     if alpha == 1.0:
         lam = torch.rand(num_pairs, dtype=lam_dtype, device=images.device, generator=generator)
     else:
-        # Beta(alpha, alpha) is the first coordinate of a two-dimensional Dirichlet law.
-        # torch.distributions.Beta samples it with the same operator but takes no generator.
+        # Beta(alpha, alpha) is the first coordinate of a two-dimensional Dirichlet distribution.
+        # torch.distributions.Beta samples with the same operator, but accepts no generator.
         concentration = images.new_full((num_pairs, 2), alpha, dtype=lam_dtype)
         lam = torch._sample_dirichlet(concentration, generator=generator)[:, 0]
     weight = lam.to(images.dtype).view(-1, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""A fixed part of a training set, for training on fewer images or with fewer labels."""
+"""Chooses a fixed part of a training set, to train on fewer images or labels."""
 
 from __future__ import annotations
 
@@ -9,25 +9,24 @@ from torch import Tensor
 def choose_part(targets: Tensor, fraction: float, seed: int = 0) -> Tensor:
     """Chooses a part of each class of a training set.
 
-    The seed puts the images of each class into an order, of which the first are taken. The choice
-    depends on nothing else, and a larger fraction contains a smaller one.
+    The seed alone decides the order of the images in each class, and the first ones are chosen. So
+    a larger fraction contains a smaller one.
 
     Args:
         targets: Class indices of shape (N,).
-        fraction: Part of the images of each class, in (0, 1]. It is rounded to whole images, of
-            which every class that has any gets at least one.
+        fraction: Part of the images of each class, in (0, 1]. The number is rounded, and each class
+            that has images keeps at least one.
         seed: Seed of the choice.
 
     Returns:
-        Indices of the chosen images, rising; for a fraction of 1 all.
+        Indices of the chosen images, in rising order.
 
     Raises:
-        ValueError: If the fraction is not in (0, 1], or so small that there are fewer images than
-            classes.
+        ValueError: If the fraction is not in (0, 1], or too small for one image of each class.
 
     Examples:
         >>> import torch
-        >>> from mixco_lightly.data.subset import choose_part
+        >>> from mixco_lightly.data import choose_part
         >>> targets = torch.tensor([0] * 20 + [1] * 10)
         >>> targets[choose_part(targets, 0.1)]
         tensor([0, 0, 1])
@@ -38,8 +37,8 @@ def choose_part(targets: Tensor, fraction: float, seed: int = 0) -> Tensor:
     num_classes = int((counts > 0).sum())
     if round(fraction * len(targets)) < num_classes:
         raise ValueError(
-            f"A fraction of {fraction:g} of {len(targets):,} images is less than one for each of "
-            f"the {num_classes} classes."
+            f"A fraction of {fraction:g} of {len(targets):,} images is less than one image for "
+            f"each of the {num_classes} classes. Choose a larger fraction."
         )
     order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed))
     order = order[targets[order].argsort(stable=True)]  # by class, at random within it

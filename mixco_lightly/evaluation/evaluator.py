@@ -17,7 +17,7 @@ from mixco_lightly.backbones.multi_exit import MultiExitBackbone
 from mixco_lightly.data.batches import in_batches
 from mixco_lightly.data.images import ImageFacts, LabelledImages, broken_images, have_one_size
 from mixco_lightly.data.subset import choose_part
-from mixco_lightly.evaluation.fact_transforms import create_probe_transform, create_test_transform
+from mixco_lightly.data.transforms import create_probe_transform, create_test_transform
 from mixco_lightly.evaluation.features import Features
 from mixco_lightly.evaluation.parts import ENSEMBLE, Part, extract_parts, split_parts
 from mixco_lightly.evaluation.probe_result import ProbeResult, join_notes

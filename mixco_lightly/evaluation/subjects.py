@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from mixco_lightly.backbones.backbone import Backbone, create_backbone
-from mixco_lightly.backbones.export import load_backbone, read_config
-from mixco_lightly.backbones.image_size import TIMM_ERRORS, measure_feature_dim
+from mixco_lightly.backbones.description import read_config
+from mixco_lightly.backbones.export import load_backbone
+from mixco_lightly.backbones.trace import TIMM_ERRORS, measure_feature_dim
 from mixco_lightly.data.catalogue import create_train_test, get_dataset
 from mixco_lightly.data.images import ImageFacts, LabelledImages
 from mixco_lightly.data.subset import choose_part

@@ -1,4 +1,4 @@
-"""What is minimised: contrastive losses and the queue of keys."""
+"""Contrastive losses and the queue of keys."""
 
 from typing import TYPE_CHECKING
 

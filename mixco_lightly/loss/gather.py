@@ -1,4 +1,4 @@
-"""Rows of all processes, and a check that the processes have equally many."""
+"""Gathers rows from all processes and checks that the processes have equally many."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from lightly.utils import dist
 from torch import Tensor, distributed
 
-# The group that exchanges CPU tensors for each default process group that cannot.
+# A gloo group for each default process group that cannot exchange CPU tensors.
 _cpu_groups: WeakKeyDictionary[distributed.ProcessGroup, distributed.ProcessGroup] = (
     WeakKeyDictionary()
 )
@@ -19,9 +19,9 @@ def warn_without_process_group() -> None:
     """Warns if a loss with gather_distributed=True has nothing to gather from."""
     if not distributed.is_initialized():
         warnings.warn(
-            "gather_distributed=True, but there is no process group: the loss has the keys of "
-            "this process only. Call torch.distributed.init_process_group first (Lightning "
-            "does so with more than one device), or pass gather_distributed=False.",
+            "gather_distributed=True, but there is no process group: the loss sees only the keys "
+            "of this process. Call torch.distributed.init_process_group first (Lightning does so "
+            "with more than one device), or pass gather_distributed=False.",
             stacklevel=4,
         )
 
@@ -31,16 +31,16 @@ def check_equal_sizes(size: int) -> None:
     """Checks that all processes have batches of one size.
 
     Gathering unequal batches hangs or aborts the processes. Every process must call this in every
-    step, whatever its own size is. The sizes are exchanged on the CPU, so a GPU does not wait:
-    over the default process group if it has a backend for CPU tensors, otherwise over a gloo group
-    that the first call creates. Gloo picks its network interface as usual; set
-    ``GLOO_SOCKET_IFNAME`` where it picks the wrong one.
+    step, whatever its own size is. The processes exchange their sizes on the CPU, so no GPU waits.
+    They use the default process group if it has a backend for CPU tensors, otherwise a gloo group
+    that the first call creates. Set ``GLOO_SOCKET_IFNAME`` if gloo picks the wrong network
+    interface.
 
     Args:
         size: Number of rows of this process.
 
     Raises:
-        ValueError: On every process, if the sizes differ. It names them all.
+        ValueError: On every process, if the sizes differ. The message lists them.
     """
     world_size = dist.world_size()
     if world_size == 1:
@@ -52,7 +52,7 @@ def check_equal_sizes(size: int) -> None:
     if min(sizes) != max(sizes):
         raise ValueError(
             f"All processes need batches of one size, got {sizes} (by rank). "
-            "Give the DataLoader drop_last=True."
+            "Pass drop_last=True to the DataLoader."
         )
 
 
@@ -75,10 +75,10 @@ def gather_rows(x: Tensor) -> Tensor:
 
     Args:
         x: Rows of this process, shape (n, ...). All processes must have equally many: call
-            :func:`check_equal_sizes` first, once for all tensors of a step.
+            :func:`check_equal_sizes` once a step, before the first gather.
 
     Returns:
-        Rows of all processes, shape (world_size * n, ...); ``x`` itself on one process. The
+        Rows of all processes, shape (world_size * n, ...), or ``x`` itself on one process. The
         gradient of a process's rows is the sum of the gradients from all processes.
     """
     return x if dist.world_size() == 1 else torch.cat(dist.gather(x))

@@ -1,4 +1,4 @@
-"""The queue of earlier keys that MoCo takes its negatives from."""
+"""The queue of earlier keys that serve as MoCo's negatives."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from torch import Tensor, nn
 
 from mixco_lightly.loss.gather import check_equal_sizes, gather_rows
 
-# In a row. The GradScaler of float16 training skips such steps while it lowers its scale.
+# Consecutive steps. The GradScaler of float16 training skips them while it lowers its scale.
 TOLERATED_STEPS_IN_FLOAT16 = 20
 
 
 class KeyQueue(nn.Module):
-    """Stores the newest key projections in a ring of two saved buffers.
+    """Stores the newest key projections in a ring buffer.
 
-    Unlike Lightly's memory bank it is part of ``state_dict``, so a resumed run continues with the
-    keys it had. It accepts any batch size and wraps exactly. Like Lightly's, it moves to the device
-    of the keys by itself. A checkpoint without a queue loads with a warning. ``module.half()``
-    leaves the keys in float32.
+    Unlike Lightly's memory bank the queue is part of ``state_dict``, so a resumed run continues
+    with its keys. It accepts any batch size. Like Lightly's, it moves to the device of the keys by
+    itself. A checkpoint without a queue loads with a warning. ``module.half()`` leaves the keys in
+    float32.
 
     - MoCo, 2020, https://arxiv.org/abs/1911.05722, section 3.2
 
     Attributes:
-        keys: The keys, float32 of shape (n, dim), unit rows. Before the first keys arrive they
-            are random unit vectors, as in MoCo and Lightly.
-        position: Row that the next key is written to, int64 scalar: the oldest key's row.
+        keys: The keys as unit rows, float32 of shape (n, dim). They start as random unit vectors,
+            as in MoCo and Lightly.
+        position: Row of the oldest key, which the next key overwrites, int64 scalar.
 
     Args:
         size: (n, dim), the number of keys and their dimension.
-        gather_distributed: If True, the keys of all processes are enqueued on every process,
-            in the order of the ranks, which keeps the queues equal. All processes must then
-            enqueue the same number of keys.
+        gather_distributed: If True, every process enqueues the keys of all processes, in the
+            order of the ranks, so the queues stay equal. All processes must then enqueue the same
+            number of keys.
 
     Raises:
         ValueError: If size is not a pair of positive integers.
@@ -62,14 +62,14 @@ class KeyQueue(nn.Module):
         self.register_buffer("keys", keys)
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
         self._steps = 0
-        # How many steps in a row had a bad key, and the first step that had one too many (0 for
-        # none); on the keys' device.
+        # The number of consecutive steps with a bad key, and the first step that exceeded the
+        # tolerated number (0 for none). Both are on the keys' device.
         self._bad_steps: tuple[Tensor, Tensor] | None = None
-        # The latest keys, the rows they went to, and what these held before.
+        # The latest keys, the rows they were written to, and the keys they overwrote.
         self._last_enqueued: tuple[Tensor, Tensor, Tensor] | None = None
 
     def follow(self, device: torch.device) -> None:
-        """Moves the queue to a device, unless it is there already."""
+        """Moves the queue to a device if it is on another one."""
         if self.keys.device != device:
             self.to(device)
 
@@ -78,24 +78,24 @@ class KeyQueue(nn.Module):
     def enqueue(self, keys: Tensor, float16: bool = False) -> None:
         """Overwrites the oldest keys of the queue.
 
-        A key that is NaN or infinite never enters: one NaN would make every loss NaN until it is
-        overwritten. On a CPU ``enqueue`` raises at once and leaves the queue as it was. On other
-        devices it skips such keys, and raises within 100 steps, so that no step waits.
+        A key that is NaN or infinite never enters the queue: it would make every loss NaN until it
+        is overwritten. On a CPU ``enqueue`` raises at once and leaves the queue as it was. On other
+        devices it skips such keys and raises within 100 steps, so that no step waits.
 
-        In float16 training such keys are expected: the GradScaler skips the step and lowers its
-        scale. With ``float16=True`` they are skipped on every device, and the error comes only
+        Float16 training produces such keys now and then: the GradScaler skips the step and lowers
+        its scale. With ``float16=True`` ``enqueue`` skips them on every device, and raises only
         after more than 20 such steps in a row.
 
         Args:
-            keys: New keys, shape (batch, dim), oldest first. Of a batch larger than the queue
-                the newest n rows stay.
-            float16: Whether the step is one of float16 training with a GradScaler.
+            keys: New keys, shape (batch, dim), oldest first. If the batch is larger than the
+                queue, only its newest n rows are kept.
+            float16: Whether this is a step of float16 training with a GradScaler.
 
         Raises:
             ValueError: If keys is not of shape (batch, dim), or, with gather_distributed, if the
-                processes have unequally many.
-            FloatingPointError: If a key is not finite. It names the step, counted from 1 since
-                this process made the queue.
+                processes' batches differ in size.
+            FloatingPointError: If a key is not finite. The message names the step, counted from 1
+                since this process created the queue.
         """
         size, dim = self.keys.shape
         if keys.dim() != 2 or keys.shape[1] != dim:
@@ -117,10 +117,10 @@ class KeyQueue(nn.Module):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def keys_before(self, keys: Tensor) -> Tensor:
-        """Returns the queue as it was before the latest batch, for a forward that is repeated.
+        """Returns the queue as it was before the latest batch.
 
-        Activation checkpointing computes the forward again during the backward, and needs the same
-        queue again.
+        Activation checkpointing repeats the forward during the backward pass and needs the queue
+        of the first time.
 
         Args:
             keys: The latest batch of keys, shape (batch, dim).
@@ -129,7 +129,7 @@ class KeyQueue(nn.Module):
             A copy of the queue, shape (n, dim).
 
         Raises:
-            RuntimeError: If the latest batch had other keys.
+            RuntimeError: If the latest batch that was enqueued is another one.
         """
         if self.gather_distributed:
             keys = gather_rows(keys)
@@ -138,8 +138,8 @@ class KeyQueue(nn.Module):
             latest, keys, atol=1e-3, equal_nan=True
         ):
             raise RuntimeError(
-                "The loss is computed again in the backward pass (activation checkpointing), but "
-                "the batch that the queue was given last was another one. Call backward before the "
+                "Activation checkpointing computes the loss again in the backward pass, but the "
+                "latest keys in the queue are those of another batch. Call backward before the "
                 "next forward, and torch.utils.checkpoint with use_reentrant=False."
             )
         assert rows is not None
@@ -147,11 +147,11 @@ class KeyQueue(nn.Module):
         return self.keys.index_copy(0, rows, overwritten)
 
     def _steps_between_looks(self) -> int:
-        # To look whether the keys were finite makes a GPU wait.
+        # Reading the count makes a GPU wait.
         return 1 if self.keys.device.type == "cpu" else 100
 
     def _raise_if_not_finite(self, finite: Tensor, tolerated: int) -> None:
-        """Counts the steps with a key that is not finite, and raises when it looks at the count."""
+        """Counts the steps with a key that is not finite; reads the count now and then."""
         if self._bad_steps is None:
             zero = torch.zeros((), dtype=torch.int64, device=finite.device)
             self._bad_steps = zero, zero
@@ -165,15 +165,16 @@ class KeyQueue(nn.Module):
             after = f" after {tolerated} such steps in a row" if tolerated else ""
             raise FloatingPointError(
                 f"A key is NaN or infinite in step {step} of this process (rank {dist.rank()})"
-                f"{after}; it did not enter the queue. The network has probably diverged."
+                f"{after}; it did not enter the queue. The network has probably diverged: lower "
+                "the learning rate or check the images."
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KeyQueue:
         keys = self.keys
-        self._bad_steps = self._last_enqueued = None  # they may change the device
+        self._bad_steps = self._last_enqueued = None  # the queue may change its device
         super()._apply(fn, recurse)
         if self.keys.dtype in (torch.float16, torch.bfloat16):
-            # module.half() is for weights; keys that were rounded could not be restored.
+            # module.half() is meant for weights. Rounded keys cannot be restored, so keep them.
             self.keys = keys.to(self.keys.device)
         return self
 
@@ -183,8 +184,8 @@ class KeyQueue(nn.Module):
         missing = [name for name in ("keys", "position") if prefix + name not in state_dict]
         if missing:
             warnings.warn(
-                f"The checkpoint has no queue ({prefix}{missing[0]} is missing), as Lightly's have "
-                "none: training goes on with the keys that are in the queue now.",
+                f"The checkpoint has no queue ({prefix}{missing[0]} is missing), like Lightly's "
+                "checkpoints. Training continues with the keys that are in the queue now.",
                 stacklevel=2,
             )
             own = {"keys": self.keys, "position": self.position}

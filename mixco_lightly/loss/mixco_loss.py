@@ -1,4 +1,4 @@
-"""The MixCo loss: a contrastive loss on plain images and one on their mixtures."""
+"""The MixCo loss: a contrastive loss of plain images plus one of their mixtures."""
 
 from __future__ import annotations
 
@@ -13,42 +13,43 @@ from torch import Tensor, nn
 
 import mixco_lightly.machine as machine
 from mixco_lightly.data.mixture import Mixture
+from mixco_lightly.loss.blockwise import queue_logsumexp
 from mixco_lightly.loss.contrastive import (
     key_cross_entropy,
     mixed_cross_entropy,
     nt_xent,
-    queue_logsumexp,
     unit_rows,
 )
 from mixco_lightly.loss.gather import check_equal_sizes, gather_rows, warn_without_process_group
 from mixco_lightly.loss.key_queue import KeyQueue
+from mixco_lightly.loss.mixture_checks import check_inputs
 
 
 def _is_in_backward() -> bool:
-    """Returns whether a backward pass runs: activation checkpointing then repeats the forward."""
+    """Returns whether a backward pass is running, in which checkpointing repeats the forward."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _autocast_dtype(device_type: str) -> torch.dtype | None:
-    """Returns the dtype that autocast has on a device, or None where it is not enabled."""
+    """Returns autocast's dtype on a device, or None if autocast is off."""
     if not torch.is_autocast_enabled(device_type):
         return None
     return torch.get_autocast_dtype(device_type)
 
 
-# torch.compile cannot trace the question, whose answer never changes.
+# torch.compile cannot trace this call, and its result never changes.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _has_fast_bfloat16(device: torch.device) -> bool:
     return machine.has_fast_bfloat16(device)
 
 
 class MixCoLossComponents(NamedTuple):
-    """Individual components of the MixCo loss.
+    """Holds the MixCo loss and its two terms.
 
     Attributes:
         total: ``contrast + mix_weight * mix``.
-        contrast: The contrastive loss of the plain images.
-        mix: The unweighted contrastive loss of the mixtures; 0 without mixtures.
+        contrast: Contrastive loss of the plain images.
+        mix: Unweighted contrastive loss of the mixtures, 0 without mixtures.
     """
 
     total: Tensor
@@ -57,46 +58,45 @@ class MixCoLossComponents(NamedTuple):
 
 
 class MixCoLoss(nn.Module):
-    """Contrastive loss with MixCo's second term for mixtures of images [0].
+    """Computes a contrastive loss with MixCo's second term for mixtures of images [0].
 
-    The first term is the loss of MoCo [1] (with a queue) or of SimCLR [2] (without), equal to
-    Lightly's ``NTXentLoss``. The second asks the projection of a mixture
-    ``lam * a + (1 - lam) * b`` to be lam-similar to the key of a and (1 - lam)-similar to the
-    key of b, among all keys of the other view and of the queue.
+    The first term is the loss of MoCo [1] (with a queue) or of SimCLR [2] (without). It equals
+    Lightly's ``NTXentLoss``. The second term is a soft cross-entropy: the projection of a mixture
+    ``lam * a + (1 - lam) * b`` should match the key of a with weight lam and the key of b with
+    weight 1 - lam, among all keys of the other view and of the queue.
 
     - [0]: MixCo, 2020, https://arxiv.org/abs/2010.06300, Eqs. 1, 3 and 4
     - [1]: MoCo, 2020, https://arxiv.org/abs/1911.05722
     - [2]: SimCLR, 2020, https://arxiv.org/abs/2002.05709
 
-    Where paper and code differ this follows the authors' code (Lee-Gihun/MixCo-Mixup-Contrast
-    at commit 8374aac): means instead of sums over the images and over the mixtures, and for
-    mixtures all keys of the batch as candidates, not only the keys of the pair.
+    Where paper and code differ, the loss follows the authors' code
+    (Lee-Gihun/MixCo-Mixup-Contrast at commit 8374aac): it averages over images and over mixtures
+    instead of summing, and a mixture's candidates are all keys of the batch, not only the pair's.
 
     Args:
-        temperature: Divides the similarities of plain images. The default 0.2 is that of MoCo
-            v2 and of the authors' MoCo code; their SimCLR code has 0.5.
-        mix_temperature: Divides the similarities of mixtures. The default 0.1 is the best of those
-            tried for a small ResNet on CIFAR-10, or level with it (docs/results.md), where 0.05
-            lost 7 points under the usual augmentations. The authors have 0.05 for MoCo on
-            TinyImageNet, 1 for MoCo on ImageNet and 0.5 for SimCLR.
-        mix_weight: Weight of the mixtures' term, the paper's beta; 1 in the authors' code. With
-            0 mixtures are ignored and the loss is the plain baseline.
+        temperature: Divides the similarities of plain images. MoCo v2 and the authors' MoCo code
+            use the default 0.2. The authors' SimCLR code uses 0.5.
+        mix_temperature: Divides the similarities of mixtures. The default 0.1 was best or level
+            with the best for a small ResNet on CIFAR-10, where 0.05 lost 7 points under the usual
+            augmentations (docs/results.md). The authors use 0.05 for MoCo on TinyImageNet, 1 for
+            MoCo on ImageNet and 0.5 for SimCLR.
+        mix_weight: Weight of the mixtures' term, the paper's beta. The default 1 is the authors'.
+            With 0 the loss ignores mixtures and equals the plain baseline.
         memory_bank_size: 0 for SimCLR, or (n, dim) for a queue of n keys as in MoCo.
-        gather_distributed: If True, the keys of all processes are candidates (for SimCLR's
-            views, for mixtures, and in the queue). All processes must have batches of one size;
-            the average over processes then equals the loss of the whole batch on one process.
-            Without a process group the loss warns. If False, each of several processes keeps a
-            queue of its own keys, of which the loss warns too: DistributedDataParallel would
-            overwrite them.
+        gather_distributed: If True, the keys of all processes are candidates, for SimCLR's views,
+            for mixtures and in the queue. All processes must have batches of one size. The average
+            over processes then equals the loss of the whole batch on one process. The loss warns
+            if there is no process group. If False, each of several processes keeps a queue of its
+            own keys, and the loss warns that DistributedDataParallel may overwrite them.
 
-    The loss can be differentiated once; a second derivative is an error. torch.compile makes one
-    graph of it. Only the enqueue and the gathering from several processes stay outside the graph.
+    A second derivative raises an error. torch.compile makes one graph of the loss, except for the
+    enqueue and the gathering from several processes.
 
     A loss with a queue need not be moved to a GPU: the queue follows the projections.
 
     Raises:
-        ValueError: If a temperature is not positive and finite, if mix_weight is negative or
-            not finite, or if memory_bank_size is neither 0 nor a pair of positive integers.
+        ValueError: If a temperature is not positive and finite, if mix_weight is negative or not
+            finite, or if memory_bank_size is neither 0 nor a pair of positive integers.
 
     Examples:
         >>> import torch
@@ -138,7 +138,7 @@ class MixCoLoss(nn.Module):
                     f"got {memory_bank_size}."
                 )
         else:
-            self.queue = KeyQueue(memory_bank_size)  # it is given gathered keys
+            self.queue = KeyQueue(memory_bank_size)  # the loss gathers the keys
 
     def forward(
         self,
@@ -167,28 +167,27 @@ class MixCoLoss(nn.Module):
     ) -> MixCoLossComponents:
         """Computes the loss and its two terms.
 
-        The queue is read before the keys ``out1`` are added to it. They are added only in training
-        mode and if ``out0`` requires a gradient, and only once if activation checkpointing repeats
-        the forward.
+        The loss reads the queue first and then adds the keys ``out1`` to it. It adds them only in
+        training mode and if ``out0`` requires a gradient, and only once if activation
+        checkpointing repeats the forward.
 
         The loss is computed in float32 even under autocast, and in float64 for float64
-        projections. One exception: under autocast to bfloat16, the products of float32 rows with
-        the queue are in bfloat16 if the device is faster at that. Other float32 products have full
-        precision whatever ``torch.set_float32_matmul_precision`` was given.
+        projections. One exception: under autocast to bfloat16, float32 rows are multiplied with
+        the queue in bfloat16 if the device is faster at that. All other float32 products have full
+        precision, whatever ``torch.set_float32_matmul_precision`` is set to.
 
-        The queue and the mixtures' indices and weights are moved to the device of ``out0`` if they
-        are on another one.
+        The queue and the mixtures' indices and weights move to the device of ``out0``.
 
         Args:
             out0: Projections of the first view (MoCo: the queries), not normalised, shape
                 (N, dim).
-            out1: Projections of the second view (MoCo: the keys, without gradient), (N, dim).
-            mixed0: Projections of ``mixture0.images``, shape (M, dim). They are contrasted with
-                ``out1``.
+            out1: Projections of the second view (MoCo: the keys, without gradient), shape
+                (N, dim).
+            mixed0: Projections of ``mixture0.images``, contrasted with ``out1``, shape (M, dim).
             mixture0: Mixtures of the first view's images, as from :func:`mix_pairs` or
                 :class:`MixCoCollate`.
-            mixed1: Projections of ``mixture1.images``, contrasted with ``out0``; only without a
-                queue. The mixtures' term is then the mean over both.
+            mixed1: Projections of ``mixture1.images``, contrasted with ``out0``, shape (M, dim).
+                Only for a loss without a queue. The mixtures' term is then the mean over both.
             mixture1: Mixtures of the second view's images.
 
         Returns:
@@ -197,14 +196,16 @@ class MixCoLoss(nn.Module):
         Raises:
             TypeError: If the projections are not tensors or a mixture is not a :class:`Mixture`.
             ValueError: If shapes or dtypes do not fit, if the batch has one image and there is no
-                queue, if a mixture is empty or its values cannot be (checked on a CPU only), if
-                projections or mixtures are given without the other, if ``mixed1`` is given with a
-                queue, or, with gather_distributed, if the processes' batches differ in size.
+                queue, if a mixture is empty, if its indices or weights are out of range (checked
+                on a CPU only), if mixed projections come without their mixture or the other way
+                round, if ``mixed1`` is given with a queue, or, with gather_distributed, if the
+                processes' batches differ in size.
             FloatingPointError: If a key is NaN or infinite; see :meth:`KeyQueue.enqueue`. Under
-                autocast to float16 only after more than 20 such steps in a row, because the
-                GradScaler skips them.
+                autocast to float16 the loss raises only after more than 20 such steps in a row,
+                because the GradScaler skips them.
         """
-        self._check(out0, out1, mixed0, mixture0, mixed1, mixture1)
+        queue_dim = None if self.queue is None else self.queue.keys.shape[1]
+        check_inputs(out0, out1, mixed0, mixture0, mixed1, mixture1, queue_dim)
         if self.gather_distributed:
             warn_without_process_group()
         device, device_type = out0.device, out0.device.type
@@ -212,7 +213,7 @@ class MixCoLoss(nn.Module):
             self._warn_of_separate_queues()
             self.queue.follow(device)
         autocast_dtype = _autocast_dtype(device_type)
-        # Autocast would run all products in half precision, those of the positives too.
+        # Autocast would run all products in half precision, also those of the positives.
         with torch.autocast(device_type=device_type, enabled=False):
             z0, z1 = unit_rows(out0), unit_rows(out1)
             all_z0, all_z1, offset = z0, z1, 0
@@ -229,7 +230,7 @@ class MixCoLoss(nn.Module):
                 if mixed1 is not None and mixture1 is not None:
                     mixed.append((unit_rows(mixed1), mixture1, all_z0))
 
-            # A repeated forward must find the queue of the first time, and not extend it again.
+            # A repeated forward must read the queue as it was, and must not extend it again.
             extends_queue = self.queue is not None and self.training and out0.requires_grad
             is_repeated = extends_queue and _is_in_backward()
             mixed_queue_lse: Tensor | None = None
@@ -245,7 +246,7 @@ class MixCoLoss(nn.Module):
                     and queries.dtype == torch.float32
                     and _has_fast_bfloat16(device)
                 )
-                # Unit rows have similarities up to 1; a thousandth more for their rounding.
+                # Unit rows have similarities up to 1. The thousandth more covers rounding.
                 max_logit = 1.001 / min(self.temperature, self.mix_temperature)
                 keys = self.queue.keys_before(all_z1) if is_repeated else self.queue.keys
                 queue_lse = queue_logsumexp(queries, keys, max_logit, bfloat16)
@@ -290,7 +291,8 @@ class MixCoLoss(nn.Module):
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compiles :meth:`forward_components`, and with it :meth:`forward`, in place.
 
-        ``nn.Module.compile`` would compile ``__call__`` alone. As there, a copy is not compiled.
+        ``nn.Module.compile`` would compile only ``__call__``. A copy of the module is not
+        compiled, as with ``nn.Module.compile``.
 
         Args:
             args: Passed to :func:`torch.compile`.
@@ -300,109 +302,7 @@ class MixCoLoss(nn.Module):
         self.forward_components = compiled  # type: ignore[method-assign]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns the state for a copy or a pickle, which must not call this module's loss."""
+        """Returns the state without the compiled method, which a copy must not share."""
         state: dict[str, Any] = super().__getstate__()
         state.pop("forward_components", None)
         return state
-
-    def _check(
-        self,
-        out0: Tensor,
-        out1: Tensor,
-        mixed0: Tensor | None,
-        mixture0: Mixture | None,
-        mixed1: Tensor | None,
-        mixture1: Mixture | None,
-    ) -> None:
-        for name, out in [("out0", out0), ("out1", out1)]:
-            if not isinstance(out, Tensor):
-                raise TypeError(
-                    f"{name} must be a tensor of projections, got {type(out).__name__}. The "
-                    "arguments are (out0, out1, mixed0, mixture0, mixed1, mixture1)."
-                )
-        if out0.dim() != 2 or out0.shape != out1.shape:
-            raise ValueError(
-                "out0 and out1 must have the same shape (N, dim), "
-                f"got {tuple(out0.shape)} and {tuple(out1.shape)}."
-            )
-        n, dim = out0.shape
-        if self.queue is None and n < 2:
-            raise ValueError(f"Without a queue the batch needs at least 2 images, got {n}.")
-        if n < 1:
-            raise ValueError("The batch is empty.")
-        if self.queue is not None and self.queue.keys.shape[1] != dim:
-            raise ValueError(
-                f"memory_bank_size has dim {self.queue.keys.shape[1]}, the projections have {dim}."
-            )
-        if self.queue is not None and (mixed1 is not None or mixture1 is not None):
-            raise ValueError(
-                "mixed1 and mixture1 need a loss without a queue: with a queue only the "
-                "query view is mixed."
-            )
-        for view, mixed, mixture in [(0, mixed0, mixture0), (1, mixed1, mixture1)]:
-            if (mixed is None) != (mixture is None):
-                given, missing = ("mixed", "mixture") if mixture is None else ("mixture", "mixed")
-                raise ValueError(
-                    f"{given}{view} was given without {missing}{view}: the mixtures' projections "
-                    "and the Mixture they come from belong together."
-                )
-            if mixed is not None and mixture is not None:
-                _check_mixture(view, mixed, mixture, n, dim)
-
-
-def _check_mixture(view: int, mixed: object, mixture: object, n: int, dim: int) -> None:
-    if not isinstance(mixed, Tensor) or not isinstance(mixture, Mixture):
-        if isinstance(mixed, Mixture) and isinstance(mixture, Tensor):
-            advice = f"Swap the two: mixed{view} comes first."
-        else:
-            advice = "Pass one Mixture, such as batch[-1][0] from MixCoCollate, not a list of them."
-        raise TypeError(
-            f"mixed{view} must be a tensor, the projections of mixture{view}.images, and "
-            f"mixture{view} a Mixture, got {type(mixed).__name__} and {type(mixture).__name__}. "
-            + advice
-        )
-    m = len(mixture.lam) if mixture.lam.dim() else 0
-    if not mixture.first.shape == mixture.second.shape == mixture.lam.shape == (m,):
-        raise ValueError(
-            f"first, second and lam of mixture{view} must have one shape (M,), got "
-            f"{tuple(mixture.first.shape)}, {tuple(mixture.second.shape)} and "
-            f"{tuple(mixture.lam.shape)}."
-        )
-    if m == 0:
-        raise ValueError(
-            f"mixture{view} is empty: a batch needs at least 2 images to be mixed. Leave out "
-            f"mixed{view} and mixture{view} for a batch without mixtures."
-        )
-    if mixed.shape != (m, dim):
-        raise ValueError(
-            f"mixed{view} must have shape {(m, dim)} for the {m} mixtures of "
-            f"mixture{view}, got {tuple(mixed.shape)}."
-        )
-    indices = torch.int64, torch.int32
-    if mixture.first.dtype not in indices or mixture.second.dtype not in indices:
-        raise ValueError(
-            f"first and second of mixture{view} must be int64, the indices of images in the batch, "
-            f"got {mixture.first.dtype} and {mixture.second.dtype}."
-        )
-    if not mixture.lam.is_floating_point():
-        raise ValueError(
-            f"lam of mixture{view} must be floating point numbers in [0, 1], the weights of the "
-            f"first images, got {mixture.lam.dtype}."
-        )
-    # To look at the values would make a GPU wait, and torch.compile has none.
-    if torch.compiler.is_compiling():
-        return
-    if mixture.first.device.type == mixture.second.device.type == "cpu":
-        pairs = torch.stack([mixture.first, mixture.second])
-        if pairs.min() < 0 or pairs.max() >= n:
-            wrong = pairs.min() if pairs.min() < 0 else pairs.max()
-            raise ValueError(
-                f"mixture{view} names image {int(wrong)} of a batch of {n}: it belongs to "
-                "another batch."
-            )
-    if mixture.lam.device.type == "cpu":
-        is_weight = (mixture.lam >= 0) & (mixture.lam <= 1)
-        if not is_weight.all():
-            raise ValueError(
-                f"lam of mixture{view} must be in [0, 1], got {mixture.lam[~is_weight][0].item()}."
-            )

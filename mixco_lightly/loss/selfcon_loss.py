@@ -1,7 +1,7 @@
-"""The SelfCon loss: the exits of one network contrasted; SupCon and SimCLR are its special cases.
+"""The SelfCon loss, which contrasts the exits of one network, with SupCon and SimCLR as cases.
 
-Shapes in the comments: n rows on this process and m of all processes, e exits, a of them anchors,
-c dimensions. A row is one view of one image.
+Shapes in the comments: n rows on this process, m rows of all processes, e exits, a exits of
+anchors, c dimensions. A row is one view of one image.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import torch
 from lightly.utils import dist
 from torch import Tensor, distributed, nn
 
-from mixco_lightly.loss.contrastive import mean_cross_entropy, product, unit_rows
+from mixco_lightly.loss.blockwise import mean_cross_entropy, product
+from mixco_lightly.loss.contrastive import unit_rows
 from mixco_lightly.loss.gather import check_equal_sizes, gather_rows, warn_without_process_group
 
 
@@ -25,30 +26,31 @@ def positives_cross_entropy(
     num_anchor_exits: int,
     gather_distributed: bool = False,
 ) -> Tensor:
-    """Cross-entropy of each anchor with each of its positives, among all outputs but itself.
+    """Computes the cross-entropy of each anchor with each of its positives.
 
-    SupCon, 2020, https://arxiv.org/abs/2004.11362, L_out in Eq. 2, as the mean over the anchors
-    that have a positive. Their outputs at all exits are the candidates.
+    SupCon, 2020, https://arxiv.org/abs/2004.11362, L_out in Eq. 2, averaged over the anchors that
+    have a positive. An anchor's candidates are the outputs of all rows at all exits, without
+    itself.
 
     Args:
         z: Unit rows of this process, shape (n, e, c).
         all_z: Unit rows of all processes, shape (m, e, c).
-        is_positive: Which other rows are positives, at all exits, bool, shape (n, m). A row's own
-            outputs at the other exits always are.
+        is_positive: Which rows are positives of each other, bool, shape (n, m). The outputs of a
+            row at its other exits are positives in any case.
         offset: Row of ``all_z`` at which this process's rows start.
         temperature: Divides all similarities.
-        num_anchor_exits: The outputs of the first so many exits are anchors.
-        gather_distributed: If True, the result is scaled so that its average over the processes
-            is the mean over the anchors of all processes.
+        num_anchor_exits: The outputs of the first ``num_anchor_exits`` exits are anchors.
+        gather_distributed: If True, scales the result so that its average over the processes is
+            the mean over the anchors of all processes.
 
     Returns:
-        Mean over the anchors that have a positive, scalar; 0, with a graph, if none has one.
+        Mean over the anchors that have a positive, scalar. If none has one, 0 with a graph.
     """
     n, e, _ = z.shape
     device = z.device
     row = torch.arange(n, device=device).unsqueeze(1) + offset  # n x 1
-    # lse - mean_p(s_p): the mean over the positives is the logit of the positives' mean. They are
-    # the other rows' outputs at all exits and the row's own at the other exits.
+    # The mean similarity with the positives is the similarity with their mean. The positives are
+    # the outputs of other rows at all exits and the row's own outputs at its other exits.
     in_other_rows = is_positive.scatter(1, row, False)  # n x m
     count = e * in_other_rows.sum(dim=1) + e - 1  # n
     positives = product(in_other_rows.to(z.dtype), all_z.sum(dim=1))  # nm,mc->nc
@@ -59,8 +61,8 @@ def positives_cross_entropy(
     itself = row * e + torch.arange(num_anchor_exits, device=device)  # n x a
 
     weights = None
-    if e == 1:  # with more exits each anchor has a positive: another output of its row
-        # To select the anchors that have one would make a GPU wait; a weight of 0 does not.
+    if e == 1:  # with more exits the row's other outputs are positives of each anchor
+        # Selecting the anchors that have a positive makes a GPU wait; a weight of 0 does not.
         has_positive = (count > 0).to(z.dtype)  # n
         total, world_size = has_positive.sum(), 1
         if gather_distributed:
@@ -75,12 +77,11 @@ def positives_cross_entropy(
 
 
 class SelfConLoss(nn.Module):
-    """Contrastive loss between the outputs of several exits of one network: SelfCon [0].
+    """Contrasts the outputs at several exits of one network: SelfCon [0].
 
-    Each output of a batch, that of one exit for one row (a view of an image), is an anchor. Its
-    positives are the outputs at all exits of the rows with its label, without itself; its
-    candidates are all outputs but itself. With one exit this is SupCon [1], and SimCLR [2]
-    without labels:
+    A row is one view of one image. Each output of a row at an exit is an anchor. Its positives are
+    all other outputs of the rows with its label, at all exits. Its candidates are all other
+    outputs. With one exit the loss is SupCon [1], or SimCLR [2] without labels:
 
     ============  ====  ====  ===================  ==========================================
     Method        E     N     labels               settings
@@ -98,41 +99,41 @@ class SelfConLoss(nn.Module):
     SimCLR        1     2 B   None                 num_views=2, base_temperature=temperature
     ============  ====  ====  ===================  ==========================================
 
-    for B images in one view (S) or in two (M), where the rows are ``torch.cat([view0, view1])``.
+    B is the number of images. Methods with S have one view of each, methods with M two, with the
+    rows ``torch.cat([view0, view1])``.
 
     SelfCon-MU follows the authors' code: the other view of an image is a negative. With
-    ``num_views=2`` it is a positive at all exits, which may be what the paper means; its text is
-    not clear about it.
+    ``num_views=2`` it is a positive at all exits. The paper's text allows both readings.
 
-    The starred methods leave the similarities of the backbone's anchors with the sub-networks
-    out. They are the loss of the backbone's exit alone plus ``subnetwork_weight`` times that of the
-    sub-networks' anchors among the outputs of all exits. In SelfCon-SU* the first is 0, because
-    no anchor of it has a positive.
+    The starred methods do not contrast the backbone's anchors with the sub-networks. Their loss is
+    the loss of the backbone's exit alone plus ``subnetwork_weight`` times the loss of the
+    sub-networks' anchors among the outputs of all exits. In SelfCon-SU* the first term is 0,
+    because none of its anchors has a positive.
 
-    Anchors without a positive are left out of the mean. They exist with one exit only, as rows
-    whose label nothing else in the batch has. If no anchor is left, the loss is 0 and so are its
-    gradients: small batches of many classes come to that by chance, and a run should survive it.
+    The mean leaves out anchors without a positive. These exist only with one exit, as rows whose
+    label no other row of the batch has. If no anchor is left, the loss and its gradients are 0, so
+    that a run survives small batches of many classes.
 
-    - [0]: SelfCon, 2021, https://arxiv.org/abs/2106.15499; sets, mean over the anchors and scale as
-      in raymin0223/self-contrastive-learning at commit 5e7c2c5
+    - [0]: SelfCon, 2021, https://arxiv.org/abs/2106.15499. The sets, the mean over anchors and the
+      scale follow raymin0223/self-contrastive-learning at commit 5e7c2c5.
     - [1]: SupCon, 2020, https://arxiv.org/abs/2004.11362, L_out in Eq. 2
     - [2]: SimCLR, 2020, https://arxiv.org/abs/2002.05709, Eq. 1
 
     Args:
-        temperature: Divides the similarities. The default 0.1 is that of the authors' scripts.
-        base_temperature: The loss is multiplied by ``temperature / base_temperature``, as in the
-            authors' code and SupCon's, where it is 0.07. Learning rates depend on it.
+        temperature: Divides the similarities. The authors' scripts use the default 0.1.
+        base_temperature: The loss is multiplied by ``temperature / base_temperature``. The default
+            0.07 is that of the authors' code and of SupCon's. Learning rates depend on it.
         subnetwork_weight: None for plain SelfCon, or the weight of the sub-networks' anchors in
-            the starred methods: the authors' alpha, whose 0 is None here.
-        num_views: Without labels, how many views of each image are positives of each other: rows
-            i and i + N / num_views are of one image. With the default 1 each row is an image of
-            its own. With labels it has no effect.
+            the starred methods. It is the authors' alpha, except that they write 0 for None.
+        num_views: Without labels, the number of views of each image that are positives of each
+            other: rows i and i + N / num_views show one image. With the default 1 each row is an
+            image of its own. Has no effect with labels.
         gather_distributed: If True, the outputs of all processes are candidates. All processes
-            must have batches of one size; the average over processes then equals the loss of the
-            whole batch on one process. Without a process group there is a warning.
+            must have batches of one size. The average over processes then equals the loss of the
+            whole batch on one process. The loss warns if there is no process group.
 
-    The loss can be differentiated once; a second derivative is an error. torch.compile makes one
-    graph of it, except where it gathers from several processes.
+    A second derivative raises an error. torch.compile makes one graph of the loss, except for the
+    gathering from several processes.
 
     Raises:
         ValueError: If a temperature is not positive and finite, if subnetwork_weight is negative
@@ -177,11 +178,11 @@ class SelfConLoss(nn.Module):
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
         """Computes the loss.
 
-        Everything is in float32 also under autocast (float64 for float64 features).
+        Computed in float32 even under autocast, and in float64 for float64 features.
 
         Args:
-            features: Projections of N rows at E exits, not normalised, shape (N, E, D): the
-                sub-networks' first, the backbone's last.
+            features: Projections of N rows at E exits, not normalised, shape (N, E, D). The
+                sub-networks come first, the backbone last.
             labels: Class of each row, integers, shape (N,), or None for the unsupervised methods.
 
         Returns:
@@ -189,9 +190,9 @@ class SelfConLoss(nn.Module):
 
         Raises:
             ValueError: If shapes do not agree, if labels are not integers, if there are fewer than
-                two images, if no anchor can ever have a positive (one exit, one view, no labels),
-                if subnetwork_weight is set but there is only one exit, or, with
-                gather_distributed, if the processes' batches have different sizes.
+                two images, if no anchor can have a positive (one exit, one view, no labels), if
+                subnetwork_weight is set but there is only one exit, or, with gather_distributed,
+                if the processes' batches differ in size.
         """
         self._check(features, labels)
         if self.gather_distributed:
@@ -249,11 +250,12 @@ class SelfConLoss(nn.Module):
         else:
             if n % self.num_views:
                 raise ValueError(
-                    f"num_views={self.num_views}, but the number of rows {n} is no multiple of it."
+                    f"num_views={self.num_views}, but the number of rows {n} is not a multiple of "
+                    "it. Pass all views of each image."
                 )
             if e == 1 and self.num_views == 1:
                 raise ValueError(
-                    "With one exit and num_views=1 nothing is a positive without labels: pass "
+                    "With one exit and num_views=1 no row has a positive without labels. Pass "
                     "labels, or num_views=2 for SimCLR."
                 )
         world_size = dist.world_size() if self.gather_distributed else 1

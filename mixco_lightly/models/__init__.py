@@ -1,4 +1,4 @@
-"""What is trained, its Lightning side: LightningModules that wire backbone, head and loss."""
+"""LightningModules that connect a backbone, a projection head and a loss."""
 
 from typing import TYPE_CHECKING
 
@@ -11,10 +11,12 @@ if TYPE_CHECKING:
         SelfConClassifier as SelfConClassifier,
     )
     from mixco_lightly.models.simclr import SimCLR as SimCLR
+    from mixco_lightly.models.sync_batchnorm import TimmSyncBatchNorm as TimmSyncBatchNorm
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     moco="MoCo",
     selfcon="SelfCon SelfConClassifier",
     simclr="SimCLR",
+    sync_batchnorm="TimmSyncBatchNorm",
 )

@@ -1,4 +1,4 @@
-"""MoCo v2 with MixCo as a LightningModule."""
+"""Trains MoCo v2 with MixCo, as a LightningModule."""
 
 from __future__ import annotations
 
@@ -32,38 +32,38 @@ from mixco_lightly.models.sync_batchnorm import keep_activations
 class MoCo(LightningModule):
     """MoCo v2 [0] with MixCo [1]: a query encoder, a momentum encoder and a queue of keys.
 
-    View 0 is the query view and the one that is mixed; view 1 goes through the momentum encoder
-    and gives the keys. As in the authors' code, queries and mixtures share one forward of the
-    query encoder, so that its BatchNorm statistics are those of 1.5 batches.
+    View 0 is the query view, which is also mixed. The momentum encoder computes the keys from
+    view 1. As in the authors' code, queries and mixtures share one forward of the query encoder,
+    so its BatchNorm statistics are computed over 1.5 batches.
 
-    BatchNorm can tell which keys were computed in one batch with a query's positive. On several
-    devices the keys' batch is shuffled over the devices, as in MoCo. On one device keys are not
-    shuffled, nor are they in the authors' code, which never uses its split BatchNorm in
-    pretraining.
+    BatchNorm statistics can reveal which keys were computed in the same batch as a query's
+    positive. On several devices, images are therefore shuffled over the devices before the keys
+    are computed, as in MoCo. On one device keys are not shuffled, nor are they in the authors'
+    code, whose split BatchNorm is never used in pretraining.
 
-    On several devices give the loss ``gather_distributed=True``: the queue then has the keys of
-    all processes and is equal on all of them. Otherwise each process has a queue of its own keys,
-    and a checkpoint keeps that of the first.
+    On several devices, set ``gather_distributed=True`` in the loss: the queue then holds the keys
+    of all processes and is equal on all of them. Otherwise each process has a queue of its own
+    keys, and a checkpoint saves only the first process's.
 
     - [0]: MoCo v2, 2020, https://arxiv.org/abs/2003.04297
     - [1]: MixCo, 2020, https://arxiv.org/abs/2010.06300
 
     Args:
         backbone: From :func:`mixco_lightly.create_backbone`.
-        criterion: Loss with a queue; the queue's dimension is that of the projections. With
-            ``mix_weight=0`` batches need no mixtures and this is plain MoCo v2.
-        momentum: Share of its old weights that the momentum encoder keeps in a step. The default
-            0.999 is MoCo's; short runs need less, such as 0.99.
+        criterion: Loss with a queue, whose dimension is also that of the projections. With
+            ``mix_weight=0`` this is plain MoCo v2 and batches need no mixtures.
+        momentum: Fraction of its weights that the momentum encoder keeps in each step. The
+            default 0.999 is MoCo's; short runs need less, such as 0.99.
         learning_rate: Highest learning rate. The default 0.03 is MoCo's for batches of 256.
         weight_decay: The default 1e-4 is MoCo's and the authors'.
-        warmup_epochs: Epochs of linear warm-up; the authors have none.
+        warmup_epochs: Epochs of linear warm-up; the authors use none.
 
     Raises:
         ValueError: If the criterion has no queue, or momentum is not in [0, 1].
 
     Examples:
         >>> from mixco_lightly import MixCoLoss, create_backbone
-        >>> from mixco_lightly.models.moco import MoCo
+        >>> from mixco_lightly.models import MoCo
         >>> backbone = create_backbone("test_resnet", image_size=32)
         >>> model = MoCo(backbone, MixCoLoss(memory_bank_size=(4096, 128)))
     """
@@ -79,7 +79,7 @@ class MoCo(LightningModule):
     ) -> None:
         super().__init__()
         if criterion.queue is None:
-            raise ValueError("MoCo needs a queue: give the loss memory_bank_size=(n, dim).")
+            raise ValueError("MoCo needs a loss with a queue: set its memory_bank_size=(n, dim).")
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum must be in [0, 1], got {momentum}.")
         dim = backbone.feature_dim
@@ -90,8 +90,8 @@ class MoCo(LightningModule):
         deactivate_requires_grad(self.backbone_momentum)
         deactivate_requires_grad(self.projection_head_momentum)
         self.criterion = criterion
-        # DDP would send rank 0's queue to all ranks in each forward. Gathered keys keep the queues
-        # equal without that, and without gathered keys each rank has a queue of its own.
+        # DDP would broadcast rank 0's queue in each forward. That is not needed with gathered keys,
+        # which keep the queues equal, and wrong without them, as each rank has its own queue.
         self._ddp_params_and_buffers_to_ignore = [
             f"criterion.queue.{name}" for name, _ in criterion.queue.named_buffers()
         ]
@@ -101,16 +101,16 @@ class MoCo(LightningModule):
         self.warmup_epochs = warmup_epochs
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features of images (N, C, H, W): shape (N, feature_dim)."""
+        """Computes features (N, feature_dim) of images (N, C, H, W)."""
         features: Tensor = self.backbone(images)
         return features
 
     def setup(self, stage: str) -> None:
-        """Makes Lightning's ``sync_batchnorm`` keep the activations of timm's layers."""
+        """Makes Lightning's ``sync_batchnorm`` keep the activations in timm's layers."""
         keep_activations(self)
 
     def on_train_start(self) -> None:
-        """Sends rank 0's queue to all processes, where gathered keys then keep the queues equal."""
+        """Broadcasts rank 0's queue, if gathered keys will keep the queues equal from then on."""
         if self.criterion.gather_distributed and dist.world_size() > 1:
             assert self.criterion.queue is not None
             for buffer in self.criterion.queue.buffers():
@@ -119,7 +119,8 @@ class MoCo(LightningModule):
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """Runs one step: momentum update, queries with mixtures, keys, loss.
 
-        Batches whose gradients are accumulated share one momentum update, before the first.
+        With accumulated gradients, the momentum encoder is updated once per optimiser step, before
+        its first batch.
         """
         query_images, key_images = find_views(batch, count=2)
         if is_first_batch_of_step(self, batch_idx):
@@ -138,7 +139,7 @@ class MoCo(LightningModule):
         similarities: dict[str, Tensor] = {}
         if is_logged_step(self):
             assert self.criterion.queue is not None
-            # Before the loss, which puts these keys into the queue.
+            # Before the loss, which adds these keys to the queue.
             similarities = queue_similarities(queries, keys, self.criterion.queue.keys)
         loss = self.criterion.forward_components(queries, keys, mixed, mixture)
         if similarities:
@@ -146,7 +147,7 @@ class MoCo(LightningModule):
         return loss.total
 
     def _update_momentum_encoder(self) -> None:
-        # As Lightly's update_momentum for each, but in one fused call for all parameters.
+        # Does what Lightly's update_momentum does, in one fused call for all parameters.
         pairs = [
             (self.backbone, self.backbone_momentum),
             (self.projection_head, self.projection_head_momentum),
@@ -157,13 +158,13 @@ class MoCo(LightningModule):
 
     @torch.no_grad()
     def _keys(self, images: Tensor) -> Tensor:
-        distributed = dist.world_size() > 1
-        if distributed:
-            # The shuffle gathers the images: with unequal batches gloo would abort the processes.
+        is_distributed = dist.world_size() > 1
+        if is_distributed:
+            # The shuffle gathers the images; gloo aborts the processes if batches are unequal.
             check_equal_sizes(len(images))
             images, shuffle = batch_shuffle(images, distributed=True)
         keys: Tensor = self.projection_head_momentum(self.backbone_momentum(images))
-        return batch_unshuffle(keys, shuffle, distributed=True) if distributed else keys
+        return batch_unshuffle(keys, shuffle, distributed=True) if is_distributed else keys
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Returns SGD with a cosine schedule."""

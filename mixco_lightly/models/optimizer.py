@@ -1,12 +1,11 @@
-"""The optimiser and schedule that the methods share."""
+"""Creates the optimiser and the learning rate's schedule, which all methods share."""
 
 from __future__ import annotations
 
 import math
 
-import pytorch_lightning as pl
 from lightly.utils.scheduler import CosineWarmupScheduler
-from pytorch_lightning import LightningModule
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch.optim import SGD
 
@@ -20,21 +19,20 @@ def create_sgd(
 ) -> OptimizerLRSchedulerConfig:
     """Creates SGD with momentum 0.9 and a cosine schedule, for a module with a trainer.
 
-    The schedule ends where the trainer ends: after its ``max_epochs`` or ``max_steps``, whichever
-    comes first.
+    The schedule ends after the trainer's ``max_epochs`` or ``max_steps``, whichever comes first.
 
     Args:
-        module: Its parameters that require a gradient are trained.
+        module: The module. Its parameters that require a gradient are trained.
         learning_rate: Highest learning rate.
-        weight_decay: L2 penalty, on all parameters as in the authors' code.
+        weight_decay: L2 penalty on all parameters, as in the authors' code.
         warmup_epochs: Epochs of linear warm-up from zero, before the cosine.
-        final_factor: The cosine ends at this factor of the highest learning rate.
+        final_factor: Fraction of the highest learning rate at which the cosine ends.
 
     Returns:
-        What ``configure_optimizers`` returns. The schedule moves with every optimiser step.
+        What ``configure_optimizers`` returns. The learning rate changes in every optimiser step.
 
     Raises:
-        ValueError: If the trainer's options do not tell how long the training is, or if the
+        ValueError: If the trainer's options do not determine the number of steps, or if the
             warm-up is not shorter than the training.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -49,23 +47,23 @@ def create_sgd(
     }
 
 
-def _count_steps(trainer: pl.Trainer, warmup_epochs: float) -> tuple[int, int]:
-    """Returns how many optimiser steps the training and its warm-up have."""
+def _count_steps(trainer: Trainer, warmup_epochs: float) -> tuple[int, int]:
+    """Returns the numbers of optimiser steps of the training and of its warm-up."""
     max_epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
-    # Without a limit of epochs only the warm-up asks for the loader.
+    # The loader is set up only if its length is needed.
     steps_per_epoch = math.inf if max_epochs == -1 and not warmup_epochs else _epoch_steps(trainer)
     limits = [trainer.max_steps] if trainer.max_steps != -1 else []
     if max_epochs != -1 and steps_per_epoch < math.inf:
         limits.append(int(steps_per_epoch) * max(max_epochs, 1))
     if not limits:
         unknown = (
-            "it has no limit of epochs or steps"
+            "it limits neither epochs nor steps"
             if max_epochs == -1
             else "its data loader has no length"
         )
         raise ValueError(
             "The learning rate's schedule needs the number of steps, which this Trainer does not "
-            f"tell: {unknown}. Set Trainer(max_steps=...)."
+            f"determine: {unknown}. Set Trainer(max_steps=...)."
         )
     total_steps = min(limits)
     if not warmup_epochs or not total_steps:
@@ -73,8 +71,8 @@ def _count_steps(trainer: pl.Trainer, warmup_epochs: float) -> tuple[int, int]:
     if steps_per_epoch == math.inf:
         raise ValueError(
             f"warmup_epochs={warmup_epochs} needs the number of steps in an epoch, but the data "
-            "loader has no length. Set warmup_epochs=0, or say how many batches an epoch has with "
-            "Trainer(limit_train_batches=...)."
+            "loader has no length. Set warmup_epochs=0, or set the number of batches in an epoch "
+            "with Trainer(limit_train_batches=...)."
         )
     epochs = total_steps / steps_per_epoch
     if not 0 <= warmup_epochs < epochs:
@@ -82,8 +80,8 @@ def _count_steps(trainer: pl.Trainer, warmup_epochs: float) -> tuple[int, int]:
     return total_steps, round(total_steps * warmup_epochs / epochs)
 
 
-def _epoch_steps(trainer: pl.Trainer) -> float:
-    """Returns the optimiser steps of an epoch; infinity for a loader without a length."""
+def _epoch_steps(trainer: Trainer) -> float:
+    """Returns the number of optimiser steps in an epoch; infinity if the loader has no length."""
     if trainer.train_dataloader is None:
         trainer.fit_loop.setup_data()
     batches = trainer.num_training_batches

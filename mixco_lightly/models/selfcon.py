@@ -1,4 +1,4 @@
-"""SelfCon, in one stage or two, and what it is compared with, as LightningModules."""
+"""Trains SelfCon, in one stage or two, and its baselines, as LightningModules."""
 
 from __future__ import annotations
 
@@ -22,29 +22,28 @@ from mixco_lightly.models.optimizer import create_sgd
 from mixco_lightly.models.step_log import is_logged_step
 from mixco_lightly.models.sync_batchnorm import keep_activations
 
-# The authors' cosine ends at lr * 0.1^3.
+# The authors' cosine ends at this fraction of the highest learning rate.
 _FINAL_FACTOR = 1e-3
 
 
 class SelfCon(LightningModule):
-    """SelfCon's first stage [0]: the exits of one network are contrasted with each other.
+    """SelfCon's first stage [0]: contrasts the exits of one network with each other.
 
-    Each exit has a projection head of its own. A batch has one view of each image or several; all
-    views go through the network in one forward, as in the authors' code. Without sub-networks the
-    same module trains SupCon (labels) and SimCLR (two views, no labels, a criterion with
-    ``num_views=2``): see :class:`mixco_lightly.SelfConLoss`.
+    Each exit has its own projection head. A batch has one or more views of each image, and all
+    views go through the network in one forward, as in the authors' code. Without sub-networks,
+    this module trains SupCon (with labels) or SimCLR (two views, no labels, a criterion with
+    ``num_views=2``); see :class:`mixco_lightly.SelfConLoss`.
 
-    The learning rate follows a cosine from step to step, after a linear warm-up from zero. That
-    of the authors changes with the epoch, and their warm-up of batches of 1024 starts at 0.01; the
-    end, a thousandth of the highest, is the same.
+    The learning rate follows a cosine in every step, after a linear warm-up from zero, and ends at
+    a thousandth of the highest. The authors end there too, but change it once per epoch, and their
+    warm-up for batches of 1024 starts at 0.01.
 
-    MixCo and SelfCon compose without labels: with a ``mix_criterion``, mixtures of the images
-    join the forward, and MixCo's term is added for the backbone's projections. A view's mixtures
-    are contrasted with the plain projections of the other view or, if there is only one view, of
-    that view; more than two views are an error. With labels they do not compose: MixCo's soft
-    targets name the two images of a pair, and all other images are negatives, also those of the
-    same class, which SelfCon pulls together. That would need soft targets over classes, which is
-    another loss.
+    Without labels, MixCo can be added: with a ``mix_criterion``, mixtures of the images join the
+    forward, and MixCo's term for the backbone's projections is added to the loss. A view's
+    mixtures are contrasted with the plain projections of the other view, or of the same view if
+    there is only one. More than two views raise an error. With labels, the two contradict each
+    other: for MixCo, all images but the two of a pair are negatives, including those of the same
+    class, which SelfCon pulls together.
 
     - [0]: SelfCon, 2021, https://arxiv.org/abs/2106.15499; settings as in
       raymin0223/self-contrastive-learning at commit 5e7c2c5
@@ -52,24 +51,24 @@ class SelfCon(LightningModule):
     Args:
         network: The backbone with its sub-networks.
         criterion: The loss of all exits' projections.
-        supervised: Whether the loss is given the labels.
-        mix_criterion: Without labels, a loss whose mixtures' term is added with its
-            ``mix_weight``; batches must then have mixtures of each view. It has no queue.
+        supervised: Whether the loss gets the labels.
+        mix_criterion: Without labels, a loss without a queue whose term for mixtures is added with
+            its ``mix_weight``. Batches must then have mixtures of each view.
         projection_dim: Dimension of the projections.
         batch_norm: Whether the projection heads have BatchNorm, as SimCLR's in Lightly. The default
-            is the authors', without. Pooled features of all images point in nearly one direction
-            at first; without BatchNorm so do their projections, and short runs hardly leave that.
+            False is the authors'. Untrained pooled features of all images point in nearly the same
+            direction; without BatchNorm so do their projections, and short runs hardly change that.
         learning_rate: Highest learning rate. The default 0.5 is the authors' for batches of 1024.
         weight_decay: The default 1e-4 is the authors'.
-        warmup_epochs: Epochs of linear warm-up; the authors have 10 for batches of 1024 and
-            more, and none below.
+        warmup_epochs: Epochs of linear warm-up; the authors use 10 for batches of at least 1024,
+            and none below.
 
     Raises:
         ValueError: If mix_criterion has a queue, or is given for supervised training.
 
     Examples:
         >>> from mixco_lightly import MultiExitBackbone, SelfConLoss
-        >>> from mixco_lightly.models.selfcon import SelfCon
+        >>> from mixco_lightly.models import SelfCon
         >>> network = MultiExitBackbone("test_resnet", image_size=32, exits=(2,))
         >>> model = SelfCon(network, SelfConLoss())
     """
@@ -89,11 +88,11 @@ class SelfCon(LightningModule):
         super().__init__()
         if mix_criterion is not None and supervised:
             raise ValueError(
-                "MixCo's term takes images of the same class for negatives: mix_criterion needs "
+                "MixCo's term treats images of the same class as negatives: mix_criterion needs "
                 "supervised=False."
             )
         if mix_criterion is not None and mix_criterion.queue is not None:
-            raise ValueError("mix_criterion must have no queue: give it memory_bank_size=0.")
+            raise ValueError("mix_criterion must have no queue: set its memory_bank_size=0.")
         dim = network.feature_dim
         self.network = network
         self.projection_heads = nn.ModuleList(
@@ -109,16 +108,16 @@ class SelfCon(LightningModule):
 
     @property
     def backbone(self) -> Backbone:
-        """The backbone alone."""
+        """The backbone without its sub-networks."""
         return self.network.backbone
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features of images (N, C, H, W) after the last stage: shape (N, feature_dim)."""
+        """Computes the backbone's features (N, feature_dim) of images (N, C, H, W)."""
         features: Tensor = self.backbone(images)
         return features
 
     def setup(self, stage: str) -> None:
-        """Makes Lightning's ``sync_batchnorm`` keep the activations of timm's layers."""
+        """Makes Lightning's ``sync_batchnorm`` keep the activations in timm's layers."""
         keep_activations(self)
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
@@ -132,9 +131,9 @@ class SelfCon(LightningModule):
         if self.mix_criterion is not None:
             if len(views) > 2:
                 raise ValueError(
-                    f"MixCo's term contrasts the mixtures of one view with the other view, but the "
-                    f"batch has {len(views)} views of each image. Use one view or two, or leave "
-                    "out mix_criterion."
+                    "MixCo's term contrasts the mixtures of one view with the other view, but the "
+                    f"batch has {len(views)} views of each image. Use one or two views, or no "
+                    "mix_criterion."
                 )
             mixtures = find_mixtures(batch, len(views), check_views=batch_idx == 0)
         parts = [*views, *(mixture.images for mixture in mixtures)]
@@ -152,7 +151,7 @@ class SelfCon(LightningModule):
         return loss
 
     def _project(self, images: Tensor) -> Tensor:
-        """Projections of all exits, (N, E, projection_dim)."""
+        """Computes the projections of all exits, (N, E, projection_dim)."""
         pairs = zip(self.projection_heads, self.network(images), strict=True)
         return torch.stack([head(features) for head, features in pairs], dim=1)
 
@@ -165,7 +164,7 @@ class SelfCon(LightningModule):
     ) -> Tensor:
         z = [projections[:, -1] for projections in plain]
         z_mixed = [projections[:, -1] for projections in mixed]
-        if len(z) == 1:  # the views' own contrast is computed too, and not used
+        if len(z) == 1:  # also computes the contrast of the view with itself, which is not used
             return criterion.forward_components(z[0], z[0], z_mixed[0], mixtures[0]).mix
         return criterion.forward_components(
             z[0], z[1], z_mixed[0], mixtures[0], z_mixed[1], mixtures[1]
@@ -179,20 +178,18 @@ class SelfCon(LightningModule):
 
 
 class SelfConClassifier(LightningModule):
-    """Classifiers on all exits, with SelfCon's loss beside the cross-entropy: one stage [0].
+    """SelfCon in one stage [0]: trains classifiers on all exits with an additional SelfCon loss.
 
-    The loss is that of the authors' joint training,
+    The loss is the authors' for joint training,
 
         CE(backbone) + exit_weight * sum of CE(sub-networks) + contrast_weight * SelfCon,
 
-    where each exit has a linear projection for the third term. That of the backbone stays as it was
-    initialised, with a gradient for what is below it. With ``criterion=None`` there is no third
-    term: without sub-networks this is the plain cross-entropy baseline, with them deep
-    supervision.
+    where each exit has a linear projection for the third term. The backbone's projection is never
+    trained, but passes the gradient on to the backbone. With ``criterion=None`` there is no third
+    term: this is deep supervision or, without sub-networks, the cross-entropy baseline.
 
-    The temperature of the third term is 0.1 in the authors' first release and 3.0 in their last,
-    which seems an oversight: 3.0 was for distillation before. Nothing here depends on it; the
-    criterion has it.
+    The criterion's temperature is 0.1 in the authors' first release and 3.0 in their last, which
+    seems an oversight: 3.0 used to be the temperature of distillation.
 
     - [0]: SelfCon, 2021, https://arxiv.org/abs/2106.15499; raymin0223/self-contrastive-learning at
       commit 5e7c2c5, main_ce.py
@@ -201,8 +198,8 @@ class SelfConClassifier(LightningModule):
         network: The backbone with its sub-networks.
         num_classes: Number of classes.
         criterion: The loss of all exits' projections, or None.
-        exit_weight: Weight of the sub-networks' cross-entropies; 1 in the authors' code.
-        contrast_weight: Weight of the criterion; 0.8 in the authors' code.
+        exit_weight: Weight of the sub-networks' cross-entropies. The default 1 is the authors'.
+        contrast_weight: Weight of the criterion. The default 0.8 is the authors'.
         projection_dim: Dimension of the projections.
         learning_rate: Highest learning rate. The default 0.8 is the authors' for batches of 1024.
         weight_decay: The default 1e-4 is the authors'.
@@ -212,12 +209,11 @@ class SelfConClassifier(LightningModule):
         classifiers: Linear layers in the order of the exits, the backbone's last.
 
     Raises:
-        ValueError: If there are fewer than two classes, or if there is a criterion but no
-            sub-network.
+        ValueError: If num_classes is less than 2, or if there is a criterion but no sub-network.
 
     Examples:
         >>> from mixco_lightly import MultiExitBackbone, SelfConLoss
-        >>> from mixco_lightly.models.selfcon import SelfConClassifier
+        >>> from mixco_lightly.models import SelfConClassifier
         >>> network = MultiExitBackbone("test_resnet", image_size=32, exits=(2,))
         >>> model = SelfConClassifier(network, num_classes=10, criterion=SelfConLoss())
     """
@@ -238,7 +234,9 @@ class SelfConClassifier(LightningModule):
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {num_classes}.")
         if criterion is not None and not network.exits:
-            raise ValueError("SelfCon contrasts exits: give the network at least one sub-network.")
+            raise ValueError(
+                "SelfCon contrasts exits, but the network has one: add at least one sub-network."
+            )
         num_exits, dim = len(network.exits) + 1, network.feature_dim
         self.network = network
         self.classifiers = nn.ModuleList(nn.Linear(dim, num_classes) for _ in range(num_exits))
@@ -255,20 +253,20 @@ class SelfConClassifier(LightningModule):
 
     @property
     def backbone(self) -> Backbone:
-        """The backbone alone."""
+        """The backbone without its sub-networks."""
         return self.network.backbone
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features of images (N, C, H, W) after the last stage: shape (N, feature_dim)."""
+        """Computes the backbone's features (N, feature_dim) of images (N, C, H, W)."""
         features: Tensor = self.backbone(images)
         return features
 
     def classify(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Logits (N, num_classes) of each exit from its features (N, feature_dim)."""
+        """Computes logits (N, num_classes) of each exit from its features (N, feature_dim)."""
         return [classifier(x) for classifier, x in zip(self.classifiers, features, strict=True)]
 
     def setup(self, stage: str) -> None:
-        """Makes Lightning's ``sync_batchnorm`` keep the activations of timm's layers."""
+        """Makes Lightning's ``sync_batchnorm`` keep the activations in timm's layers."""
         keep_activations(self)
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:

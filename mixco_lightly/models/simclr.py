@@ -1,4 +1,4 @@
-"""SimCLR with MixCo as a LightningModule."""
+"""Trains SimCLR with MixCo, as a LightningModule."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from mixco_lightly.models.sync_batchnorm import keep_activations
 class SimCLR(LightningModule):
     """SimCLR [0] with MixCo [1]: both views are mixed.
 
-    As in the authors' code each view and each view's mixtures have a forward of their own, the
-    mixtures of a view are contrasted with the plain projections of the other view, through which
-    the gradient flows too, and each view's mixtures count half. (In a batch of two or three
-    images the single mixtures of the two views share a forward, because of BatchNorm.)
+    As in the authors' code, each view and the mixtures of each view have their own forward. A
+    view's mixtures are contrasted with the plain projections of the other view, which get a
+    gradient too, and the terms of the two views are averaged. (In a batch of two or three images
+    each view has one mixture; the two share a forward, because BatchNorm needs at least two.)
 
     - [0]: SimCLR, 2020, https://arxiv.org/abs/2002.05709
     - [1]: MixCo, 2020, https://arxiv.org/abs/2010.06300
 
     Args:
         backbone: From :func:`mixco_lightly.create_backbone`.
-        criterion: Loss without a queue. With ``mix_weight=0`` batches need no mixtures and this
-            is plain SimCLR.
+        criterion: Loss without a queue. With ``mix_weight=0`` this is plain SimCLR and batches
+            need no mixtures.
         projection_dim: Dimension of the projections; 128 in SimCLR and in the authors' code.
         learning_rate: Highest learning rate. The default 0.3 is the authors' for batches of 256.
         weight_decay: The default 1e-6 is SimCLR's and the authors'.
-        warmup_epochs: Epochs of linear warm-up; the authors' code has no ramp.
+        warmup_epochs: Epochs of linear warm-up; the authors use none.
 
     Raises:
         ValueError: If the criterion has a queue.
 
     Examples:
         >>> from mixco_lightly import MixCoLoss, create_backbone
-        >>> from mixco_lightly.models.simclr import SimCLR
+        >>> from mixco_lightly.models import SimCLR
         >>> backbone = create_backbone("test_resnet", image_size=32)
         >>> model = SimCLR(backbone, MixCoLoss(temperature=0.5, mix_temperature=0.5))
     """
@@ -61,7 +61,7 @@ class SimCLR(LightningModule):
     ) -> None:
         super().__init__()
         if criterion.queue is not None:
-            raise ValueError("SimCLR has no queue: give the loss memory_bank_size=0.")
+            raise ValueError("SimCLR needs a loss without a queue: set its memory_bank_size=0.")
         dim = backbone.feature_dim
         self.backbone = backbone
         self.projection_head = SimCLRProjectionHead(dim, dim, projection_dim)
@@ -71,12 +71,12 @@ class SimCLR(LightningModule):
         self.warmup_epochs = warmup_epochs
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features of images (N, C, H, W): shape (N, feature_dim)."""
+        """Computes features (N, feature_dim) of images (N, C, H, W)."""
         features: Tensor = self.backbone(images)
         return features
 
     def setup(self, stage: str) -> None:
-        """Makes Lightning's ``sync_batchnorm`` keep the activations of timm's layers."""
+        """Makes Lightning's ``sync_batchnorm`` keep the activations in timm's layers."""
         keep_activations(self)
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
@@ -101,7 +101,7 @@ class SimCLR(LightningModule):
     def _project_mixtures(self, images0: Tensor, images1: Tensor) -> tuple[Tensor, Tensor]:
         if len(images0) > 1:
             return self._project(images0), self._project(images1)
-        # Batches of two and three have one mixture a view, which BatchNorm cannot take alone.
+        # Batches of two and three have one mixture per view. BatchNorm raises for a single image.
         mixed0, mixed1 = self._project(torch.cat([images0, images1])).split(1)
         return mixed0, mixed1
 

@@ -1,4 +1,4 @@
-"""BatchNorm over the images of all processes, for timm's networks under Lightning."""
+"""Synchronises BatchNorm over all processes under Lightning, for timm's networks."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class TimmSyncBatchNorm(LayerSync):
-    """Synchronises BatchNorm over all processes, and keeps timm's activations.
+    """Synchronises BatchNorm over all processes and keeps timm's activations.
 
-    A Lightning plugin. It replaces ``Trainer(sync_batchnorm=True)``, which converts with
-    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm``: that drops the activation inside timm's
-    ``BatchNormAct2d`` (EfficientNet, MobileNetV3, RegNet, DenseNet and others) without a word.
+    Use this Lightning plugin instead of ``Trainer(sync_batchnorm=True)``. Lightning's own plugin
+    calls ``torch.nn.SyncBatchNorm.convert_sync_batchnorm``, which silently drops the activation
+    inside timm's ``BatchNormAct2d`` (EfficientNet, MobileNetV3, RegNet, DenseNet and others).
 
-    Lightning converts at the start of ``fit`` and back at its end. Names and parameters stay, so
-    that checkpoints and exports load with and without it. It has no effect on one device; on
-    several it needs GPUs, because torch has no SyncBatchNorm for the CPU.
+    Lightning converts the layers at the start of ``fit`` and restores them at its end. Names and
+    parameters stay, so checkpoints and exports load with and without the plugin. It has no effect
+    on one device. On several devices it needs GPUs, because torch's SyncBatchNorm does not run on
+    the CPU.
 
     Examples:
         >>> from pytorch_lightning import Trainer
-        >>> from mixco_lightly.models.sync_batchnorm import TimmSyncBatchNorm
+        >>> from mixco_lightly.models import TimmSyncBatchNorm
         >>> trainer = Trainer(accelerator="cpu", plugins=[TimmSyncBatchNorm()], logger=False)
     """
 
@@ -31,7 +32,7 @@ class TimmSyncBatchNorm(LayerSync):
         self._plain: dict[str, _BatchNorm] = {}
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Replaces all BatchNorm layers by synchronised ones, in place.
+        """Replaces all BatchNorm layers with synchronised ones, in place.
 
         Args:
             model: The module.
@@ -42,7 +43,7 @@ class TimmSyncBatchNorm(LayerSync):
         self._plain = {
             name: layer
             for name, layer in model.named_modules(remove_duplicate=False)
-            # timm's conversion would drop the activation of a layer that is converted already.
+            # timm's conversion would drop the activation of an already converted layer.
             if isinstance(layer, _BatchNorm) and not isinstance(layer, nn.SyncBatchNorm)
         }
         for name, layer in self._plain.items():
@@ -50,7 +51,7 @@ class TimmSyncBatchNorm(LayerSync):
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
-        """Puts the BatchNorm layers back, with what the synchronised ones have learned.
+        """Restores the BatchNorm layers, with the synchronised layers' weights and statistics.
 
         Args:
             model: The module that :meth:`apply` returned.
@@ -60,7 +61,7 @@ class TimmSyncBatchNorm(LayerSync):
         """
         for name, layer in self._plain.items():
             synchronised = model.get_submodule(name)
-            # The same parameters, but buffers are others once they were moved to a device.
+            # Moving to a device may have replaced the synchronised layer's buffers.
             layer._parameters, layer._buffers = synchronised._parameters, synchronised._buffers
             layer.training = synchronised.training
             model.set_submodule(name, layer)
@@ -69,7 +70,7 @@ class TimmSyncBatchNorm(LayerSync):
 
 
 def keep_activations(module: LightningModule) -> None:
-    """Replaces the plugin of ``Trainer(sync_batchnorm=True)`` by :class:`TimmSyncBatchNorm`.
+    """Replaces the plugin of ``Trainer(sync_batchnorm=True)`` with :class:`TimmSyncBatchNorm`.
 
     Args:
         module: A module in its ``setup``.

@@ -1,1 +1,24 @@
-"""What runs say together: planned comparisons over seeds, and their statistics."""
+"""Comparisons of runs over seeds: plan, execution, statistics and report."""
+
+from typing import TYPE_CHECKING
+
+from mixco_lightly.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from mixco_lightly.studies.execute import run_all as run_all
+    from mixco_lightly.studies.plan import Run as Run, Study as Study, plan_runs as plan_runs
+    from mixco_lightly.studies.report import render as render, write_report as write_report
+    from mixco_lightly.studies.results import write_results as write_results
+    from mixco_lightly.studies.statistics import (
+        Difference as Difference,
+        paired_difference as paired_difference,
+    )
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    execute="run_all",
+    plan="Run Study plan_runs",
+    report="render write_report",
+    results="write_results",
+    statistics="Difference paired_difference",
+)

@@ -8,18 +8,18 @@ from pathlib import Path
 import torch
 
 import mixco_lightly.machine as machine
-from mixco_lightly.backbones.export import read_config
+from mixco_lightly.backbones.description import read_config
 from mixco_lightly.data.images import LabelledImages
+from mixco_lightly.data.transforms import create_test_transform
 from mixco_lightly.evaluation.evaluator import with_transform
-from mixco_lightly.evaluation.fact_transforms import create_test_transform
 from mixco_lightly.evaluation.protocols import LEARNING_RATES
 from mixco_lightly.evaluation.subjects import Subject
 from mixco_lightly.studies.exit_information import (
     Checkpoints,
-    Row,
     measure_checkpoints,
     open_checkpoints,
 )
+from mixco_lightly.studies.information_report import Row
 
 
 def open_exits(subjects: Sequence[Subject]) -> list[Checkpoints]:

@@ -1,4 +1,4 @@
-"""What a run's figures say about it: still at chance, below its random initialisation."""
+"""Warns about a run whose loss is at chance or whose backbone is below its initialisation."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from mixco_lightly import ProbeResult
 from mixco_lightly.evaluation.protocols import PROTOCOL_LABELS
 from mixco_lightly.training.metrics import read_metrics
 
-# A network that tells no images apart is within 1% of the chance level. One that learns is further
-# below it after its first epoch: on the digits by 4% (MoCo) and 19% (SimCLR).
+# A network that cannot distinguish images is within 1% of the chance level. One that learns is
+# further below it after its first epoch: on the digits by 4% (MoCo) and 19% (SimCLR).
 _MARGIN = 0.02
 
 
 def describe_chance(negatives: int) -> str:
-    """The loss of a query that is equally similar to its positive and to all negatives."""
+    """Formats the loss of a query that is equally similar to its positive and all negatives."""
     return f"ln(1 + {negatives}) = {math.log1p(negatives):.2f}"
 
 
 def is_at_chance(contrast: float, negatives: int) -> bool:
-    """Whether the contrast term is not clearly below its chance level."""
+    """Returns whether the contrast term is not clearly below its chance level."""
     return contrast > (1 - _MARGIN) * math.log1p(negatives)
 
 
 def find_chance(run: Path, epoch: int, epochs: int, negatives: int) -> str:
-    """A line if the contrast term is still at chance after an epoch, counted from 1; else ""."""
+    """Returns a line if the contrast term is at chance after an epoch (from 1), else ""."""
     rows = [row for row in read_metrics(run / "metrics.csv") if row.get("contrast")]
     values = [float(row["contrast"]) for row in rows if int(row["epoch"]) == epoch - 1]
     if not values or not is_at_chance(mean := sum(values) / len(values), negatives):
         return ""
     return (
         f"After {epoch} of {epochs} epochs the contrast term is {mean:.2f}, still at its chance "
-        f"level {describe_chance(negatives)}: the network does not tell the images apart. Try "
+        f"level {describe_chance(negatives)}: the network does not distinguish the images. Try "
         "another --learning_rate, a lower --temperature, or --warmup_epochs 1."
     )
 
@@ -45,11 +45,11 @@ def find_chance(run: Path, epoch: int, epochs: int, negatives: int) -> str:
 def find_below_random(
     trained: Mapping[Any, ProbeResult], initial: Mapping[Any, ProbeResult]
 ) -> str:
-    """A line if training made a backbone worse by any protocol; else "".
+    """Returns a line if training made a backbone worse by any protocol, else "".
 
     Args:
-        trained: The results of the trained backbone, by protocol.
-        initial: The same of the backbone at initialisation.
+        trained: Results of the trained backbone, by protocol.
+        initial: Results of the backbone at initialisation.
     """
     below = [
         f"{PROTOCOL_LABELS.get(name, name)} {trained[name].top1:.2f} % against {first.top1:.2f} %"
@@ -62,7 +62,7 @@ def find_below_random(
 
 
 class WarnAtChance(Callback):
-    """Prints a line after a tenth of the epochs if the contrast term is still at chance.
+    """Warns after a tenth of the epochs if the contrast term is still at chance.
 
     Args:
         run: The run's folder.
@@ -73,7 +73,7 @@ class WarnAtChance(Callback):
         self._run, self._negatives = run, negatives
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Prints the line, but not in the last epoch, after which the run says it itself."""
+        """Prints the line, except in the last epoch, after which the run prints it itself."""
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
         if trainer.is_global_zero and epoch == math.ceil(epochs / 10) < epochs:
             line = find_chance(self._run, epoch, epochs, self._negatives)

@@ -1,6 +1,6 @@
-"""Ends a command that is interrupted with one line.
+"""Ends an interrupted command with one line.
 
-It imports nothing heavy, so that a command can call it before its imports, which take seconds.
+It imports nothing heavy, so a command can call it before its own imports, which take seconds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from types import TracebackType
 def end_in_one_line() -> None:
     """Makes Ctrl-C end the program with "Interrupted." instead of a traceback.
 
-    The exit code is 130 in a shell, as for every program that Ctrl-C ends.
+    The shell sees exit code 130, as for every program that Ctrl-C ends.
     """
     sys.excepthook = _report
 

@@ -1,4 +1,4 @@
-"""Checkpoints that a run keeps beside its last one, to look at how it trained."""
+"""Keeps checkpoints beside the last one, to study how a run trained."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pytorch_lightning.callbacks import Checkpoint
 class KeepCheckpoints(Checkpoint):
     """Saves a checkpoint every few epochs and never removes it.
 
-    It is written as the last checkpoint is, by the trainer's own plugin. It has no state, unlike
-    a second ModelCheckpoint, so that a run may be resumed with another number of epochs.
+    The trainer's plugin writes it, as it writes the last checkpoint. Unlike a second
+    ModelCheckpoint it has no state, so a run may be resumed with another number of epochs.
 
     Args:
-        folder: Where they are kept, as ``epoch-0010.ckpt`` after ten epochs.
-        every_n_epochs: How often.
+        folder: Folder of the checkpoints; ``epoch-0010.ckpt`` is the one after ten epochs.
+        every_n_epochs: Epochs between two checkpoints.
     """
 
     def __init__(self, folder: Path, every_n_epochs: int) -> None:
@@ -24,14 +24,14 @@ class KeepCheckpoints(Checkpoint):
         self._every_n_epochs = every_n_epochs
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Saves it, in all processes together."""
+        """Saves a checkpoint, in all processes together."""
         epochs = trainer.current_epoch + 1
         if epochs % self._every_n_epochs == 0:
             trainer.save_checkpoint(self._folder / f"epoch-{epochs:04}.ckpt")
 
 
 def find_kept(folder: Path) -> dict[int, Path]:
-    """The kept checkpoints in a folder by their number of epochs, rising."""
+    """Returns the kept checkpoints in a folder by number of epochs, in rising order."""
     paths = {
         int(number): path
         for path in folder.glob("epoch-*.ckpt")

@@ -1,4 +1,4 @@
-"""What a run records while it trains: metrics.csv, TensorBoard, curves.png."""
+"""Records a run while it trains: metrics.csv, TensorBoard, curves.png."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from mixco_lightly.files import name_write_errors, replace_file
 from mixco_lightly.models.step_log import is_logged_step
 
-# What curves.png shows: title, unit and names of the metrics; what a run lacks is left out.
+# What curves.png shows: title, unit and names of the metrics; missing metrics are skipped.
 _CURVES = [
     ("losses", "nats", ("loss", "contrast", "mix", "cross_entropy")),
     ("cosine similarities", "mean", ("positive_similarity", "negative_similarity")),
@@ -28,16 +28,16 @@ _CURVES = [
 
 
 class MetricsFile(Logger):
-    """A CSV file of metrics that a resumed run goes on with, whatever moment it was killed at.
+    """A CSV file of metrics that a resumed run continues, whenever the run was killed.
 
-    A row is one line, written at once. Whatever changes lines that are there, a new column or the
-    cut at the checkpoint, replaces the file as a whole.
+    A row is one line, written at once. A new column, or the cut at the checkpoint, replaces the
+    whole file.
 
     Args:
         path: The file.
 
     Attributes:
-        latest: The last value of each metric and the epoch that it is of, for a progress bar.
+        latest: The last value of each metric and its epoch, for a progress bar.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,16 +48,16 @@ class MetricsFile(Logger):
 
     @property
     def name(self) -> str:
-        """Lightning asks for it."""
+        """Lightning requires it."""
         return ""
 
     @property
     def version(self) -> str:
-        """Lightning asks for it."""
+        """Lightning requires it."""
         return ""
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """They are in config.yaml."""
+        """Does nothing: they are in config.yaml."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -77,7 +77,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def keep_steps(self, finished_steps: int) -> None:
-        """Cuts off the rows after a checkpoint, whose steps are taken again."""
+        """Removes the rows after a checkpoint, whose steps will be repeated."""
         rows = [row for row in read_metrics(self.path) if int(row["step"]) < finished_steps]
         self._columns = list(rows[0]) if rows else []
         if rows:
@@ -97,7 +97,7 @@ class MetricsFile(Logger):
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
-    """The rows of a metrics file that were written whole; none without a file."""
+    """Returns the complete rows of a metrics file; none if there is no file."""
     if not path.is_file():
         return []
     with path.open(newline="") as file:
@@ -106,17 +106,17 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
 
 
 def create_loggers(run: Path, finished_steps: int) -> list[Logger]:
-    """The metrics file and, where its package is installed, TensorBoard.
+    """Creates the metrics file and, if its package is installed, TensorBoard's.
 
     Args:
         run: The run's folder.
-        finished_steps: Steps of the checkpoint that the run goes on from; 0 for a new run.
+        finished_steps: Steps of the checkpoint that the run resumes from; 0 for a new run.
     """
     metrics = MetricsFile(run / "metrics.csv")
     metrics.keep_steps(finished_steps)
     loggers: list[Logger] = [metrics]
     if find_spec("tensorboard") is not None:
-        # Of steps that are taken again TensorBoard shows the second time.
+        # TensorBoard shows the second time of steps that are repeated.
         loggers.append(
             TensorBoardLogger(run, name="tensorboard", version="", purge_step=finished_steps)
         )
@@ -124,18 +124,18 @@ def create_loggers(run: Path, finished_steps: int) -> list[Logger]:
 
 
 def latest_metrics(trainer: pl.Trainer) -> dict[str, tuple[float, int]]:
-    """The last value of each metric and its epoch, without waiting for a device."""
+    """Returns the last value of each metric and its epoch, without waiting for a device."""
     files = [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]
     return files[0].latest if files else {}
 
 
 class LogLearningRate(Callback):
-    """Logs the learning rate of a step, with its losses."""
+    """Logs the learning rate of a step together with its losses."""
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Logs it in the steps that are logged."""
+        """Logs it if this step is logged."""
         if is_logged_step(pl_module):
             pl_module.log("learning_rate", trainer.optimizers[0].param_groups[0]["lr"])
 
@@ -156,7 +156,7 @@ def draw_curves(run: Path) -> None:
         axes = figure.add_subplot(2, 2, index + 1)
         for name in names:
             points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
-            # A few points are a line that is hard to see.
+            # A line of a few points is hard to see.
             axes.plot(
                 *zip(*points, strict=True), marker="." if len(points) < 20 else "", label=name
             )

@@ -1,4 +1,4 @@
-"""One pretraining run, whatever the method: data, trainer, run folder, evaluation, summary.
+"""One pretraining run: prepare, fit, finish.
 
 A run writes under its output_dir: config.yaml, metrics.csv, checkpoints/last.ckpt (after every
 epoch), backbone.safetensors, backbone.json, curves.png and summary.json.
@@ -6,570 +6,285 @@ epoch), backbone.safetensors, backbone.json, curves.png and summary.json.
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import platform
 import shlex
-import shutil
-import sys
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from datetime import timedelta
-from importlib.metadata import version
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import pytorch_lightning as pl
 import torch
-from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
-from rich.console import Console
-from torch import nn
 
 import mixco_lightly.machine as machine
-from mixco_lightly import ProbeResult, create_backbone, export_backbone, load_backbone
-from mixco_lightly.backbones.backbone import Backbone
-from mixco_lightly.data.broken import ImageError
-from mixco_lightly.data.catalogue import create_train_test, get_dataset
-from mixco_lightly.data.datasets import check_name
-from mixco_lightly.data.transforms import create_test_transform
-from mixco_lightly.evaluation.evaluator import evaluate_parts
-from mixco_lightly.evaluation.figures import RANDOM_INIT, summarise
-from mixco_lightly.evaluation.protocols import DEFAULT_PROTOCOLS, ProtocolName
-from mixco_lightly.evaluation.tables import list_results
+from mixco_lightly.data.images import ImageError
+from mixco_lightly.data.transforms import create_pretrain_transform
 from mixco_lightly.files import WriteError, replace_file
-from mixco_lightly.models.sync_batchnorm import TimmSyncBatchNorm
-from mixco_lightly.training.command_line import fail_in_one_line, print_table
-from mixco_lightly.training.data_module import Normalisation, PretrainData
-from mixco_lightly.training.dataset_choice import choose_dataset
-from mixco_lightly.training.diagnosis import (
-    WarnAtChance,
-    describe_chance,
-    find_below_random,
-    find_chance,
-)
-from mixco_lightly.training.kept_checkpoints import KeepCheckpoints
-from mixco_lightly.training.metrics import LogLearningRate, create_loggers, draw_curves
+from mixco_lightly.training.data_module import PretrainData
+from mixco_lightly.training.diagnosis import describe_chance
+from mixco_lightly.training.errors import error_line, fail_in_one_line, is_out_of_memory
+from mixco_lightly.training.metrics import create_loggers
+from mixco_lightly.training.open_data import RunImages
+from mixco_lightly.training.options import MixingOptions, PretrainConfig
 from mixco_lightly.training.processes import (
     EndTogether,
-    check_processes,
+    OtherProcessError,
     end_with_first_process,
-    is_rank_zero,
     prepare_on_rank_zero,
     print_on_rank_zero,
-    trainer_plugins,
 )
-from mixco_lightly.training.progress import (
-    AFTER_DIVERGENCE,
-    EpochLines,
-    NonFiniteLossError,
-    ProgressBar,
-    Speed,
-    StopOnNonFiniteLoss,
-)
-from mixco_lightly.training.run_folder import (
-    CheckpointFiles,
-    checkpoint_path,
-    prepare_run,
-    probe_output,
-    read_steps,
-)
-from mixco_lightly.training.training_knn import TrainingKNN
+from mixco_lightly.training.progress import AFTER_DIVERGENCE, NonFiniteLossError, Speed
+from mixco_lightly.training.recipe import Recipe
+from mixco_lightly.training.resolve import resolve
+from mixco_lightly.training.run_folder import checkpoint_path, prepare_run, read_steps
+from mixco_lightly.training.summary import finish
+from mixco_lightly.training.trainer import compile_parts, create_trainer
+
+Config = TypeVar("Config", bound=PretrainConfig)
+
+# What bad input and bad settings raise while a run trains; other errors are faults of the code.
+TRAINING_ERRORS = (ImageError, NonFiniteLossError, WriteError)
 
 
 @dataclass
-class PretrainConfig:
-    """Options of a pretraining run.
+class Run(Generic[Config]):
+    """A run that is ready to train.
 
-    Args:
-        dataset: One of digits, cifar10, cifar100, tiny-imagenet, imagefolder. Default: what is
-            found in data_dir, or digits without it. An imagefolder has labels only in
-            train/CLASS beside test/CLASS or val/CLASS; of any other folder all images, or those
-            in its folder train, are trained on without labels.
-        data_dir: Folder of the data; not used for digits. Default: data.
-        download: Whether to download CIFAR if it is missing.
-        image_size: Height and width of the views in pixels. Default: the dataset's;
-            an imagefolder has none and needs this.
-        min_scale: Smallest area of the random crops, as a part of the image's. Default: 0.2, as in
-            the authors' code; for digits 0.5.
-        augmentations: Random changes of the views: full, or crop-flip for crops and flips only.
-        train_fraction: Part of the training images to train on, the same part of each class,
-            drawn by the seed. The evaluation has all of them.
-        backbone: A timm model name. Default: resnet18; for digits test_resnet, timm's smallest.
-        stem: timm as published, small for small images, or auto to choose by image size. Default:
-            auto; for digits timm.
-        backbone_kwargs: Further arguments of timm's model, such as '{"drop_path_rate": 0.1}'.
-        pretrained: Whether to start from timm's published weights.
-        projection_dim: Dimension of the projections.
-        epochs: Passes over the training images.
-        batch_size: Images in a batch, on each device.
-        learning_rate: Highest learning rate, of SGD with a cosine schedule.
-        weight_decay: L2 penalty on all weights.
-        warmup_epochs: Epochs of linear warm-up.
-        temperature: Divides the similarities of plain images.
-        mix_temperature: Divides the similarities of mixtures.
-        mix_weight: Weight of the mixtures' term; 0 is the plain baseline.
-        alpha: The mixtures' weights follow Beta(alpha, alpha); 1 is uniform.
-        seed: Seed of weights, order, augmentations and mixtures.
-        augment: Where images are augmented: device, in batches where the network runs; workers,
-            one by one in the loader's processes with Lightly's own transform; auto takes device
-            unless the images have different sizes.
-        keep_decoded: Whether the images of a folder are decoded once and kept in data_dir/.decoded.
-        max_broken_images: How many images of a folder may be left out because they cannot be
-            opened, of the training and of the test images each. If it is not 0 every image is
-            opened once before the run, and those left out are listed in
-            output_dir/broken_images.txt. With 0 the first broken image stops the run.
-        protocol: What is measured at the end: torch and sklearn are linear probes. With none
-            neither that nor knn_every_n_epochs is measured, nor is it on images without labels.
-        random_init: Whether the same is measured with the backbone at initialisation.
-        knn_k: Number of neighbours of the kNN evaluation.
-        knn_every_n_epochs: After how many epochs nearest neighbours are tried on a few training
-            images, whose labels training never sees; 0 for never. It takes 1 to 2% of the time.
-        keep_every_n_epochs: After how many epochs a checkpoint is kept for good, as
-            checkpoints/epoch-0010.ckpt beside last.ckpt; 0 keeps the last only.
-        num_workers: Processes that load images, on each device. Default: the number of
-            processors, 8 at most; 0 where augmentation and network share them.
-        accelerator: Lightning's accelerator: auto, cpu, gpu and so on.
-        devices: Number of devices on each node.
-        num_nodes: Number of nodes.
-        precision: Lightning's precision in training. auto takes bf16-mixed where the device is
-            faster at that, 16-mixed on other GPUs and 32-true elsewhere. Features, kNN and probes
-            are computed in float32 in any case. (Weights in half precision are not offered: the
-            momentum encoder would stand still.)
-        sync_batchnorm: Whether BatchNorm has the statistics of all devices' images, as in the
-            authors' SimCLR, and not of each device's own. It has no effect on one device, and
-            needs GPUs on several.
-        compile: Whether to compile networks and loss with torch.compile; needs a C++ compiler on
-            a CPU, and minutes before the first step.
-        output_dir: Folder of the run.
-        resume: Whether to go on with the run in output_dir, from its last finished epoch; all
-            that decides the result must be as it was.
-        overwrite: Whether to replace the run in output_dir.
+    Attributes:
+        recipe: The recipe, specialised for its options.
+        config: The completed options.
+        images: The images.
+        data: The batches.
+        model: The model.
+        trainer: Lightning's trainer.
+        speed: Counts images and seconds.
+        negatives: Number of negatives of a query, if the recipe counts them.
     """
 
-    dataset: str | None = None
-    data_dir: str | None = None
-    download: bool = False
-    image_size: PositiveInt | None = None
-    min_scale: PositiveFloat | None = None
-    augmentations: Literal["full", "crop-flip"] = "full"
-    train_fraction: PositiveFloat = 1.0
-    backbone: str | None = None
-    stem: Literal["auto", "timm", "small"] | None = None
-    backbone_kwargs: dict[str, Any] = field(default_factory=dict)
-    pretrained: bool = False
-    projection_dim: PositiveInt = 128
-    epochs: PositiveInt = 30
-    batch_size: PositiveInt = 128
-    learning_rate: PositiveFloat = 0.06
-    weight_decay: NonNegativeFloat = 5e-4
-    warmup_epochs: NonNegativeFloat = 0.0
-    temperature: PositiveFloat = 0.2
-    mix_temperature: PositiveFloat = 0.2
-    mix_weight: NonNegativeFloat = 1.0
-    alpha: PositiveFloat = 1.0
-    seed: NonNegativeInt = 0
-    augment: Literal["auto", "device", "workers"] = "auto"
-    keep_decoded: bool = True
-    max_broken_images: NonNegativeInt = 0
-    protocol: list[Literal[ProtocolName, "none"]] = field(
-        default_factory=lambda: [*DEFAULT_PROTOCOLS]
-    )
-    random_init: bool = True
-    knn_k: PositiveInt = 200
-    knn_every_n_epochs: NonNegativeInt = 5
-    keep_every_n_epochs: NonNegativeInt = 0
-    num_workers: NonNegativeInt | None = None
-    accelerator: str = "auto"
-    devices: PositiveInt = 1
-    num_nodes: PositiveInt = 1
-    precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = "auto"
-    sync_batchnorm: bool = False
-    compile: bool = False
-    output_dir: str = "runs/pretrain"
-    resume: bool = False
-    overwrite: bool = False
+    recipe: Recipe[Config]
+    config: Config
+    images: RunImages
+    data: PretrainData
+    model: pl.LightningModule
+    trainer: pl.Trainer
+    speed: Speed
+    negatives: int | None
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.config.output_dir)
+
+    @property
+    def unmeasured(self) -> str:
+        """Why nothing can be measured, or should not be; empty otherwise."""
+        return self.images.unlabelled if self.config.protocol else "--protocol none"
 
 
-Config = TypeVar("Config", bound=PretrainConfig)
-Evaluate = Callable[..., dict[str, dict[Any, ProbeResult]]]
-
-
-def pretrain(
-    method: str,
-    config: Config,
-    create_model: Callable[[Backbone, Config], pl.LightningModule],
-    mixed_views: Sequence[int],
-    transform: str | None = None,
-    num_views: int = 2,
-    evaluate: Evaluate | None = None,
-    count_negatives: Callable[[Config], int] | None = None,
-    needs_labels: bool = False,
-) -> None:
+def pretrain(recipe: Recipe[Config], config: Config) -> dict[str, Any]:
     """Pretrains a backbone, exports it, and compares its features with random initialisation.
 
     Args:
-        method: The method's name.
-        config: The options.
-        create_model: Makes the method's LightningModule from a backbone.
-        mixed_views: The views that are mixed, unless mix_weight is 0.
-        transform: The method whose augmentations are taken. Default: this one's.
-        num_views: Number of views of each image.
-        evaluate: Measures the trained module, given it, the exported backbone and what
-            evaluate_parts is given, and returns the results of its parts by name: first those of
-            the backbone. Default: evaluate_parts.
-        count_negatives: The number of negatives of a query in the contrast term, from which its
-            chance level follows. Default: the run does not mention a chance level.
-        needs_labels: Whether the method trains with labels.
+        recipe: The method.
+        config: Its options.
+
+    Returns:
+        What summary.json has; nothing in the processes beside the first.
+
+    Raises:
+        ValueError: If options do not go together.
+        OSError: If data is missing or a file cannot be written.
+        ImageError: If an image is broken.
+        NonFiniteLossError: If the loss is NaN or infinite.
+    """
+    run = prepare(recipe, config)
+    fit(run)
+    return measure_and_write(run)
+
+
+def run_command(recipe: Recipe[Config], config: Config, started_as: str) -> None:
+    """Does what :func:`pretrain` does, for a command: errors end the program in one line.
+
+    Args:
+        recipe: The method.
+        config: Its options.
+        started_as: The program as the user called it, to say how to resume the run.
     """
     end_with_first_process()
-    run = Path(config.output_dir)
-    with fail_in_one_line((ValueError, OSError, MisconfigurationException)):
-        dataset, data_dir = choose_dataset(config.dataset, config.data_dir)
-        is_digits = dataset == "digits"
-        config = replace(
-            config,
-            dataset=dataset,
-            data_dir=data_dir,
-            backbone=config.backbone or ("test_resnet" if is_digits else "resnet18"),
-            stem=config.stem or ("timm" if is_digits else "auto"),
-            precision=machine.choose_precision(config.precision, config.accelerator),  # type: ignore[arg-type]
-            protocol=choose_protocols(config.protocol),
-        )
-        image_size = config.image_size or check_name(dataset).image_size
-        if image_size is None:
-            raise ValueError(f"{dataset} has no image size of its own: give --image_size.")
-        check_processes(config.devices, config.num_nodes)
-        if is_rank_zero():
-            probe_output(run)
-        if config.compile:
-            check_compiler(config.accelerator)
-        if config.sync_batchnorm:
-            check_sync_batchnorm(config)
-        if machine.runs_on_cpu(config.accelerator):
-            machine.keep_freed_memory()
-        backbone = create_initial_backbone(config, image_size)
-        data = PretrainData(
-            *(transform or method, config, image_size, mixed_views, num_views),
-            # Published weights go with images that are normalised as theirs were.
-            normalize=(backbone.mean, backbone.std),
-        )
-        if needs_labels and data.unlabelled:
-            raise ValueError(
-                f"{method} trains with labels, and {data.unlabelled}: add the folders, or choose a "
-                "method without labels."
-            )
-        config = replace(config, augment=data.config.augment, num_workers=data.config.num_workers)
-        # Convolutions are faster in this layout, on CPUs and, in half precision, on GPUs.
-        model = create_model(backbone, config).to(memory_format=torch.channels_last)
-        if config.compile:
-            compile_parts(model)
-        speed = Speed()
-        negatives = None if count_negatives is None else count_negatives(config)
-        trainer = create_trainer(config, run, speed, data, image_size, negatives)
-        checkpoint = checkpoint_path(run)
+    try:
+        with fail_in_one_line((ValueError, OSError, MisconfigurationException)):
+            run = prepare(recipe, config)
+        with fail_in_one_line(TRAINING_ERRORS):
+            fit(run, started_as)
+        with fail_in_one_line():
+            measure_and_write(run)
+    except OtherProcessError as error:
+        raise SystemExit(1) from error
 
-        def prepare() -> None:
-            prepare_run(run, asdict(config), config.resume, config.overwrite)
-            if config.resume:
-                read_steps(checkpoint, asdict(config))
-            if data.broken:
-                with replace_file(run / "broken_images.txt") as file:
-                    file.write("".join(f"{line}\n" for line in data.broken.values()).encode())
 
-        prepare_on_rank_zero(trainer, prepare)
-        finished_steps = read_steps(checkpoint) if config.resume else 0
-        trainer.loggers = create_loggers(run, finished_steps)
-    print_on_rank_zero(
-        f"{method} on {config.dataset}: {len(data.part):,} images of {image_size} pixels, "
-        f"{config.backbone} (stem {backbone.stem}), {config.epochs} epochs, "
-        f"mix_weight {config.mix_weight:g}, seed {config.seed}, precision {config.precision}, "
-        f"augmented by {config.augment} -> {run}"
+def prepare(recipe: Recipe[Config], config: Config) -> Run[Config]:
+    """Completes the options, opens the data, creates model and trainer, and begins the folder."""
+    if recipe.check is not None:
+        config = recipe.check(config)
+    config, backbone, images = resolve(config)
+    if recipe.specialise is not None:
+        recipe = recipe.specialise(recipe, config, images.train.classes)
+    if recipe.needs_labels and images.unlabelled:
+        raise ValueError(
+            f"{recipe.method} trains with labels, and {images.unlabelled}: add the folders, or "
+            "choose a method without labels."
+        )
+    if machine.runs_on_cpu(config.accelerator):
+        machine.keep_freed_memory()
+    data = create_data(recipe, config, images)
+    processes = config.num_processes
+    steps_per_epoch = len(data.part) // processes // config.batch_size
+    if steps_per_epoch < 1:
+        raise ValueError(
+            f"{len(data.part)} images are too few for a batch of {config.batch_size} on each of "
+            f"{processes} device(s): lower --batch_size."
+        )
+    # Convolutions are faster in this layout, on CPUs and, in half precision, on GPUs.
+    model = recipe.create_model(backbone, config).to(memory_format=torch.channels_last)
+    if config.compile:
+        compile_parts(model)
+    speed = Speed()
+    folder, checkpoint = Path(config.output_dir), checkpoint_path(Path(config.output_dir))
+    negatives = None if recipe.count_negatives is None else recipe.count_negatives(config)
+    is_measured = bool(config.protocol) and not images.unlabelled
+    trainer = create_trainer(
+        config, folder, speed, steps_per_epoch, images if is_measured else None, negatives
     )
-    if negatives is not None:
-        print_on_rank_zero(f"Chance level of the contrast term: {describe_chance(negatives)}.")
 
-    if data.broken:
+    def prepare_folder() -> None:
+        prepare_run(folder, asdict(config), config.resume, config.overwrite)
+        if config.resume:
+            read_steps(checkpoint, asdict(config))
+        if images.broken:
+            with replace_file(folder / "broken_images.txt") as file:
+                file.write("".join(f"{line}\n" for line in images.broken.values()).encode())
+
+    prepare_on_rank_zero(trainer, prepare_folder)
+    trainer.loggers = create_loggers(folder, read_steps(checkpoint) if config.resume else 0)
+    run = Run(recipe, config, images, data, model, trainer, speed, negatives)
+    announce(run, backbone.stem)
+    return run
+
+
+def create_data(recipe: Recipe[Config], config: PretrainConfig, images: RunImages) -> PretrainData:
+    """Creates the batches."""
+    assert config.image_size is not None
+    assert config.num_workers is not None
+    method = recipe.transform or ("moco" if recipe.method == "moco" else "simclr")
+    transform = create_pretrain_transform(
+        method,
+        images.facts,
+        config.image_size,
+        config.min_scale,
+        config.augmentations,
+        recipe.num_views,
+    )
+    mixes = isinstance(config, MixingOptions) and config.mix_weight > 0
+    return PretrainData(
+        images.train,
+        transform,
+        on_device=config.augment == "device",
+        mixed_views=recipe.mixed_views if mixes else (),
+        alpha=config.alpha if isinstance(config, MixingOptions) else 1.0,
+        train_fraction=config.train_fraction,
+        batch_size=config.batch_size,
+        num_workers=config.num_workers,
+        seed=config.seed,
+    )
+
+
+def announce(run: Run[Config], stem: str) -> None:
+    """Prints what the run is, and what it leaves out."""
+    config, images = run.config, run.images
+    mixing = f"mix_weight {config.mix_weight:g}, " if isinstance(config, MixingOptions) else ""
+    print_on_rank_zero(
+        f"{run.recipe.method} on {config.dataset}: {len(run.data.part):,} images of "
+        f"{config.image_size} pixels, {config.backbone} (stem {stem}), {config.epochs} epochs, "
+        f"{mixing}seed {config.seed}, precision {config.precision}, "
+        f"augmented by {config.augment} -> {run.folder}"
+    )
+    if run.negatives is not None:
+        print_on_rank_zero(f"Chance level of the contrast term: {describe_chance(run.negatives)}.")
+    if images.broken:
         print_on_rank_zero(
-            f"{len(data.broken):,} broken images are left out: {run / 'broken_images.txt'}"
+            f"{len(images.broken):,} broken images are left out: {run.folder / 'broken_images.txt'}"
         )
-    if data.unmeasured:
+    if run.unmeasured:
         print_on_rank_zero(
-            f"No kNN while training and no probes at the end: {data.unmeasured}. evaluate.py "
+            f"No kNN while training and no probes at the end: {run.unmeasured}. evaluate.py "
             "measures the backbone on labelled images afterwards."
         )
 
+
+def fit(run: Run[Config], started_as: str = "") -> None:
+    """Trains. An error that ends a run of several processes ends all of them.
+
+    Args:
+        run: The run.
+        started_as: The command, to say how to resume a run that is stopped.
+    """
+    trainer, checkpoint = run.trainer, checkpoint_path(run.folder)
+
+    def name_step(error: BaseException) -> BaseException:
+        if not isinstance(error, FloatingPointError):  # the queue's, which does not know the run
+            return error
+        return NonFiniteLossError(
+            f"{error} It was step {trainer.global_step + 1} of the run (process "
+            f"{trainer.global_rank}). {AFTER_DIVERGENCE}"
+        )
+
     def describe(error: BaseException) -> str | None:
-        if isinstance(error, FloatingPointError):  # the queue's, which does not know the run
-            error = NonFiniteLossError(
-                f"{error} It was step {trainer.global_step + 1} of the run (process "
-                f"{trainer.global_rank}). {AFTER_DIVERGENCE}"
-            )
-        try:
-            with fail_in_one_line((ImageError, NonFiniteLossError, WriteError)):
-                raise error
-        except SystemExit as stop:
-            return stop.code if isinstance(stop.code, str) else ""
-        except BaseException:
-            return None
+        """Returns the line for an error, or None for an unexpected one."""
+        if isinstance(error, OtherProcessError):
+            return ""
+        error = name_step(error)
+        is_expected = isinstance(error, TRAINING_ERRORS) or is_out_of_memory(error)
+        return error_line(error) if is_expected else None
 
     def say_stopped() -> None:
         if checkpoint.is_file():
-            script = shlex.quote(sys.argv[0])
-            resume = f"python {script} --config {shlex.quote(str(run / 'config.yaml'))} --resume"
+            options = f"--config {shlex.quote(str(run.folder / 'config.yaml'))} --resume"
+            how = f"{started_as} {options}".lstrip()
             print_on_rank_zero(
-                f"Stopped after {trainer.current_epoch} epochs. Go on with:\n  {resume}"
+                f"Stopped after {trainer.current_epoch} epochs. Go on with:\n  {how}"
             )
 
     # A list of Lightning's, in the order that the callbacks are called in.
-    trainer.callbacks.append(EndTogether(trainer, run, describe, say_stopped))  # type: ignore[attr-defined]
+    trainer.callbacks.append(  # type: ignore[attr-defined]
+        EndTogether(trainer, run.folder, describe, say_stopped)
+    )
     try:
         trainer.fit(
-            model,
-            datamodule=data,
-            ckpt_path=str(checkpoint) if config.resume else None,
+            run.model,
+            datamodule=run.data,
+            ckpt_path=str(checkpoint) if run.config.resume else None,
             weights_only=True,
         )
     except SystemExit:  # Lightning's after Ctrl-C
         say_stopped()
         raise
     except Exception as error:
-        line = describe(error)
-        if line is None:
-            raise
-        say_stopped()
-        sys.exit(line)
-    if trainer.is_global_zero:
-        device = trainer.strategy.root_device
-        with fail_in_one_line((WriteError,)):
-            # What cannot be measured on these images stays in config.yaml as it was asked for.
-            measured = replace(config, protocol=[]) if data.unmeasured else config
-            finish_run(
-                *(method, measured, run, model, speed, device, data.normalize, evaluate, negatives)
-            )
+        if describe(error) is not None:
+            say_stopped()
+        named = name_step(error)
+        raise named from (None if named is error else error)
 
 
-def choose_protocols(
-    names: Sequence[Literal[ProtocolName, "none"]],
-) -> list[Literal[ProtocolName, "none"]]:
-    """The protocols without "none"; ValueError if that is mixed with others."""
-    if "none" in names and set(names) != {"none"}:
-        raise ValueError(f"--protocol none stands alone, got {' '.join(names)}.")
-    return [name for name in names if name != "none"]
-
-
-def check_compiler(accelerator: str) -> None:
-    """Raises a ValueError if torch.compile has no C++ compiler that it needs on a CPU."""
-    names = [os.environ.get("CXX", ""), "g++", "clang++"]
-    if machine.runs_on_cpu(accelerator) and not any(name and shutil.which(name) for name in names):
-        raise ValueError(
-            "--compile needs a C++ compiler on a CPU, and there is neither g++ nor clang++: "
-            "install one, or leave --compile out."
-        )
-
-
-def compile_parts(model: nn.Module) -> None:
-    """Compiles the networks and losses of a model, and each module of its lists."""
-    parts: list[nn.Module] = []
-    for part in model.children():
-        # A list is never called itself.
-        parts += part if isinstance(part, nn.ModuleList) else [part]
-    for part in parts:
-        part.compile()
-    # All parts are compiled through one function of torch's, and count against its limit together.
-    config = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, 8 * len(parts))
-
-
-def check_sync_batchnorm(config: PretrainConfig) -> None:
-    """Raises a ValueError if BatchNorm cannot be synchronised: torch can do it on GPUs only."""
-    processes = config.devices * config.num_nodes
-    if processes > 1 and machine.runs_on_cpu(config.accelerator):
-        raise ValueError(
-            f"--sync_batchnorm needs GPUs, but --accelerator {config.accelerator} trains "
-            f"{processes} processes on the CPU: train on GPUs, or leave --sync_batchnorm out."
-        )
-
-
-def create_initial_backbone(config: PretrainConfig, image_size: int) -> Backbone:
-    """The backbone at initialisation, which the seed alone decides."""
-    assert config.backbone is not None
-    assert config.stem is not None
-    for name in ("name", "image_size", "stem", "pretrained"):
-        if name in config.backbone_kwargs:
-            raise ValueError(f"--backbone_kwargs has {name}, which is an option of its own.")
-    pl.seed_everything(config.seed, verbose=False)
-    return create_backbone(
-        config.backbone,
-        image_size,
-        stem=config.stem,
-        pretrained=config.pretrained,
-        **config.backbone_kwargs,
-    )
-
-
-def create_trainer(
-    config: PretrainConfig,
-    run: Path,
-    speed: Speed,
-    data: PretrainData,
-    image_size: int,
-    negatives: int | None,
-) -> pl.Trainer:
-    """Lightning's trainer, with a checkpoint after every epoch; it has no logger yet."""
-    # The run's folder was made just now, or is resumed.
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")
-    # The user chose the number of workers, or machine.default_num_workers did.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
-    # What Lightning says about itself; warnings still come through.
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    terminal = Console().is_terminal
-    log_every_n_steps = min(10, data.steps_per_epoch)
-    callbacks: list[Callback] = [speed, StopOnNonFiniteLoss(log_every_n_steps), LogLearningRate()]
-    if config.knn_every_n_epochs and not data.unmeasured:
-        assert config.dataset is not None
-        callbacks.append(
-            TrainingKNN(
-                data.images,
-                create_test_transform(config.dataset, image_size, *data.normalize),
-                every_n_epochs=config.knn_every_n_epochs,
-                batch_size=max(config.batch_size, 256),
-                num_workers=machine.default_num_workers(config.num_workers),
-                seed=config.seed,
-            )
-        )
-    if negatives is not None:
-        callbacks.append(WarnAtChance(run, negatives))
-    if config.keep_every_n_epochs:
-        # Before last.ckpt: a run killed between the two takes the epoch again and writes both.
-        callbacks.append(KeepCheckpoints(checkpoint_path(run).parent, config.keep_every_n_epochs))
-    checkpoints = ModelCheckpoint(
-        dirpath=checkpoint_path(run).parent,
-        filename=checkpoint_path(run).stem,
-        save_top_k=1,
-        every_n_epochs=1,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-    plugins: list[Any] = [CheckpointFiles(asdict(config)), *trainer_plugins()]
-    if config.sync_batchnorm:
-        plugins.append(TimmSyncBatchNorm())
-    bar = ProgressBar(speed, log_every_n_steps) if terminal else EpochLines(speed)
-    return pl.Trainer(
-        max_epochs=config.epochs,
-        accelerator=config.accelerator,
-        devices=config.devices,
-        num_nodes=config.num_nodes,
-        precision=config.precision,  # type: ignore[arg-type]
-        plugins=plugins,
-        # In a SLURM job Lightning loads an hpc_ckpt_*.ckpt that it finds in this folder, by default
-        # the current one.
-        default_root_dir=run,
-        logger=False,
-        log_every_n_steps=log_every_n_steps,
-        callbacks=[*callbacks, checkpoints, bar],
-        enable_progress_bar=terminal,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        reload_dataloaders_every_n_epochs=1,
-    )
-
-
-def finish_run(
-    method: str,
-    config: PretrainConfig,
-    run: Path,
-    model: pl.LightningModule,
-    speed: Speed,
-    device: torch.device,
-    normalize: Normalisation,
-    evaluate: Evaluate | None,
-    negatives: int | None,
-) -> None:
-    """Exports the backbone, measures it beside its initialisation, and writes the summary."""
-    assert config.dataset is not None
-    assert config.data_dir is not None
-    protocols = [name for name in config.protocol if name != "none"]
-    info = check_name(config.dataset)
-    mean, std = normalize[0] or info.mean, normalize[1] or info.std
-    settings = {"method": method, **asdict(config)}
-    export_backbone(model, run, mean=mean, std=std, training=settings)
-    draw_curves(run)
-
-    # What was exported is what is measured; it is not compiled. Precision and batch size are
-    # evaluate.py's defaults, whatever those of the training, so that it finds the same figures.
-    backbone = load_backbone(run)
-    options: dict[str, Any] = {
-        "image_size": backbone.image_size,
-        "num_workers": machine.default_num_workers(config.num_workers),
-        "knn_k": config.knn_k,
-        "seed": config.seed,
-        "device": device,
-    }
-    parts: dict[str, dict[str, ProbeResult]]
-    facts = get_dataset(config.dataset).facts.normalised(*normalize)
-    with fail_in_one_line():
-        if not protocols:
-            parts = {}
-        else:
-            images = create_train_test(
-                config.dataset,
-                config.data_dir,
-                download=False,
-                keep_decoded=config.keep_decoded,
-                max_broken_images=config.max_broken_images,
-            )
-            data = (*images, facts, protocols)
-            if evaluate is None:
-                parts, _ = evaluate_parts(backbone, *data, **options)
-            else:
-                parts = evaluate(model, backbone, *data, **options)
-        names = {name: name.replace("_", " ") for name in parts}
-        if evaluate is None:
-            names["backbone"] = "plain" if config.mix_weight == 0 else "MixCo"
-        rows = {f"{method}, {names[name]}": part for name, part in parts.items()}
-        own = parts.get("backbone", {})
-        if protocols and config.random_init:
-            initial = create_initial_backbone(
-                replace(config, pretrained=False), backbone.image_size
-            )
-            measured, _ = evaluate_parts(initial, *data, **options)
-            rows["random initialisation"] = measured["backbone"]
-            parts[RANDOM_INIT] = measured["backbone"]
-    summary: dict[str, Any] = {
-        **summarise(parts),
-        "images_per_second": speed.images / speed.seconds,
-        "epochs": config.epochs,
-        "seconds": speed.seconds,
-        "peak_megabytes": speed.peak_megabytes,
-        "versions": {
-            "python": platform.python_version(),
-            **{
-                name: version(name)
-                for name in ("mixco-lightly", "torch", "lightly", "timm", "pytorch-lightning")
-            },
-        },
-    }
-    export_backbone(backbone, run, mean=mean, std=std, training=settings, metrics=summary)
-    with replace_file(run / "summary.json") as file:
-        file.write((json.dumps(summary, indent=2) + "\n").encode())
-    if rows:
-        table = list_results("backbone", rows)
-        title = f"{config.dataset}, test images, after {config.epochs} epochs"
-        print_table(title, table.columns, table.rows)
-        print("".join(f"{note}\n" for note in table.notes), end="")
-    findings = []
-    if negatives is not None:
-        findings.append(find_chance(run, config.epochs, config.epochs, negatives))
-    if "random initialisation" in rows:
-        findings.append(find_below_random(own, rows["random initialisation"]))
-    print("".join(f"{line}\n" for line in findings if line), end="")
-    print(
-        f"Trained for {timedelta(seconds=round(speed.seconds))} at "
-        f"{summary['images_per_second']:,.0f} images/s, with at most "
-        f"{speed.peak_megabytes / 1e3:,.1f} GB of memory. Everything is in {run}."
+def measure_and_write(run: Run[Config]) -> dict[str, Any]:
+    """Measures and exports the backbone in the first process, and writes the summary."""
+    if not run.trainer.is_global_zero:
+        return {}
+    return finish(
+        run.recipe,
+        run.config,
+        run.images,
+        run.model,
+        run.speed,
+        run.trainer.strategy.root_device,
+        run.negatives,
+        is_measured=not run.unmeasured,
     )

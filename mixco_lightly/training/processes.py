@@ -1,4 +1,4 @@
-"""Several processes of one run: which is the first, which prepares, and how all of them end."""
+"""Coordinates the processes of one run: rank zero prepares it, and all end together."""
 
 from __future__ import annotations
 
@@ -24,31 +24,35 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities import rank_zero_only
 
-# Environment variable with the id of the process that started the others by Lightning's launcher.
+# Environment variable: id of the process from which Lightning's launcher started the others.
 _FIRST_PROCESS = "MIXCO_FIRST_PROCESS"
 
 
+class OtherProcessError(RuntimeError):
+    """Another process of the run failed, and reports it."""
+
+
 def is_rank_zero() -> bool:
-    """Whether this process is the first, also before the processes have met."""
+    """Returns whether this process is the first; works before the processes have met."""
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
 @rank_zero_only
 def print_on_rank_zero(text: str) -> None:
-    """Prints once, whatever the number of processes."""
+    """Prints once, in the first process."""
     print(text, flush=True)
 
 
 def find_launcher() -> ClusterEnvironment | None:
-    """The environment of torchrun or SLURM, or None where Lightning starts the processes itself.
+    """Returns the environment of torchrun or SLURM, or None if Lightning starts the processes.
 
     Raises:
-        ValueError: If SLURM's options are not such that Lightning can read them.
+        ValueError: If Lightning cannot read SLURM's options.
     """
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
     if SLURMEnvironment.detect():
-        # A requeued job would otherwise go on from a checkpoint in the middle of an epoch.
+        # A requeued job would otherwise resume from a checkpoint in the middle of an epoch.
         try:
             return SLURMEnvironment(auto_requeue=False)
         except RuntimeError as error:
@@ -59,7 +63,7 @@ def find_launcher() -> ClusterEnvironment | None:
 def check_processes(devices: int, num_nodes: int) -> None:
     """Raises a ValueError if torchrun or srun has started another number of processes.
 
-    Each of them would else train a run of its own, in the same folder.
+    Otherwise each would train its own run, in the same folder.
     """
     launcher = find_launcher()
     if launcher is not None and launcher.world_size() != devices * num_nodes:
@@ -71,14 +75,14 @@ def check_processes(devices: int, num_nodes: int) -> None:
 
 
 def prepare_on_rank_zero(trainer: pl.Trainer, prepare: Callable[[], None]) -> None:
-    """Lets the first process prepare a run while the others wait; they end with it if it fails.
+    """Lets the first process prepare a run while the others wait; all fail if it fails.
 
-    Processes that Lightning starts come into being after the preparation. Those of torchrun and
-    SLURM are there from the beginning, and meet here.
+    Lightning starts its processes after the preparation. Those of torchrun and SLURM exist from the
+    beginning and meet here.
 
     Raises:
-        ValueError: Or OSError, what ``prepare`` raised in the first process.
-        SystemExit: In the other processes, with exit code 1 and without a message.
+        ValueError: Or OSError, as ``prepare`` raised it in the first process.
+        OtherProcessError: In the other processes.
     """
     environment = getattr(trainer.strategy, "cluster_environment", None)
     meet = trainer.world_size > 1 and not isinstance(environment, LightningEnvironment)
@@ -86,7 +90,7 @@ def prepare_on_rank_zero(trainer: pl.Trainer, prepare: Callable[[], None]) -> No
         if is_rank_zero():
             prepare()
         return
-    trainer.strategy.setup_environment()  # Lightning's fit finds that it was done
+    trainer.strategy.setup_environment()  # fit skips it then
     error: Exception | None = None
     if is_rank_zero():
         try:
@@ -97,18 +101,18 @@ def prepare_on_rank_zero(trainer: pl.Trainer, prepare: Callable[[], None]) -> No
     if error is not None:
         raise error
     if failed:
-        raise SystemExit(1)
+        raise OtherProcessError("The first process could not prepare the run.")
 
 
 @contextmanager
 def one_at_a_time(folder: Path, create: bool) -> Iterator[None]:
-    """Lets one process after the other open a folder of data, of which the first may write to it.
+    """Lets the processes open a folder of data one after the other.
 
-    So the first downloads or decodes, and the others find it done. A single process, and processes
-    that may not write to the folder, do not wait.
+    The first downloads or decodes, and the others find it done. A single process does not wait, nor
+    do processes that may not write to the folder.
 
     Args:
-        folder: Where the data is, or its archive, which is unpacked beside itself.
+        folder: The data's folder, or an archive that is unpacked beside itself.
         create: Whether to make the folder if it is missing.
     """
     folder = folder.parent if folder.is_file() else folder
@@ -123,16 +127,16 @@ def one_at_a_time(folder: Path, create: bool) -> Iterator[None]:
 
 
 def trainer_plugins() -> list[Any]:
-    """The environment for Lightning's trainer, where it is not Lightning's own."""
+    """Returns the environment for the trainer, unless it is Lightning's own."""
     launcher = find_launcher()
     return [] if launcher is None else [launcher]
 
 
 def end_with_first_process() -> None:
-    """Ends this process soon after the one that started it with Lightning's launcher has ended.
+    """Ends this process soon after the first process, if Lightning's launcher started it.
 
-    Does nothing in the first process, in those of torchrun and SLURM, which end them themselves,
-    and on Windows, where a process keeps the id of a parent that has ended.
+    Does nothing in the first process, under torchrun and SLURM, which end their processes, and on
+    Windows, where a process keeps the id of a parent that has ended.
     """
     first = os.environ.get(_FIRST_PROCESS)
     if first is None or os.environ.get("LOCAL_RANK", "0") == "0" or sys.platform == "win32":
@@ -147,7 +151,7 @@ def end_with_first_process() -> None:
 
 
 def _exit_now(code: int) -> NoReturn:
-    """Ends this process and its workers without the exit handlers, which may wait for others."""
+    """Ends this process and its workers without exit handlers, which may wait for others."""
     try:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -160,21 +164,20 @@ def _exit_now(code: int) -> NoReturn:
 class EndTogether(Callback):
     """Ends every process of a run when one of them fails, with one line.
 
-    A process that waits for the others, such as in an NCCL collective, does not notice that one of
-    them is gone. A process that fails must not wait for them either, as Lightning's teardown does
-    when it copies the weights from a GPU with a collective under way. So a process that fails
-    reports and exits as soon as Lightning hands it the exception. With Lightning's launcher the
-    first process then kills the others; it also watches them, and ends when one of them fails. With
-    torchrun and SLURM the launcher ends the others.
+    A process in a collective, such as NCCL's, does not notice that another one is gone. A failing
+    process must not wait either, as Lightning's teardown does when it copies the weights from a GPU
+    during a collective. So a failing process reports and exits as soon as Lightning hands it the
+    exception. With Lightning's launcher the first process then kills the others; it also watches
+    them and ends when one fails. Under torchrun and SLURM the launcher ends the others.
 
-    One failure often makes several processes fail. The others therefore delay their report, so that
-    they are ended before it. Does nothing in a run of one process.
+    One failure often makes several processes fail. The other processes delay their report, so that
+    they end before they print it. Does nothing in a run of one process.
 
     Args:
         trainer: The trainer, before it fits.
-        run: The run's folder, where the traceback of an unexpected error is written.
+        run: The run's folder; the traceback of an unexpected error is written there.
         describe: Returns the line for an exception, or None for an unexpected one.
-        say_stopped: Prints how to go on with the run.
+        say_stopped: Prints how to resume the run.
     """
 
     def __init__(
@@ -197,14 +200,14 @@ class EndTogether(Callback):
             threading.Thread(target=self._watch, name="watch-processes", daemon=True).start()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lets SIGTERM end a process at once."""
+        """Restores SIGTERM's default, which ends a process at once."""
         if trainer.world_size > 1:
-            # Lightning's handler sends a broadcast, which waits for processes that do not take
-            # part. The run can go on from its last checkpoint.
+            # Lightning's handler starts a broadcast that other processes may never join. The run
+            # can resume from its last checkpoint.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Stops watching after the fit: the first process finishes the run alone."""
+        """Stops watching after the fit, because the first process finishes the run alone."""
         self._is_over.set()
 
     def on_exception(
@@ -233,29 +236,29 @@ class EndTogether(Callback):
         return f"error: process {rank} failed with {message} (its traceback is in {path})"
 
     def _watch(self) -> None:
-        """Waits in the first process for a child that fails."""
+        """Watches the children in the first process and ends the run when one fails."""
         while not self._is_over.wait(0.2):
             self._take_children()
             codes = [child.poll() for child in self._children]
             failed = [(rank, code) for rank, code in enumerate(codes, self._first_child) if code]
             if failed:
                 rank, code = failed[0]
-                # A child that was not killed has reported its error, and Ctrl-C needs no report.
+                # A child that was not killed has reported its error; Ctrl-C needs no report.
                 is_killed = code < 0 and code != -signal.SIGINT
                 self._end(
                     f"error: process {rank} was killed by signal {-code}" if is_killed else ""
                 )
 
     def _take_children(self) -> None:
-        # Lightning's own observer looks at this list every 5 seconds. It would kill this process
-        # before it can report, and leave the children alone if this process fails.
+        # Lightning's observer polls this list every 5 seconds. It would kill this process before it
+        # reports, and would not kill the children if this process fails.
         while self._launcher.procs:
             self._children.append(self._launcher.procs.pop(0))
 
     def _end(self, line: str) -> NoReturn:
         """Prints the line, kills the children and ends this process."""
-        with self._ending:  # for good: a second thread waits here for the end
-            with suppress(Exception):  # an output that is gone must not keep the processes
+        with self._ending:  # never released: a second thread waits here for the end
+            with suppress(Exception):  # a closed output must not keep the processes alive
                 if is_rank_zero():
                     self._say_stopped()
                 if line:

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a bar or lines, images per second, time left."""
+"""Shows a run while it trains: a bar or lines, images per second, time left."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import Callback, RichProgressBar
 
 from mixco_lightly.loss.key_queue import TOLERATED_STEPS_IN_FLOAT16
 from mixco_lightly.training.metrics import latest_metrics
+from mixco_lightly.training.processes import OtherProcessError
 
 SHOWN_METRICS = ("loss", "contrast", "mix", "cross_entropy", "knn_top1")
 
@@ -21,10 +22,10 @@ class Speed(Callback):
     """Counts images, seconds and memory of the training epochs, and survives a resume.
 
     Attributes:
-        images: Images of all finished epochs, of all processes; a pair of views counts once.
+        images: Images of all finished epochs and all processes; a pair of views counts once.
         seconds: Seconds of all finished epochs.
-        peak_megabytes: Most memory so far, in 10^6 bytes, summed over all processes: what tensors
-            had on a GPU, the whole process on a CPU.
+        peak_megabytes: Most memory so far in 10^6 bytes, summed over all processes: of tensors on a
+            GPU, of the whole process on a CPU.
     """
 
     def __init__(self) -> None:
@@ -50,7 +51,7 @@ class Speed(Callback):
         self._epoch_images += len(batch[0][0]) * trainer.world_size
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stops the clock, and asks for the memory."""
+        """Stops the clock and reads the peak memory."""
         self.seconds += time.monotonic() - self._epoch_start
         self.images += self._epoch_images
         device = trainer.strategy.root_device
@@ -59,11 +60,11 @@ class Speed(Callback):
         self.peak_megabytes = max(self.peak_megabytes, total)
 
     def epoch_rate(self) -> float:
-        """Images per second so far in this epoch."""
+        """Returns the images per second so far in this epoch."""
         return self._epoch_images / max(time.monotonic() - self._epoch_start, 1e-9)
 
     def left(self, trainer: pl.Trainer) -> str:
-        """Time that the run has left at the rate of this epoch, as h:mm:ss."""
+        """Returns the time left at the rate of this epoch, as h:mm:ss."""
         rate = self.epoch_rate()
         if not rate:
             return "?"
@@ -76,7 +77,7 @@ class Speed(Callback):
         return str(timedelta(seconds=round((images * epochs - self._epoch_images) / rate)))
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums and the peak."""
+        """Returns the sums and the peak."""
         return {
             "images": self.images,
             "seconds": self.seconds,
@@ -90,9 +91,9 @@ class Speed(Callback):
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Most memory that this process had: of tensors on a GPU, of everything on a CPU.
+    """Returns this process's peak memory in bytes: of tensors on a GPU, of everything on a CPU.
 
-    0 on Windows, where Python's standard library does not know it.
+    0 on Windows, where Python's standard library cannot read it.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -106,7 +107,7 @@ def peak_bytes(device: torch.device) -> int:
 
 AFTER_DIVERGENCE = (
     "A lower --learning_rate or a higher --mix_temperature may help. "
-    "checkpoints/last.ckpt is that of the last whole epoch."
+    "checkpoints/last.ckpt is from the last whole epoch."
 )
 
 
@@ -117,13 +118,13 @@ class NonFiniteLossError(ArithmeticError):
 class StopOnNonFiniteLoss(Callback):
     """Stops a run that has diverged, before a checkpoint of it is written.
 
-    Looks at the loss where it is logged and at the end of an epoch, so that a GPU is not stalled in
-    every step. The processes exchange their losses in these steps and stop together, also if the
-    loss of only one of them is not finite.
+    Checks the loss when it is logged and at the end of an epoch, so that a GPU does not stall in
+    every step. The processes exchange their losses in these steps and stop together, even if the
+    loss of only one is not finite.
 
     With a GradScaler (16-mixed) it stops after more than 20 such steps in a row. The scaler skips
-    the update of the weights in a step that overflows, but BatchNorm's running statistics have
-    taken in the batch by then. Those that are not finite get back their values of the last look.
+    the weight update of a step that overflows, but BatchNorm's running statistics have already
+    absorbed the batch. Statistics that are not finite are reset to their values at the last check.
 
     Args:
         every_n_steps: How often the loss is logged.
@@ -132,10 +133,10 @@ class StopOnNonFiniteLoss(Callback):
     def __init__(self, every_n_steps: int) -> None:
         self._every_n_steps = every_n_steps
         self._steps_in_a_row: torch.Tensor | int = 0  # on the loss's device
-        self._statistics: dict[str, torch.Tensor] = {}  # of the last look
+        self._statistics: dict[str, torch.Tensor] = {}  # at the last check
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keeps the first statistics."""
+        """Saves the first statistics."""
         if has_scaler(trainer):
             self._mend_statistics(pl_module)
 
@@ -147,11 +148,11 @@ class StopOnNonFiniteLoss(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Counts the steps with a loss that is not finite, and looks at the count.
+        """Counts the steps with a loss that is not finite, and checks the count.
 
         Raises:
             NonFiniteLossError: In the first process, if the run has diverged.
-            SystemExit: In the other processes, with exit code 1 and without a message.
+            OtherProcessError: In the other processes.
         """
         loss = outputs["loss"]
         self._steps_in_a_row = torch.where(loss.isfinite(), 0, self._steps_in_a_row + 1)
@@ -164,7 +165,7 @@ class StopOnNonFiniteLoss(Callback):
         for rank, (value, steps) in enumerate(losses):
             if steps > tolerated:
                 if trainer.global_rank != 0:
-                    raise SystemExit(1)
+                    raise OtherProcessError(f"The loss of process {rank} is {value}.")
                 raise NonFiniteLossError(
                     f"The loss is {value} at step {trainer.global_step} (process {rank}). "
                     f"{AFTER_DIVERGENCE}"
@@ -187,9 +188,9 @@ def has_scaler(trainer: pl.Trainer) -> bool:
 
 
 def shown_metrics(trainer: pl.Trainer) -> dict[str, float]:
-    """The logged values that a person follows, without waiting for a device.
+    """Returns the logged values to show, without waiting for a device.
 
-    ``knn_top1`` is not measured in every epoch: that of an earlier one has the epoch in its name.
+    ``knn_top1`` is not measured in every epoch; the name of an older value includes its epoch.
     """
     latest = latest_metrics(trainer)
     shown = {}
@@ -202,7 +203,7 @@ def shown_metrics(trainer: pl.Trainer) -> dict[str, float]:
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's bar with images per second and the time that the run has left."""
+    """Adds images per second and the time left to Lightning's bar."""
 
     def __init__(self, speed: Speed, refresh_rate: int) -> None:
         super().__init__(refresh_rate=refresh_rate)
@@ -211,7 +212,7 @@ class ProgressBar(RichProgressBar):
     def get_metrics(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """Adds the two to the losses, which are those that were logged last."""
+        """Adds both to the losses that were logged last."""
         return {
             **super().get_metrics(trainer, pl_module),
             **{name: f"{value:.3f}" for name, value in shown_metrics(trainer).items()},
@@ -221,7 +222,7 @@ class ProgressBar(RichProgressBar):
 
 
 class EpochLines(Callback):
-    """One line an epoch, where the output is a file and a bar would be lost."""
+    """Prints one line an epoch, for output that is no terminal."""
 
     def __init__(self, speed: Speed) -> None:
         self._speed = speed

@@ -1,4 +1,4 @@
-"""The folder of a run: begun, resumed, and never left without a checkpoint that can be read."""
+"""Begins and resumes a run's folder; it always holds a readable checkpoint."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import yaml
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from mixco_lightly.files import TEMPORARY_PREFIX, name_write_errors, replace_file
-from mixco_lightly.training.command_line import read_options
+from mixco_lightly.training.option_files import read_options
 
-# Options that may differ when a run is resumed: they change where it runs and what is recorded and
-# measured beside it, not what it trains.
+# Options that may differ when a run is resumed: they change where it runs and what is recorded, not
+# what it trains.
 _FREE_OPTIONS = {
     *("data_dir", "download", "keep_decoded", "output_dir"),
     *("protocol", "random_init", "knn_k", "knn_every_n_epochs", "keep_every_n_epochs"),
@@ -40,19 +40,19 @@ _RUN_FILES = (
     "mutual_information.md",
     "mutual_information.png",
 )
-# The last bytes of a checkpoint are this and the SHA-256 of all bytes before, in hexadecimal: in
-# the file itself, because two files cannot be replaced at once.
+# A checkpoint ends with this and the SHA-256 of all bytes before it, in hexadecimal. It is in the
+# file itself because two files cannot be replaced at once.
 _TRAILER = b"mixco-lightly checkpoint, sha256 "
 _TRAILER_BYTES = len(_TRAILER) + 64
 
 
 def checkpoint_path(run: Path) -> Path:
-    """Where a run keeps the checkpoint that it goes on from."""
+    """Returns the path of the checkpoint that a run resumes from."""
     return run / "checkpoints" / "last.ckpt"
 
 
 def prepare_run(run: Path, options: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
-    """Makes the run's folder and writes its options, or checks that the run can go on.
+    """Creates the run's folder and writes its options, or checks that the run can resume.
 
     Raises:
         ValueError: If the run to resume had other options.
@@ -94,12 +94,12 @@ def prepare_run(run: Path, options: Mapping[str, Any], resume: bool, overwrite: 
 
 
 def find_changes(before: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
-    """The options that a run cannot go on with, because they decide its result."""
+    """Returns the changed options that decide a run's result, so that it cannot resume."""
     free = _FREE_OPTIONS | _RUN_OPTIONS
-    # A process draws by its rank among all, whatever node it runs on.
+    # A process's random numbers depend on its rank among all processes, not on its node.
     if _count_processes(before) == _count_processes(options):
         free |= {"devices", "num_nodes"}
-    # Workers that augment draw random numbers of their own; workers that only load draw none.
+    # Workers that augment draw random numbers; workers that only load draw none.
     if before.get("augment") == options.get("augment") == "device":
         free |= {"num_workers"}
     return [
@@ -110,16 +110,16 @@ def find_changes(before: Mapping[str, Any], options: Mapping[str, Any]) -> list[
 
 
 def _count_processes(options: Mapping[str, Any]) -> int | None:
-    """The number of processes; None if a file that was edited has something else there."""
+    """Returns the number of processes; None if an edited file has no numbers there."""
     counts = [options.get(name, 1) for name in ("devices", "num_nodes")]
     return math.prod(counts) if all(isinstance(count, int) for count in counts) else None
 
 
 def probe_output(run: Path) -> None:
-    """Tries to write where a run's folder is or will be, and leaves nothing there.
+    """Checks that a run's folder can be written to, and leaves nothing there.
 
     Raises:
-        WriteError: If that is not possible; the message names the folder and the reason.
+        WriteError: If it cannot; the message names the folder and the reason.
     """
     folder = checkpoint_path(run).parent
     while not folder.exists() and folder != folder.parent:
@@ -129,19 +129,20 @@ def probe_output(run: Path) -> None:
 
 
 def sweep(run: Path) -> None:
-    """Removes what writes that were killed have left behind."""
+    """Removes the temporary files of killed writes."""
     for folder in (run, checkpoint_path(run).parent):
         for temporary in folder.glob(f"{TEMPORARY_PREFIX}*"):
             temporary.unlink(missing_ok=True)
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Writes Lightning's checkpoints so that a kill at any moment leaves one that can be read.
+    """Writes Lightning's checkpoints so that a kill at any moment leaves a readable one.
 
-    Lightning's own writes to the system's temporary folder first. Where that is another file
-    system, the last step copies over the only good checkpoint.
+    Lightning's own plugin writes to the system's temporary folder first. If that is on another file
+    system, its last step copies over the only good checkpoint.
 
-    A checkpoint ends with its SHA-256, which :func:`read_steps` checks, and has the run's options.
+    A checkpoint contains the run's options and ends with its SHA-256, which :func:`read_steps`
+    checks.
 
     Args:
         options: The options of the run.
@@ -158,16 +159,16 @@ class CheckpointFiles(TorchCheckpointIO):
         with replace_file(Path(path)) as file:
             hashed = _HashedFile(file)
             try:
-                # torch.save asks of a file for write and flush only.
+                # torch.save only calls write and flush.
                 torch.save({**checkpoint, "options": self._options}, cast(IO[bytes], hashed))
             except RuntimeError as error:
-                # Of a write that failed torch says only that it failed.
+                # torch only says that a write failed, not why.
                 raise (hashed.error or error) from error
             file.write(_TRAILER + hashed.digest.hexdigest().encode())
 
 
 class _HashedFile:
-    """A file that is hashed as it is written, and remembers the error of a write."""
+    """Hashes a file as it is written, and remembers the error of a write."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.digest = hashlib.sha256()
@@ -187,7 +188,7 @@ class _HashedFile:
 
 
 def check_digest(checkpoint: Path) -> None:
-    """Raises a ValueError if a checkpoint is not as it was written."""
+    """Raises a ValueError if a checkpoint has changed since it was written."""
     digest = hashlib.sha256()
     with checkpoint.open("rb") as file:
         left = checkpoint.stat().st_size - _TRAILER_BYTES
@@ -202,14 +203,14 @@ def check_digest(checkpoint: Path) -> None:
 
 
 def read_steps(checkpoint: Path, options: Mapping[str, Any] | None = None) -> int:
-    """The number of steps that a checkpoint was saved after.
+    """Returns the number of steps before a checkpoint was saved.
 
     Args:
         checkpoint: The checkpoint.
-        options: Options of the run that is to go on from it. Default: they are not looked at.
+        options: Options of the run that resumes from it. Default: not checked.
 
     Raises:
-        ValueError: If it is damaged, or is of a run with other options.
+        ValueError: If it is damaged, or belongs to a run with other options.
     """
     try:
         check_digest(checkpoint)
@@ -218,10 +219,10 @@ def read_steps(checkpoint: Path, options: Mapping[str, Any] | None = None) -> in
     except (RuntimeError, EOFError, KeyError, TypeError, ValueError, UnpicklingError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"{checkpoint} is damaged or not a checkpoint of these recipes: {reason}. Put a copy "
-            "of it back, or begin anew with --overwrite."
+            f"{checkpoint} is damaged or not a checkpoint of these recipes: {reason}. Restore a "
+            "copy of it, or start again with --overwrite."
         ) from error
     changed = find_changes(before, options or {})
     if changed:
-        raise ValueError(f"{checkpoint} is of another run: it has {'; '.join(changed)}.")
+        raise ValueError(f"{checkpoint} belongs to another run: it has {'; '.join(changed)}.")
     return steps

@@ -1,4 +1,4 @@
-"""Nearest neighbours while a run trains: does it learn something?"""
+"""Measures nearest neighbours while a run trains, to see whether it learns."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.utils.data import DataLoader, Subset
 
 from mixco_lightly import extract_features, knn_probe
 from mixco_lightly.data.batches import in_batches
-from mixco_lightly.data.datasets import LabelledImages
+from mixco_lightly.data.images import LabelledImages
 from mixco_lightly.training.processes import print_on_rank_zero
 
-# A forward of a fifth of the images is about 4% of an epoch's work, and 1% in every fifth epoch.
+# A forward of a fifth of the images is about 4% of an epoch's work; every fifth epoch, about 1%.
 _SHARE = 0.2
 _MAX_IMAGES = 5000
-# Of a few hundred images of the bank; 200 as at the end would be nearly all of them.
+# The bank may have a few hundred images; 200 neighbours, as at the end, would be nearly all.
 _NEIGHBOURS = 20
 
 
@@ -28,12 +28,12 @@ def choose_images(targets: Sequence[int], seed: int) -> tuple[list[int], list[in
     """Chooses images that vote and images that are classified, as many of each class.
 
     Args:
-        targets: Of all training images.
+        targets: Targets of all training images.
         seed: Decides which images.
 
     Returns:
-        The indices of a bank and of queries, one query for four of the bank. There are at most a
-        fifth of all images, and at most 5,000. A class with a single image chosen has no query.
+        The indices of a bank and of queries, one query for four images of the bank; at most a fifth
+        of all images and at most 5,000. A class with a single chosen image has no query.
     """
     count = min(int(len(targets) * _SHARE), _MAX_IMAGES)
     order = np.random.default_rng(seed).permutation(len(targets))
@@ -53,12 +53,12 @@ class TrainingKNN(Callback):
     """Logs the accuracy of nearest neighbours as ``knn_top1`` every few epochs and at the end.
 
     The images are a small part of the training images, without augmentation. Training never sees
-    their labels, and the labels of the queries are held out from the bank that votes. (The images
-    themselves are trained on, without labels. The test images are left for the end.) Neither
-    weights, BatchNorm's statistics nor any random number of the training depend on it.
+    their labels, and the bank that votes never includes the queries. (The images themselves are
+    trained on, without labels. The test images are left for the end.) The callback changes neither
+    weights nor BatchNorm's statistics nor any random number of the training.
 
-    What cannot be measured never ends a run: too few images and a single class are said at its
-    start, features that are not finite in the epoch that has them.
+    A failed measurement never ends a run: with too few images or a single class it prints a line at
+    the start, with features that are not finite a line in that epoch.
 
     Args:
         images: The training images.
@@ -94,19 +94,19 @@ class TrainingKNN(Callback):
             self._missing = "all images are of one class"
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Says so if there is nothing to classify."""
+        """Prints a line if there is nothing to classify."""
         if self._missing:
             print_on_rank_zero(f"No kNN while training: {self._missing}.")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measures it in the first process, whose backbone is the one that is exported."""
+        """Measures it in the first process, whose backbone is exported."""
         epochs = trainer.current_epoch + 1
         is_due = epochs % self._every_n_epochs == 0 or epochs == trainer.max_epochs
         if self._missing or not (is_due and trainer.is_global_zero):
             return
         backbone: Any = pl_module.backbone
-        # In float32, as at the end of the run: no autocast is active here. Compiled again for eval
-        # mode it would take longer than it saves.
+        # In float32, as at the end of the run: no autocast is active here. Compiling again for eval
+        # mode would take longer than it saves.
         with torch.compiler.set_stance("force_eager"):
             bank, queries = (
                 extract_features(backbone, self._loader(images))
@@ -116,13 +116,13 @@ class TrainingKNN(Callback):
             print_on_rank_zero(f"No kNN in epoch {epochs}: there are features that are not finite.")
             return
         top1 = knn_probe(bank, queries, k=min(_NEIGHBOURS, len(self._bank))).top1
-        # Not with self.log, which writes after the checkpoint: a kill in between would lose it.
+        # Not self.log, which writes after the checkpoint: a kill in between would lose the value.
         metrics = {"epoch": trainer.current_epoch, "knn_top1": top1}
         for logger in trainer.loggers:
             logger.log_metrics(metrics, trainer.global_step - 1)
 
     def _loader(self, images: Subset[Any]) -> DataLoader[Any]:
-        # With a generator of its own, because a loader draws its workers' seed.
+        # A loader draws its workers' seed, so it gets a generator of its own.
         return DataLoader(
             images,
             batch_size=self._batch_size,

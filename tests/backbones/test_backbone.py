@@ -8,8 +8,10 @@ from timm.layers import StdConv2dSame, resample_abs_pos_embed, resample_patch_em
 from torch import nn
 
 from mixco_lightly import create_backbone
-from mixco_lightly.backbones import image_size
-from mixco_lightly.backbones.image_size import Fitting, measure_feature_dim, remove_strides
+from mixco_lightly.backbones import trace
+from mixco_lightly.backbones.choice import Fitting
+from mixco_lightly.backbones.surgery import remove_strides
+from mixco_lightly.backbones.trace import measure_feature_dim
 
 TINY = ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"]
 WIDTHS = {
@@ -504,7 +506,7 @@ def test_measuring_restores_each_module_of_a_partly_frozen_model():
 
 def test_a_model_that_needs_values_to_be_built_is_built_on_the_cpu(monkeypatch):
     expected = create_backbone("test_resnet", 32)
-    build, devices = image_size._build, []
+    build, devices = trace._build, []
 
     def need_values(name, in_chans, kwargs, device):
         devices.append(device)
@@ -512,7 +514,7 @@ def test_a_model_that_needs_values_to_be_built_is_built_on_the_cpu(monkeypatch):
             raise NotImplementedError("aten::_unique2: attempted to run with Meta tensors")
         return build(name, in_chans, kwargs, device)
 
-    monkeypatch.setattr(image_size, "_build", need_values)
+    monkeypatch.setattr(trace, "_build", need_values)
     found = create_backbone("test_resnet", 32)
     assert set(devices) == {"meta", "cpu"}
     assert (found.stem, found.feature_dim) == (expected.stem, expected.feature_dim)

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mixco_lightly import create_backbone, export_backbone, load_backbone
-from mixco_lightly.backbones.export import read_config
+from mixco_lightly.backbones.description import read_config
+from mixco_lightly.data.images import ImageFacts
 from mixco_lightly.data.transforms import create_test_transform
 
 WEIGHTS = "backbone.safetensors"
@@ -292,7 +293,7 @@ def test_loaded_backbone_has_the_transform_of_the_evaluation(image_size, tmp_pat
     loaded = load_backbone(export_backbone(backbone, tmp_path, mean=mean, std=std))
     pixels = torch.randint(256, (150, 200, 3), dtype=torch.uint8, generator=torch.manual_seed(0))
     image = Image.fromarray(pixels.numpy())
-    expected = create_test_transform("imagefolder", image_size, mean, std)(image)
+    expected = create_test_transform(ImageFacts(mean, std), image_size)(image)
     assert torch.equal(loaded.transform(image), expected)
     config = read_config(tmp_path)
     resize = {32: 32, 64: 64, 96: 110, 224: 256}[image_size]

@@ -21,6 +21,7 @@ from rich.table import Table
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import to_pil_image
 
+from mixco_lightly.data.catalogue import get_dataset
 from mixco_lightly.data.device_transforms import DeviceTransform
 from mixco_lightly.data.transforms import create_pretrain_transform
 
@@ -31,7 +32,7 @@ SETTINGS = [("digits", 8, 32), ("cifar10", 32, 32), ("tiny-imagenet", 64, 64)]
 def measure(dataset: str, size: int, view_size: int) -> dict[str, float]:
     """Views per second of each arm."""
     images = torch.randint(256, (BATCH, 3, size, size), dtype=torch.uint8)
-    transform = create_pretrain_transform("moco", dataset, view_size)
+    transform = create_pretrain_transform("moco", get_dataset(dataset).facts, view_size)
     device_transform = DeviceTransform(transform)
     steps = transform.transforms[0].transform.transforms
     tensor_steps = [step for step in steps if not isinstance(step, (GaussianBlur, ToTensor))]

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from mixco_lightly import MixCoLoss, create_backbone, export_backbone, load_backbone, mix_pairs
 from mixco_lightly.backbones.backbone import Backbone
-from mixco_lightly.backbones.image_size import Fitting
+from mixco_lightly.backbones.choice import Fitting
 from mixco_lightly.models.moco import MoCo
 from mixco_lightly.models.simclr import SimCLR
 

@@ -42,7 +42,7 @@ from torch.utils.data import DataLoader, Subset
 import mixco_lightly.machine as machine
 from mixco_lightly import create_backbone, extract_features, linear_probe, load_backbone
 from mixco_lightly.backbones.backbone import Backbone
-from mixco_lightly.data.datasets import create_train_test
+from mixco_lightly.data.catalogue import create_train_test, get_dataset
 from mixco_lightly.data.transforms import create_test_transform
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
@@ -210,7 +210,7 @@ def main() -> None:
         return backbone.to(memory_format=torch.channels_last)
 
     backbone = make_backbone()
-    transform = create_test_transform("imagefolder", backbone.image_size)
+    transform = create_test_transform(get_dataset("imagefolder").facts, backbone.image_size)
     train, test = create_train_test("imagefolder", args.data_dir, transform, transform)
     num_classes = len(train.classes)
     generator = torch.Generator().manual_seed(args.seed)

@@ -190,21 +190,24 @@ def measure_step(
 
 def measure_recipe(data_dir: Path, queue: int, steps: int) -> Result:
     """Images/s of MoCo's recipe with its loader, beside those of its networks alone."""
-    from moco import MoCoConfig, create_model
+    from moco import MoCoConfig, create_model, recipe
 
-    from mixco_lightly.training.pretraining import PretrainData, create_initial_backbone
+    from mixco_lightly.training.pretraining import create_data
+    from mixco_lightly.training.resolve import resolve
 
-    config = MoCoConfig(
-        dataset="imagefolder",
-        data_dir=str(data_dir),
-        image_size=32,
-        backbone="resnet18",
-        stem="timm",
-        batch_size=256,
-        memory_bank_size=queue,
+    config, backbone, images = resolve(
+        MoCoConfig(
+            dataset="imagefolder",
+            data_dir=str(data_dir),
+            image_size=32,
+            backbone="resnet18",
+            stem="timm",
+            batch_size=256,
+            memory_bank_size=queue,
+        )
     )
-    data = PretrainData("moco", config, 32, (0,))
-    model = create_model(create_initial_backbone(data.config, 32), data.config)
+    data = create_data(recipe, config, images)
+    model = create_model(backbone, config)
     model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.06)
     # The loader asks its trainer for the epoch and the process.
@@ -227,8 +230,8 @@ def measure_recipe(data_dir: Path, queue: int, steps: int) -> Result:
     return {
         "method": "recipe",
         "queue": queue,
-        "augment": data.config.augment,
-        "workers": data.config.num_workers,
+        "augment": config.augment,
+        "workers": config.num_workers,
         "recipe_images_per_second": 256 / recipe,
         "network_images_per_second": 256 / network,
     }

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mixco_lightly.data.archive import ArchiveError, Contents, unpack_once
-from mixco_lightly.data.datasets import create_dataset, create_train_test
+from mixco_lightly.data.catalogue import create_dataset, create_train_test
 
 TOP = "tiny-imagenet-200"
 WNIDS = ["n01", "n02"]
@@ -119,14 +119,14 @@ def encrypt(path):
 
 
 MALICIOUS = {
-    "parent folder": ([("../evil", b"x")], "leads out"),
-    "parent folder further down": ([(f"{TOP}/../../evil", b"x")], "leads out"),
-    "absolute path": ([("/tmp/evil", b"x")], "leads out"),
+    "parent folder": ([("../evil", b"x")], "has an empty part"),
+    "parent folder further down": ([(f"{TOP}/../../evil", b"x")], "has an empty part"),
+    "absolute path": ([("/tmp/evil", b"x")], "has an empty part"),
     "backslashes": ([(f"{TOP}\\..\\..\\evil", b"x")], "characters"),
     "drive": ([("C:/evil", b"x")], "characters"),
     "line break": ([(f"{TOP}/a\nb", b"x")], "characters"),
-    "dot": ([(f"{TOP}/./evil", b"x")], "leads out"),
-    "empty part": ([(f"{TOP}//evil", b"x")], "leads out"),
+    "dot": ([(f"{TOP}/./evil", b"x")], "has an empty part"),
+    "empty part": ([(f"{TOP}//evil", b"x")], "has an empty part"),
     "another folder": ([("evil/file", b"x")], f"is not in {TOP}"),
     "beside the folder": ([("evil", b"x")], f"is not in {TOP}"),
     "symbolic link": ([link(f"{TOP}/link", "/etc")], "is a link"),
@@ -136,12 +136,15 @@ MALICIOUS = {
     ),
     "device": ([(entry(f"{TOP}/null", stat.S_IFCHR | 0o666), b"")], "special file"),
     "pipe": ([(entry(f"{TOP}/pipe", stat.S_IFIFO | 0o666), b"")], "special file"),
-    "duplicate": ([(f"{TOP}/wnids.txt", b"n03")], "2 times"),
-    "duplicate but for case": ([(f"{TOP}/WNIDS.txt", b"n03")], "2 times"),
-    "file and folder of one name": ([(f"{TOP}/wnids.txt/", b"")], "2 times"),
-    "file as a folder": ([(f"{TOP}/wnids.txt/evil", b"x")], "is a file and a folder"),
-    "too many": ([(f"{TOP}/{index}", b"") for index in range(50)], "entries, more than the 50"),
-    "too large": ([(f"{TOP}/large", bytes(200_001))], "bytes, more than 200,000"),
+    "duplicate": ([(f"{TOP}/wnids.txt", b"n03")], "has 2 entries"),
+    "duplicate but for case": ([(f"{TOP}/WNIDS.txt", b"n03")], "has 2 entries"),
+    "file and folder of one name": ([(f"{TOP}/wnids.txt/", b"")], "has 2 entries"),
+    "file as a folder": ([(f"{TOP}/wnids.txt/evil", b"x")], "both a file and a folder"),
+    "too many": (
+        [(f"{TOP}/{index}", b"") for index in range(50)],
+        "entries, more than the limit of 50",
+    ),
+    "too large": ([(f"{TOP}/large", bytes(200_001))], "bytes, more than the limit of 200,000"),
 }
 
 
@@ -256,7 +259,7 @@ def test_what_a_killed_process_left_is_no_data_set(archive):
 def test_a_folder_in_the_way_is_named_and_left_alone(archive):
     (archive.parent / TOP).mkdir()
     (archive.parent / TOP / "mine").write_text("x")
-    with pytest.raises(ArchiveError, match=r"wnids\.txt: move it away"):
+    with pytest.raises(ArchiveError, match=r"wnids\.txt\. Move that"):
         unpack_once(archive, CONTENTS)
     assert os.listdir(archive.parent / TOP) == ["mine"]
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Subset
-from torchvision import datasets
 from torchvision.transforms import (
     CenterCrop,
     Compose,
@@ -18,7 +17,8 @@ from torchvision.transforms import (
 )
 
 from mixco_lightly.data.batches import PixelBatches, in_batches
-from mixco_lightly.data.datasets import Digits, create_dataset
+from mixco_lightly.data.catalogue import create_dataset, get_dataset
+from mixco_lightly.data.images import ImageArray
 from mixco_lightly.data.transforms import create_pretrain_transform, create_test_transform
 
 SIZE = 8
@@ -39,21 +39,18 @@ def decoded(tmp_path):
     return create_dataset("imagefolder", tmp_path, train=True, keep_decoded=True)
 
 
-def cifar():
-    images = datasets.CIFAR10.__new__(datasets.CIFAR10)
-    images.data, images.targets = pixels(7), [0, 1, 2, 3, 4, 5, 6]
-    images.transform = images.target_transform = None
-    return images
-
-
-@pytest.fixture(params=["decoded", "cifar10", "digits"])
+@pytest.fixture(params=["decoded", "colour", "grey"])
 def images(request):
     if request.param == "decoded":
         return request.getfixturevalue("decoded")
-    return cifar() if request.param == "cifar10" else Digits(train=True)
+    if request.param == "colour":
+        return ImageArray(pixels(7), range(7), list("abcdefg"))
+    return create_dataset("digits", "", train=True)
 
 
-@pytest.mark.parametrize("transform", [PILToTensor(), create_test_transform("cifar10", SIZE)])
+@pytest.mark.parametrize(
+    "transform", [PILToTensor(), create_test_transform(get_dataset("cifar10").facts, SIZE)]
+)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_equal_those_of_samples_one_by_one(images, transform, workers):
     images.transform = transform
@@ -92,10 +89,10 @@ def test_a_batch_may_be_changed_without_changing_the_images(images):
     "transform",
     [
         None,
-        create_test_transform("cifar10", 2 * SIZE),
-        create_test_transform("cifar10", 72),  # resized to 82 before the crop
+        create_test_transform(get_dataset("cifar10").facts, 2 * SIZE),
+        create_test_transform(get_dataset("cifar10").facts, 72),  # resized to 82 before the crop
         Compose([Resize(SIZE), CenterCrop(SIZE - 2), ToTensor(), Normalize((0.5,), (0.5,))]),
-        create_pretrain_transform("moco", "cifar10", SIZE),
+        create_pretrain_transform("moco", get_dataset("cifar10").facts, SIZE),
     ],
 )
 def test_images_that_need_pillow_are_left_as_they_are(images, transform):
@@ -108,7 +105,9 @@ def test_images_of_a_folder_that_are_not_decoded_are_left_as_they_are(decoded, t
     assert in_batches(images) is images
 
 
-@pytest.mark.parametrize("transform", [PILToTensor(), create_test_transform("cifar10", SIZE)])
+@pytest.mark.parametrize(
+    "transform", [PILToTensor(), create_test_transform(get_dataset("cifar10").facts, SIZE)]
+)
 def test_batches_go_to_workers_that_are_spawned(images, transform):
     images.transform = transform
     fast = in_batches(images)

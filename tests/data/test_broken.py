@@ -12,13 +12,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import ToTensor
 
-from mixco_lightly.data.datasets import (
-    ImageError,
-    broken_images,
-    create_dataset,
-    create_train_test,
-    open_image,
-)
+from mixco_lightly.data.catalogue import create_dataset, create_train_test
+from mixco_lightly.data.images import ImageError, broken_images, open_image
 
 SIZE = 32
 
@@ -213,7 +208,7 @@ def test_what_is_broken_is_found_once_until_the_images_change(image_folder, monk
         opened.append(path)
         return open_image(path)
 
-    monkeypatch.setattr("mixco_lightly.data.datasets.open_image", count)
+    monkeypatch.setattr("mixco_lightly.data.image_files.open_image", count)
     break_images(image_folder, "red/00.png")
     for _ in range(2):
         assert len(open_folder(image_folder, 1)) == 23
@@ -253,7 +248,7 @@ def test_the_kept_outcome_is_relative_so_that_the_folder_may_move(image_folder, 
     open_folder(image_folder, 1)
     moved = image_folder.with_name("moved")
     image_folder.rename(moved)
-    monkeypatch.setattr("mixco_lightly.data.datasets.open_image", None)  # it is not called
+    monkeypatch.setattr("mixco_lightly.data.image_files.open_image", None)  # it is not called
     assert list(broken_images(open_folder(moved, 1))) == [str(moved / "train" / "red" / "00.png")]
     kept = json.loads((moved / ".decoded" / "train.broken.json").read_text())
     assert list(kept["broken"]) == ["train/red/00.png"]

@@ -315,8 +315,8 @@ def test_an_empty_mixture_is_named(check_views):
         ({"image": 0}, r"got a dict with the keys \['image'\]"),
         ([], "got an empty list"),
         ([torch.rand(6, 3, 4, 4), 0], "list of views.*got a Tensor"),
-        ([[torch.rand(6, 3, 4, 4)] * 3, 0], "has 3 views of each image, 2 are needed"),
-        ([[torch.rand(6, 3, 4, 4)], 0], "has 1 views of each image, 2 are needed"),
+        ([[torch.rand(6, 3, 4, 4)] * 3, 0], "has 3 views of each image, but 2 are needed"),
+        ([[torch.rand(6, 3, 4, 4)], 0], "has 1 views of each image, but 2 are needed"),
     ],
 )
 def test_a_batch_without_the_needed_views_is_named(batch, message):

@@ -1,3 +1,4 @@
+import pickle
 from urllib.error import URLError
 
 import numpy as np
@@ -5,17 +6,16 @@ import pytest
 import torchvision.datasets.cifar
 from PIL import Image
 from torch.utils.data import DataLoader
+from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.transforms import ToTensor
 
-from mixco_lightly.data.datasets import (
-    DATASETS,
-    ImageError,
-    check_name,
+from mixco_lightly.data.catalogue import (
     create_dataset,
     create_train_test,
-    open_image,
+    find_dataset,
+    get_dataset,
 )
-from mixco_lightly.data.tiny_imagenet import TinyImageNet
+from mixco_lightly.data.images import ImageError, have_one_size, open_image
 
 
 def save_image(path, grey=0, size=(8, 8)):
@@ -84,15 +84,15 @@ def test_digits_train_and_test_partition_the_embedded_images():
 
 
 def test_digits_statistics_are_those_of_the_training_images():
-    images = create_dataset("digits", "unused", train=True).images / 255
-    assert images.mean() == pytest.approx(DATASETS["digits"].mean[0], abs=0.002)
+    images = create_dataset("digits", "unused", train=True).pixels / 255
+    assert images.mean() == pytest.approx(get_dataset("digits").facts.mean[0], abs=0.002)
     # Images are used at 32 pixels: enlarging them lowers the standard deviation.
     enlarged = [
         np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR))[..., 0] / 255
         for image, _ in create_dataset("digits", "unused", train=True)
     ]
     stds = sorted([images.std(), np.std(enlarged)])
-    assert stds[0] - 0.005 < DATASETS["digits"].std[0] < stds[1] + 0.005
+    assert stds[0] - 0.005 < get_dataset("digits").facts.std[0] < stds[1] + 0.005
 
 
 @pytest.mark.parametrize("name", ["digits", "imagefolder", "tiny-imagenet"])
@@ -167,7 +167,6 @@ def test_tiny_imagenet_targets_agree_with_its_files(parent, tmp_path):
     root = tmp_path if parent else tmp_path / "tiny-imagenet-200"
     train, val = create_train_test("tiny-imagenet", root)
     assert train.classes == val.classes == ["n01", "n02", "n03"]
-    assert train.class_to_idx == {"n01": 0, "n02": 1, "n03": 2}
     assert train.targets == [0, 0, 1, 1, 2, 2]
     assert val.targets == [1, 0, 2, 1]
     for dataset in (train, val):
@@ -176,11 +175,6 @@ def test_tiny_imagenet_targets_agree_with_its_files(parent, tmp_path):
             image, target = dataset[index]
             assert target == expected
             assert grey_of(image) == pytest.approx(50 * target, abs=2)
-
-
-def test_tiny_imagenet_split_is_checked(tmp_path):
-    with pytest.raises(ValueError, match="got 'test'"):
-        TinyImageNet(make_tiny_imagenet(tmp_path), split="test")
 
 
 @pytest.mark.parametrize(
@@ -242,6 +236,27 @@ def test_missing_cifar_says_what_is_expected(name, archive, folder, tmp_path, mo
         assert str(tmp_path / folder) in str(caught.value)
 
 
+@pytest.mark.parametrize(("name", "label"), [("cifar10", "labels"), ("cifar100", "fine_labels")])
+def test_cifar_is_opened_as_torchvision_opens_it(name, label, tmp_path, monkeypatch):
+    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *args: True)
+    source = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
+    folder = tmp_path / source.base_folder
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(256, size=(2, 3072), dtype=np.uint8)
+    for file, _ in source.train_list + source.test_list:
+        (folder / file).write_bytes(pickle.dumps({"data": pixels, label: [1, 0]}))
+    meta = {source.meta["key"]: ["cat", "dog"]}
+    (folder / source.meta["filename"]).write_bytes(pickle.dumps(meta))
+    assert find_dataset(tmp_path) == (name, source.base_folder)
+    for train, images in zip((True, False), create_train_test(name, tmp_path), strict=True):
+        assert have_one_size(images)
+        assert images.classes == ["cat", "dog"]
+        expected = source(str(tmp_path), train=train)
+        assert len(images) == len(expected)
+        for (image, target), (other, label_) in zip(images, expected, strict=True):
+            assert (image.mode, image.tobytes(), target) == ("RGB", other.tobytes(), label_)
+
+
 def test_cifar_is_only_downloaded_on_demand(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(
@@ -258,7 +273,7 @@ def test_cifar_is_only_downloaded_on_demand(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "create",
     [
-        check_name,
+        get_dataset,
         lambda name: create_dataset(name, ".", train=True),
         lambda name: create_train_test(name, "."),
     ],

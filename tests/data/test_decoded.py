@@ -13,8 +13,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import PILToTensor
 
-from mixco_lightly.data.datasets import ImageError, open_image
 from mixco_lightly.data.decoded import DecodedImages, decode_once
+from mixco_lightly.data.images import ImageError, open_image
 
 CLASSES = ["cat", "dog"]
 
@@ -79,7 +79,7 @@ def test_images_and_targets_are_those_of_the_loader(folder):
     assert_equal_to_the_files(images, folder)
     assert images.targets == [0, 0, 0, 1, 1, 1]
     assert images.classes == CLASSES
-    assert images.images.shape == (6, 5, 6, 3)
+    assert images.pixels.shape == (6, 5, 6, 3)
     assert kept(folder) == ["train.json", "train.npy"]
 
 
@@ -354,9 +354,9 @@ def test_a_pickle_has_the_path_and_not_the_pixels(tmp_path):
         save_noise(tmp_path / "cat" / f"{seed}.png", seed, size=(64, 64))
     images = decode(tmp_path)
     pickled = pickle.dumps(images)
-    assert len(pickled) < images.images.nbytes / 10
+    assert len(pickled) < images.pixels.nbytes / 10
     copy = pickle.loads(pickled)  # noqa: S301
-    assert isinstance(copy.images, np.memmap)
+    assert isinstance(copy.pixels, np.memmap)
     assert_equal_to_the_files(copy, tmp_path)
 
 
@@ -371,7 +371,7 @@ def test_worker_processes_read_the_same_images(folder):
 
 
 def test_the_array_is_mapped_and_read_only(folder):
-    images = decode(folder).images
+    images = decode(folder).pixels
     assert isinstance(images, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         images[0] = 0

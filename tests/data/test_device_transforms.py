@@ -24,7 +24,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
 from mixco_lightly.data import device_transforms
-from mixco_lightly.data.datasets import DATASETS
+from mixco_lightly.data.catalogue import get_dataset
 from mixco_lightly.data.device_transforms import DeviceTransform
 from mixco_lightly.data.transforms import create_pretrain_transform
 from tests.pretended_gpu import pretended_gpu
@@ -157,16 +157,16 @@ def only_crop(size, min_scale=0.2, hf_prob=0.5, vf_prob=0.25):
 @pytest.mark.parametrize("method", ["moco", "simclr"])
 @pytest.mark.parametrize(("dataset", "size", "image_size"), SETTINGS)
 def test_views_have_the_distribution_of_lightly_s(method, dataset, size, image_size):
-    transform = create_pretrain_transform(method, dataset, image_size)
+    transform = create_pretrain_transform(method, get_dataset(dataset).facts, image_size)
     image = coordinates(size, size)
     if dataset == "digits":
         image = image[2:].expand(3, -1, -1)
     ours = whole_view(device_views(transform, image, 500))
     theirs = whole_view(lightly_views(transform, image, 250))
     # Normalisation divides grey levels by a standard deviation.
-    shift = LEVEL / min(DATASETS[dataset].std)
+    shift = LEVEL / min(get_dataset(dataset).facts.std)
     assert disagreements(ours, theirs, shift) == []
-    other = create_pretrain_transform(method, dataset, image_size, min_scale=1.0)
+    other = create_pretrain_transform(method, get_dataset(dataset).facts, image_size, min_scale=1.0)
     assert disagreements(whole_view(device_views(other, image, 500)), theirs, shift)
 
 
@@ -348,9 +348,9 @@ def test_rotations_have_the_distribution_of_lightly_s():
 @pytest.mark.parametrize(("dataset", "size", "image_size"), SETTINGS)
 def test_two_float_views_of_the_size_differ(method, dataset, size, image_size):
     torch.manual_seed(0)
-    views = DeviceTransform(create_pretrain_transform(method, dataset, image_size))(
-        noise(size, count=5)
-    )
+    views = DeviceTransform(
+        create_pretrain_transform(method, get_dataset(dataset).facts, image_size)
+    )(noise(size, count=5))
     assert [tuple(view.shape) for view in views] == [(5, 3, image_size, image_size)] * 2
     assert [view.dtype for view in views] == [torch.float32] * 2
     assert all(not torch.equal(one, two) for one, two in zip(*views, strict=True))
@@ -359,8 +359,9 @@ def test_two_float_views_of_the_size_differ(method, dataset, size, image_size):
 @pytest.mark.parametrize("dataset", ["digits", "cifar10", "tiny-imagenet"])
 def test_views_are_normalised_with_the_statistics_of_the_dataset(dataset):
     # Colour jitter leaves black black, and can darken white but not make it whiter.
-    mean, std = (torch.tensor(values) for values in DATASETS[dataset][1:])
-    transform = create_pretrain_transform("moco", dataset, 32)
+    facts = get_dataset(dataset).facts
+    mean, std = torch.tensor(facts.mean), torch.tensor(facts.std)
+    transform = create_pretrain_transform("moco", get_dataset(dataset).facts, 32)
     for value in (0, 1):
         image = torch.full((3, 32, 32), 255 * value, dtype=torch.uint8)
         brightest = device_views(transform, image, 40).amax(dim=(0, 2, 3))
@@ -404,7 +405,9 @@ def test_each_image_is_changed_or_not_on_its_own(transform):
 
 
 def test_views_depend_on_torch_s_seed_alone():
-    transform = DeviceTransform(create_pretrain_transform("simclr", "tiny-imagenet", 64))
+    transform = DeviceTransform(
+        create_pretrain_transform("simclr", get_dataset("tiny-imagenet").facts, 64)
+    )
     images = noise(64, count=8)
     results = []
     for torch_seed, numpy_seed in [(0, 0), (0, 1), (1, 0)]:
@@ -438,7 +441,9 @@ def test_a_view_does_not_change_another_one():
     [("digits", 32, 3), ("cifar10", 32, 5), ("tiny-imagenet", 64, 6)],
 )
 def test_steps_of_probability_zero_are_left_out(dataset, image_size, count):
-    transform = DeviceTransform(create_pretrain_transform("moco", dataset, image_size))
+    transform = DeviceTransform(
+        create_pretrain_transform("moco", get_dataset(dataset).facts, image_size)
+    )
     assert [len(view) for view in transform.views] == [count, count]
 
 
@@ -481,19 +486,23 @@ def test_images_of_another_type_or_shape_are_refused(images):
 
 
 def test_no_images_give_no_views():
-    transform = DeviceTransform(create_pretrain_transform("moco", "tiny-imagenet", 64))
+    transform = DeviceTransform(
+        create_pretrain_transform("moco", get_dataset("tiny-imagenet").facts, 64)
+    )
     assert [tuple(view.shape) for view in transform(noise(64)[:0])] == [(0, 3, 64, 64)] * 2
 
 
 def test_there_is_nothing_to_learn_or_to_save():
-    transform = DeviceTransform(create_pretrain_transform("moco", "cifar10", 32))
+    transform = DeviceTransform(create_pretrain_transform("moco", get_dataset("cifar10").facts, 32))
     assert not transform.state_dict()
     assert not list(transform.parameters())
     assert not any(view.requires_grad for view in transform(noise(32)))
 
 
 def test_autocast_changes_no_view():
-    transform = DeviceTransform(create_pretrain_transform("moco", "tiny-imagenet", 64))
+    transform = DeviceTransform(
+        create_pretrain_transform("moco", get_dataset("tiny-imagenet").facts, 64)
+    )
     images = noise(64, count=4)
     torch.manual_seed(0)
     expected = torch.cat(transform(images))
@@ -503,7 +512,9 @@ def test_autocast_changes_no_view():
 
 
 def test_a_pickled_transform_draws_the_same_views():
-    transform = DeviceTransform(create_pretrain_transform("moco", "tiny-imagenet", 64))
+    transform = DeviceTransform(
+        create_pretrain_transform("moco", get_dataset("tiny-imagenet").facts, 64)
+    )
     images = noise(64, count=4)
     torch.manual_seed(0)
     expected = torch.cat(transform(images))
@@ -517,7 +528,9 @@ def test_a_pickled_transform_draws_the_same_views():
 def test_views_on_a_gpu_are_those_of_the_cpu_bit_by_bit_without_waits(
     method, dataset, size, image_size
 ):
-    transform = DeviceTransform(create_pretrain_transform(method, dataset, image_size))
+    transform = DeviceTransform(
+        create_pretrain_transform(method, get_dataset(dataset).facts, image_size)
+    )
     assert_same_on_a_gpu(transform, noise(size, count=12))
 
 
@@ -560,7 +573,7 @@ def assert_same_on_a_gpu(transform, images):
 def test_missing_kornia_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "kornia", None)
     with pytest.raises(ImportError, match="pip install kornia"):
-        DeviceTransform(create_pretrain_transform("moco", "cifar10", 32))
+        DeviceTransform(create_pretrain_transform("moco", get_dataset("cifar10").facts, 32))
 
 
 def test_the_module_is_imported_without_kornia(monkeypatch):

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from mixco_lightly import create_backbone, export_backbone, load_backbone
-from mixco_lightly.data.datasets import create_train_test
+from mixco_lightly.data.catalogue import create_train_test
 from tests.run_recipe import RECIPES
 
 WEIGHTS, CONFIG = "backbone.safetensors", "backbone.json"

@@ -9,17 +9,15 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import ToTensor
 
-from mixco_lightly.data.datasets import (
+from mixco_lightly.data.catalogue import (
     DATASETS,
-    ImageError,
-    broken_images,
     create_dataset,
     create_train_test,
     find_dataset,
     has_labels,
-    have_one_size,
 )
 from mixco_lightly.data.image_folder import Splits, find_splits
+from mixco_lightly.data.images import ImageError, broken_images, have_one_size
 
 
 def save_images(root, *paths, size=(8, 8)):
@@ -123,7 +121,7 @@ def test_images_without_labels_of_several_sizes_are_not_decoded_into_one_array(t
 
 def test_images_without_labels_have_no_test_images_and_the_error_says_what_was_found(tmp_path):
     save_images(tmp_path, *FLAT)
-    with pytest.raises(FileNotFoundError, match=r"test nor .*val: .* has a\.png, b\.png, c\.png"):
+    with pytest.raises(FileNotFoundError, match=r"test or .*val: .* has a\.png, b\.png, c\.png"):
         create_dataset("imagefolder", tmp_path, train=False)
     with pytest.raises(FileNotFoundError, match=r"have no labels: .* has a\.png, b\.png"):
         create_train_test("imagefolder", tmp_path)

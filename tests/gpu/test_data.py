@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mixco_lightly import mix_pairs
+from mixco_lightly.data.catalogue import get_dataset
 from mixco_lightly.data.device_transforms import DeviceTransform
 from mixco_lightly.data.transforms import create_pretrain_transform
 from tests.gpu.conftest import DEVICE
@@ -52,7 +53,7 @@ def test_weights_of_mixtures_follow_their_law():
     ],
 )
 def test_a_seed_gives_the_views_of_the_cpu(method, dataset, size):
-    transform = DeviceTransform(create_pretrain_transform(method, dataset, size))
+    transform = DeviceTransform(create_pretrain_transform(method, get_dataset(dataset).facts, size))
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (64, 3, size, size), dtype=torch.uint8, generator=generator)
     for seed in range(3):

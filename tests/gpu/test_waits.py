@@ -9,6 +9,7 @@ import torch
 from lightning_fabric.utilities.apply_func import move_data_to_device
 
 from mixco_lightly import KeyQueue, Mixture, estimate_mutual_information, mix_pairs
+from mixco_lightly.data.catalogue import get_dataset
 from mixco_lightly.data.device_transforms import DeviceTransform
 from mixco_lightly.data.transforms import create_pretrain_transform
 from tests.gpu.conftest import DEVICE
@@ -125,7 +126,7 @@ def test_mixing_does_not_wait(alpha):
     ],
 )
 def test_device_transform_does_not_wait(method, dataset, size):
-    transform = DeviceTransform(create_pretrain_transform(method, dataset, size))
+    transform = DeviceTransform(create_pretrain_transform(method, get_dataset(dataset).facts, size))
     images = create_images(size=size)[0].to(DEVICE)
     for _ in range(WARM_UP):
         transform(images)

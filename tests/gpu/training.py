@@ -6,6 +6,7 @@ import pytorch_lightning as pl
 import torch
 
 from mixco_lightly import MixCoLoss, MultiExitBackbone, SelfConLoss, create_backbone, mix_pairs
+from mixco_lightly.data.catalogue import get_dataset
 from mixco_lightly.data.device_transforms import DeviceTransform
 from mixco_lightly.data.transforms import create_pretrain_transform
 from mixco_lightly.models.moco import MoCo
@@ -48,7 +49,8 @@ def create_module(method):
 
 
 def create_transform(method):
-    return DeviceTransform(create_pretrain_transform(method.split("-")[0], "cifar10", SIZE))
+    facts = get_dataset("cifar10").facts
+    return DeviceTransform(create_pretrain_transform(method.split("-")[0], facts, SIZE))
 
 
 def create_images(n=BATCH, size=SIZE):

@@ -9,14 +9,12 @@ from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixco_lightly import MixCoLoss, Mixture, SelfConLoss
-from mixco_lightly.loss import contrastive
+from mixco_lightly.loss import blockwise
+from mixco_lightly.loss.blockwise import mean_cross_entropy, product, queue_logsumexp
 from mixco_lightly.loss.contrastive import (
     key_cross_entropy,
-    mean_cross_entropy,
     mixed_cross_entropy,
     nt_xent,
-    product,
-    queue_logsumexp,
     unit_rows,
 )
 from tests import reference
@@ -145,7 +143,7 @@ def test_unit_row_of_length_1e_minus_5_has_its_direction() -> None:
 def test_streamed_queue_logsumexp_equals_logsumexp_with_its_gradient(
     chunk: int, length: int, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contrastive, "_block_rows", lambda *_: chunk)
+    monkeypatch.setattr(blockwise, "_block_rows", lambda *_: chunk)
     queries = (unit_rows(rows(4, 6, seed=1)) / temperature).requires_grad_()
     queue = unit_rows(rows(length, 6, seed=2))
     weight = torch.tensor([1.0, -2.0, 3.0, 0.5], dtype=torch.float64)
@@ -164,7 +162,7 @@ def test_streamed_queue_logsumexp_equals_logsumexp_with_its_gradient(
 def test_queue_logsumexp_with_a_known_bound_is_exact_up_to_that_bound(
     max_logit: float, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contrastive, "_block_rows", lambda *_: chunk)
+    monkeypatch.setattr(blockwise, "_block_rows", lambda *_: chunk)
     # Similarities at both ends of the range: with all of them at -60, exp is smallest.
     keys = unit_rows(rows(9, 6, seed=2))
     queries = torch.cat([unit_rows(rows(3, 6, seed=1)), keys[:1], -keys[:1]]) * max_logit
@@ -211,7 +209,7 @@ def test_mean_cross_entropy_in_blocks_equals_the_dense_one_with_its_gradients(
     block: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(contrastive, "_block_rows", lambda *_: block)
+    monkeypatch.setattr(blockwise, "_block_rows", lambda *_: block)
     q = (scale * unit_rows(rows(5, 4, seed=1))).requires_grad_()
     k = unit_rows(rows(7, 4, seed=2)).requires_grad_()
     target = rows(1, 5, seed=3)[0].requires_grad_()
@@ -250,7 +248,7 @@ def test_mean_cross_entropy_gradcheck_in_all_inputs(with_queue: bool) -> None:
 def test_weighted_mean_cross_entropy_equals_the_sum_of_the_weighted_ones_with_its_gradients(
     with_queue: bool, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contrastive, "_block_rows", lambda *_: block)
+    monkeypatch.setattr(blockwise, "_block_rows", lambda *_: block)
     q, k = rows(5, 4, seed=1, grad=True), rows(7, 4, seed=2, grad=True)
     target = rows(1, 5, seed=3)[0].requires_grad_()
     queue_lse = rows(1, 5, seed=4)[0].requires_grad_() if with_queue else None
@@ -375,13 +373,13 @@ def test_operators_keep_the_rules_of_torch_library(optional: bool) -> None:
     queue_lse = rows(1, 3, seed=4)[0].requires_grad_() if optional else None
     weights = rows(1, 3, seed=5)[0] if optional else None
     torch.library.opcheck(
-        contrastive._mean_cross_entropy,
+        blockwise._mean_cross_entropy,
         (queries, keys, target, itself, queue_lse, weights),
         test_utils=rules,
     )
-    torch.library.opcheck(contrastive._product, (rows(3, 5, seed=6), keys), test_utils=rules)
+    torch.library.opcheck(blockwise._product, (rows(3, 5, seed=6), keys), test_utils=rules)
     torch.library.opcheck(
-        contrastive._queue_logsumexp,
+        blockwise._queue_logsumexp,
         (queries, keys.detach(), 60.0 if optional else 61.0, False),
         test_utils=rules,
     )
@@ -405,7 +403,7 @@ def test_streamed_queue_logsumexp_is_finite_when_chunks_differ_by_exp_2000(
     order: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Without the running maximum, exp(1000) overflows and exp(-1000) is 0.
-    monkeypatch.setattr(contrastive, "_block_rows", lambda *_: 2)
+    monkeypatch.setattr(blockwise, "_block_rows", lambda *_: 2)
     similarity = torch.linspace(-1, 1, 9, dtype=torch.float64)
     queue = (similarity if order == "rising" else similarity.flip(0)).unsqueeze(1)
     query = torch.tensor([[1000.0], [-1000.0]], dtype=torch.float64, requires_grad=True)
@@ -420,7 +418,7 @@ def test_streamed_queue_logsumexp_is_finite_when_chunks_differ_by_exp_2000(
 def test_queue_logsumexp_is_invariant_to_the_order_of_the_queue(
     chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contrastive, "_block_rows", lambda *_: chunk)
+    monkeypatch.setattr(blockwise, "_block_rows", lambda *_: chunk)
     queries, queue = rows(3, 4, seed=1), rows(20, 4, seed=2)
     order = torch.randperm(20, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(
@@ -453,7 +451,7 @@ def test_queue_logsumexp_gives_the_queue_no_gradient_and_takes_any_dtype() -> No
 
 @pytest.mark.parametrize("chunk", [2, 2048])
 def test_queue_logsumexp_gradcheck(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contrastive, "_block_rows", lambda *_: chunk)
+    monkeypatch.setattr(blockwise, "_block_rows", lambda *_: chunk)
     queue = unit_rows(rows(5, 4, seed=2))
     assert gradcheck(lambda q: queue_logsumexp(q, queue), (rows(3, 4, seed=1, grad=True),))
 

@@ -826,7 +826,7 @@ def test_mixtures_of_view_1_with_a_queue_are_refused(given: tuple[str, ...]) -> 
 )
 def test_projections_or_mixture_without_the_other_are_refused(given: str, missing: str) -> None:
     p = problem("simclr")
-    with pytest.raises(ValueError, match=rf"^{given} was given without {missing}:"):
+    with pytest.raises(ValueError, match=rf"^{given} was given without {missing}\."):
         criterion_of(p)(p.out0, p.out1, **{given: getattr(p, given)})
 
 
@@ -866,7 +866,7 @@ def test_refused_call_leaves_the_queue_as_it_was(change: str) -> None:
         ({"lam": torch.rand(2, 1)}, r"got \(2,\), \(2,\) and \(2, 1\)"),
         ({"second": torch.tensor([2])}, r"got \(2,\), \(1,\) and \(2,\)"),
         ({"first": torch.tensor([0, 4])}, "names image 4 of a batch of 4"),
-        ({"first": torch.tensor([-1, 0])}, "another batch"),
+        ({"first": torch.tensor([-1, 0])}, "Pass the mixture of this batch"),
     ],
 )
 @pytest.mark.parametrize("memory_bank_size", [0, (8, 3)])
@@ -903,7 +903,7 @@ def test_a_nan_key_is_an_error_with_its_step_and_the_next_clean_step_is_as_witho
         ("projections are images", TypeError, r"mixture0 a Mixture, got Tensor and Tensor\."),
         ("mixture as key", TypeError, r"^out1 must be a tensor of projections, got Mixture\."),
         ("list as query", TypeError, r"^out0 must be a tensor of projections, got list\."),
-        ("empty", ValueError, r"^mixture0 is empty: a batch needs at least 2 images"),
+        ("empty", ValueError, r"^mixture0 is empty: mixing needs a batch of at least 2 images"),
         ("scalar lam", ValueError, r"one shape \(M,\), got \(2,\), \(2,\) and \(\)"),
         ("lam 1.5", ValueError, r"^lam of mixture0 must be in \[0, 1\], got 1\.5\."),
         ("lam -0.5", ValueError, r"^lam of mixture0 must be in \[0, 1\], got -0\.5\."),

@@ -57,7 +57,7 @@ def test_an_empty_mixture_and_one_of_another_batch_are_refused(name):
 @pytest.mark.parametrize("sizes", [(16,), (16, 16, 8, 8)])
 def test_a_method_of_two_views_says_how_many_a_batch_has(name, sizes):
     batch = MixCoCollate()(samples_of(*sizes))
-    with pytest.raises(ValueError, match=f"has {len(sizes)} views of each image, 2 are needed"):
+    with pytest.raises(ValueError, match=f"has {len(sizes)} views of each image, but 2 are needed"):
         create(name).training_step(batch, 0)
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from mixco_lightly import create_backbone, export_backbone, extract_features, knn_probe
-from mixco_lightly.data.datasets import create_dataset
+from mixco_lightly.data.catalogue import create_dataset, get_dataset
 from mixco_lightly.data.subset import choose_part
 from mixco_lightly.data.transforms import create_test_transform
 from mixco_lightly.evaluation import image_probes, protocols
@@ -132,7 +132,7 @@ def test_images_of_another_size_are_resized_to_the_backbones(
     assert code == 0
     torch.manual_seed(0)
     backbone = create_backbone("test_resnet", backbone_size, stem="timm")
-    transform = create_test_transform("imagefolder", backbone_size)
+    transform = create_test_transform(get_dataset("imagefolder").facts, backbone_size)
     train, test = (
         extract_features(
             backbone,

@@ -12,6 +12,7 @@ from lightly.transforms.rotation import RandomRotate
 from torchvision.transforms import v2
 
 from mixco_lightly import create_backbone
+from mixco_lightly.data.catalogue import get_dataset
 from mixco_lightly.data.transforms import create_pretrain_transform, create_test_transform
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -182,7 +183,7 @@ def test_the_augmentations_of_a_preset_have_the_authors_strengths(name):
     preset, method = read(name), name.rpartition("-")[2]
     size = preset["image_size"]
     views = create_pretrain_transform(
-        method, preset["dataset"], size, min_scale=preset["min_scale"]
+        method, get_dataset(preset["dataset"]).facts, size, min_scale=preset["min_scale"]
     ).transforms
     assert len(views) == 2
     strength = 0.5 if size == 32 else 1.0
@@ -229,7 +230,7 @@ def test_the_augmentations_of_a_preset_have_the_authors_strengths(name):
 
 
 def test_images_of_64_pixels_are_evaluated_as_by_the_authors_at_256_cropped_to_224():
-    resize, crop, *_ = create_test_transform("tiny-imagenet", 224).transforms
+    resize, crop, *_ = create_test_transform(get_dataset("tiny-imagenet").facts, 224).transforms
     assert resize.size == 256
     assert tuple(crop.size) == (224, 224)
 

@@ -180,7 +180,7 @@ def test_bad_input_ends_with_one_line_that_names_it(case, tmp_path, monkeypatch,
 
 def test_a_lack_of_memory_is_one_line_and_other_runtime_errors_are_not_hidden(monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPES))
-    from mixco_lightly.training.command_line import fail_in_one_line
+    from mixco_lightly.training.errors import fail_in_one_line
 
     with pytest.raises(SystemExit) as stop, fail_in_one_line():
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory:\nyou tried 4 TB")
@@ -327,7 +327,7 @@ def test_compile_makes_graphs_of_every_network_head_and_loss_and_changes_no_figu
 
 def test_compile_compiles_each_of_more_parts_than_torchs_limit(monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPES))
-    from mixco_lightly.training.pretraining import compile_parts
+    from mixco_lightly.training.trainer import compile_parts
 
     torch.compiler.reset()
     backend, compile_function = CompileCounterWithBackend("eager"), torch.compile

@@ -1,5 +1,6 @@
 """compare.py: what it runs, what it computes, and what it does after an interruption."""
 
+import importlib
 import json
 import math
 import os
@@ -8,23 +9,26 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
+from mixco_lightly.evaluation.records import FORMAT
 from mixco_lightly.files import replace_file
-from tests.run_recipe import Program
-
-RECIPES = Path(__file__).parents[2] / "recipes"
+from mixco_lightly.studies import execute, report
+from mixco_lightly.studies.plan import plan_runs
+from mixco_lightly.studies.results import collect, is_finished
+from mixco_lightly.studies.statistics import paired_difference
+from tests.run_recipe import RECIPES, Program
 
 
 @pytest.fixture
 def compare(monkeypatch):
+    """The command compare.py, as a module."""
     monkeypatch.syspath_prepend(str(RECIPES))
-    import mixco_lightly.studies.compare as compare
-
-    return compare
+    return importlib.import_module("compare")
 
 
 BASE = {"dataset": "digits", "epochs": 1, "mix_weight": 0}
@@ -39,6 +43,10 @@ def study(compare, tmp_path, **options):
     }
     config = compare.CompareConfig(**{**defaults, **options})
     return config, Path(config.output_dir)
+
+
+def plan(compare, config, folder):
+    return plan_runs(config, folder, *compare.find_config_classes())
 
 
 def summary_of(top1, seconds=10.0):
@@ -73,7 +81,7 @@ def test_a_plan_has_every_group_arm_and_seed_once_and_the_change_wins_over_group
         groups={"long": {"epochs": 9}, "SimCLR": {"recipe": "simclr", "temperature": 0.5}},
         changes={"MixCo": {"mix_weight": 1}, "short MixCo": {"mix_weight": 1, "epochs": 2}},
     )
-    runs = compare.plan(config, folder)
+    runs = plan(compare, config, folder)
     assert len({run.folder for run in runs}) == len(runs) == 2 * 3 * 3
     # Seed by seed: an interrupted study has whole comparisons.
     assert [run.options["seed"] for run in runs] == [0] * 6 + [1] * 6 + [2] * 6
@@ -106,7 +114,7 @@ def test_a_study_that_cannot_run_is_refused_before_anything_runs(
 ):
     config, folder = study(compare, tmp_path, **options)
     with pytest.raises(ValueError, match=message):
-        compare.plan(config, folder)
+        plan(compare, config, folder)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +148,7 @@ def test_an_unknown_option_is_named_with_its_place_in_the_file_and_its_closest_n
 ):
     config, folder = study(compare, tmp_path, **options)
     with pytest.raises(ValueError, match=re.escape(message)):
-        compare.plan(config, folder)
+        plan(compare, config, folder)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +168,7 @@ def test_a_value_of_a_wrong_type_is_named_with_its_place_in_the_file(
 ):
     config, folder = study(compare, tmp_path, **options)
     with pytest.raises(ValueError, match=place):
-        compare.plan(config, folder)
+        plan(compare, config, folder)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +218,7 @@ def test_a_list_or_mapping_of_a_study_that_is_none_is_one_line(
 def test_a_study_that_compares_an_arm_with_itself_is_refused(compare, tmp_path, options, message):
     config, folder = study(compare, tmp_path, **options)
     with pytest.raises(ValueError, match=message):
-        compare.plan(config, folder)
+        plan(compare, config, folder)
 
 
 def test_an_arm_may_be_the_same_in_two_groups_and_arms_may_differ_in_the_recipe_alone(
@@ -219,7 +227,7 @@ def test_an_arm_may_be_the_same_in_two_groups_and_arms_may_differ_in_the_recipe_
     groups = {"a": {"temperature": 0.1}, "b": {}}
     changes = {"MixCo": {"mix_weight": 1, "temperature": 0.3}, "SimCLR": {"recipe": "simclr"}}
     config, folder = study(compare, tmp_path, groups=groups, changes=changes)
-    assert len(compare.plan(config, folder)) == 2 * 3 * 3
+    assert len(plan(compare, config, folder)) == 2 * 3 * 3
 
 
 @pytest.mark.parametrize(("given", "threads"), [(None, "3"), ("1", "1")])
@@ -232,24 +240,24 @@ def test_a_run_has_the_users_threads_or_its_share_of_the_processors_it_may_use(
         seen.append(env["OMP_NUM_THREADS"])
         return subprocess.CompletedProcess(command, 1)
 
-    monkeypatch.setattr(compare.subprocess, "run", run)
+    monkeypatch.setattr(execute.subprocess, "run", run)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6), raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS")
     if given is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", given)
     config, folder = study(compare, tmp_path, seeds=[0], jobs=2)
-    compare.run_all(config, compare.plan(config, folder), folder)
+    execute.run_all(config, plan(compare, config, folder), folder, config.jobs)
     assert seen == [threads, threads]
 
 
 def test_a_run_has_at_least_one_thread(compare, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(compare, "execute", lambda run, threads, log: seen.append(threads))
+    monkeypatch.setattr(execute, "run_one", lambda run, threads, log: seen.append(threads))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(2), raising=False)
     config, folder = study(compare, tmp_path, seeds=[0], jobs=5)
-    monkeypatch.setattr(compare, "_line", lambda run: "")
-    compare.run_all(config, compare.plan(config, folder), folder)
+    monkeypatch.setattr(execute, "_describe", lambda run: "")
+    execute.run_all(config, plan(compare, config, folder), folder, config.jobs)
     assert seen == [1, 1]
 
 
@@ -258,7 +266,7 @@ def test_no_figure_of_the_table_is_cut_in_a_file_nor_on_a_narrow_terminal(
     columns, compare, tmp_path, monkeypatch, capsys
 ):
     config, folder = study(compare, tmp_path, question="Does it help?")
-    monkeypatch.setattr(compare, "draw", lambda results, file: None)
+    monkeypatch.setattr(report, "draw", lambda results, file: None)
     run_study(compare, config, folder, monkeypatch)
     if columns is not None:
         monkeypatch.setenv("FORCE_COLOR", "1")
@@ -285,7 +293,7 @@ def test_names_of_groups_and_arms_cannot_leave_the_folder(compare, tmp_path):
     config, folder = study(
         compare, tmp_path, groups={"../../up": {}}, changes={"/etc/..": {"mix_weight": 1}}
     )
-    for run in compare.plan(config, folder):
+    for run in plan(compare, config, folder):
         assert folder.resolve() in run.folder.resolve().parents
 
 
@@ -296,7 +304,7 @@ def test_the_interval_is_students_of_the_differences_paired_by_seed(compare):
         # In another order than the base's: pairs go by seed.
         for seed, value in reversed(list(enumerate(values)))
     ]
-    mean, deviation, half = compare.paired(rows, "linear_top1", "", ("plain", "MixCo"))
+    mean, deviation, half = paired_difference(rows, "linear_top1", "", ("plain", "MixCo"))
     assert mean == pytest.approx(4)  # 2, 3, 7
     assert deviation == pytest.approx(math.sqrt(7))
     assert half == pytest.approx(4.30265 * math.sqrt(7) / math.sqrt(3), rel=1e-5)
@@ -307,25 +315,25 @@ def test_a_seed_that_only_one_arm_has_is_no_pair(compare):
         {"group": "", "arm": arm, "seed": seed, "linear_top1": value}
         for arm, seed, value in [("plain", 0, 1), ("plain", 1, 5), ("MixCo", 1, 7)]
     ]
-    mean, _, half = compare.paired(rows, "linear_top1", "", ("plain", "MixCo"))
+    mean, _, half = paired_difference(rows, "linear_top1", "", ("plain", "MixCo"))
     assert mean == 2
     assert math.isnan(half)
-    assert compare.paired(rows, "linear_top1", "", ("plain", "other")) is None
+    assert paired_difference(rows, "linear_top1", "", ("plain", "other")) is None
 
 
 def run_study(compare, config, folder, monkeypatch, stop_after=None):
     """Runs a study whose recipes are replaced by finish; gives the labels that ran."""
     ran = []
 
-    def execute(run, threads, log):
+    def run_one(run, threads, log):
         if len(ran) == stop_after:
             raise KeyboardInterrupt
         ran.append(run.label)
         finish(run, 50 + 3 * (run.arm == "MixCo") + run.options["seed"])
         return ""
 
-    monkeypatch.setattr(compare, "execute", execute)
-    compare.run_all(config, compare.plan(config, folder), folder)
+    monkeypatch.setattr(execute, "run_one", run_one)
+    execute.run_all(config, plan(compare, config, folder), folder, config.jobs)
     return ran
 
 
@@ -344,7 +352,7 @@ def test_a_study_reports_what_its_runs_measured(compare, tmp_path, monkeypatch):
     assert (folder / "results.png").stat().st_size > 10_000
     assert not list(folder.glob(".results*"))
     # The table is a function of results.json alone.
-    assert compare.render(results) == table
+    assert report.render(results) == table
 
 
 def test_a_table_has_the_figures_that_the_study_names(compare, tmp_path, monkeypatch):
@@ -362,7 +370,7 @@ def test_a_figure_that_the_base_lacks_is_not_compared_with_it(compare, tmp_path,
     for row in results["runs"]:
         if row["arm"] == "MixCo":
             row["ensemble_linear_top1"] = 60.0
-    head, _, plain, mixco = compare.render(results).splitlines()[:4]
+    head, _, plain, mixco = report.render(results).splitlines()[:4]
     assert "ensemble linear, top-1 % | kNN on held-out" in head
     assert head.count("|") == plain.count("|") == mixco.count("|")
     assert "| 60.00 ± 0.00 | 30.00 ± 0.00 |" in mixco
@@ -375,36 +383,36 @@ def test_methods_without_sub_networks_are_compared_with_those_that_have_them(
     base |= {"exits": [2], "protocol": ["knn"], "random_init": False, "objective": "supcon"}
     changes = {"SelfCon-S": {"objective": "selfcon-s"}}
     config, folder = study(compare, tmp_path, recipe="selfcon", base=base, changes=changes)
-    for run in compare.plan(config, folder)[:2]:
+    for run in plan(compare, config, folder)[:2]:
         path = tmp_path / "options.yaml"
         path.write_text(yaml.safe_dump(run.options))
         code, _, error = run_here("selfcon", "--config", path, "--output_dir", run.folder)
         assert code == 0, error
-        assert compare.is_finished(run)
+        assert is_finished(run)
 
 
 def test_what_goes_wrong_in_the_report_stops_the_study_at_once(compare, tmp_path, monkeypatch):
     config, folder = study(compare, tmp_path, seeds=list(range(50)))
     ran = []
 
-    def execute(run, threads, log):
+    def run_one(run, threads, log):
         time.sleep(0.05)
         ran.append(run.label)
         return "no images"
 
-    def report(*_):
+    def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(compare, "execute", execute)
-    monkeypatch.setattr(compare, "write_results", report)
+    monkeypatch.setattr(execute, "run_one", run_one)
+    monkeypatch.setattr(execute, "write_results", fail)
     with pytest.raises(OSError, match="disk full"):
-        compare.run_all(config, compare.plan(config, folder), folder)
+        execute.run_all(config, plan(compare, config, folder), folder, config.jobs)
     assert len(ran) < 50  # of 100
 
 
 def test_an_interrupted_study_goes_on_where_it_was(compare, tmp_path, monkeypatch):
     config, folder = study(compare, tmp_path)
-    with pytest.raises(SystemExit, match="--resume"):
+    with pytest.raises(KeyboardInterrupt):
         run_study(compare, config, folder, monkeypatch, stop_after=4)
     assert len(json.loads((folder / "results.json").read_text())["runs"]) == 4
     ran = run_study(compare, config, folder, monkeypatch)
@@ -413,45 +421,100 @@ def test_an_interrupted_study_goes_on_where_it_was(compare, tmp_path, monkeypatc
     assert len(json.loads((folder / "results.json").read_text())["runs"]) == 6
 
 
+def write_study(tmp_path):
+    path = tmp_path / "study.yaml"
+    settings = {"base": BASE, "changes": {"MixCo": {"mix_weight": 1}}, "seeds": [0]}
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def test_an_interrupted_study_ends_with_one_line_that_says_how_to_go_on(
+    compare, tmp_path, monkeypatch
+):
+    def run_one(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(execute, "run_one", run_one)
+    options = ["--config", write_study(tmp_path), "--output_dir", tmp_path / "study"]
+    with pytest.raises(SystemExit, match=r"^Stopped\. .* --resume\.$"):
+        call(compare, monkeypatch, *options)
+
+
+def test_a_study_in_the_background_is_the_one_that_was_asked_for(
+    compare, tmp_path, monkeypatch, capsys
+):
+    class Process:
+        pid = 123
+
+        def __init__(self, command, *, start_new_session, **_):
+            assert start_new_session
+            started.append(command)
+
+    started, studies = [], []
+    monkeypatch.setattr(execute.subprocess, "Popen", Process)
+    folder = tmp_path / "study"
+    options = ["--config", write_study(tmp_path), "--output_dir", folder, "--jobs", 2]
+    with pytest.raises(SystemExit) as stop:
+        call(compare, monkeypatch, *options, "--background", "--question", "Does it: 1e-3?")
+    assert not stop.value.code
+    assert f"Process 123 goes on. Watch it with:\n  tail -f {folder}" in capsys.readouterr().out
+    (command,) = started
+    assert command[:2] == [sys.executable, str(RECIPES / "compare.py")]
+
+    class Stop(Exception):
+        pass
+
+    def run_study(config, output_dir):
+        studies.append(config)
+        raise Stop
+
+    monkeypatch.setattr(compare, "run_study", run_study)
+    with pytest.raises(Stop):
+        call(compare, monkeypatch, *command[2:])
+    with pytest.raises(Stop):
+        call(compare, monkeypatch, *options, "--question", "Does it: 1e-3?", "--resume")
+    assert studies[0] == studies[1]
+
+
 def test_a_run_of_another_study_is_refused_by_the_name_of_the_option(compare, tmp_path):
     config, folder = study(compare, tmp_path)
-    runs = compare.plan(config, folder)
+    runs = plan(compare, config, folder)
     finish(runs[0], 50)
-    assert compare.is_finished(runs[0])
-    assert not compare.is_finished(runs[1])
-    config.base = {**BASE, "epochs": 2}
+    assert is_finished(runs[0])
+    assert not is_finished(runs[1])
+    config = replace(config, base={**BASE, "epochs": 2})
     with pytest.raises(ValueError, match="epochs 1, the study says 2"):
-        compare.is_finished(compare.plan(config, folder)[0])
+        is_finished(plan(compare, config, folder)[0])
 
 
 def test_a_run_without_all_of_its_transfers_is_not_finished(compare, tmp_path):
     transfer = {"Other data": {"dataset": "digits", "protocol": ["torch", "knn"]}}
     config, folder = study(compare, tmp_path, transfer=transfer)
-    run = compare.plan(config, folder)[0]
+    run = plan(compare, config, folder)[0]
     finish(run, 50)
-    assert not compare.is_finished(run)
-    report = run.transfer_folder("Other data")
-    assert report == run.folder / "transfer" / "other-data"
+    assert not is_finished(run)
+    evaluation = run.transfer_folder("Other data")
+    assert evaluation == run.folder / "transfer" / "other-data"
     facts = dict.fromkeys(["backbone", "dataset", "data_dir", "label_fraction", "seed"], "x")
     for protocols in (["torch"], ["torch", "knn"]):
         records = [{**facts, "protocol": name, "top1": 40.0} for name in protocols]
-        report.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"format": compare_format(), "results": records})
-        (report / "evaluation.json").write_text(text)
-        assert compare.is_finished(run) == (len(protocols) == 2)
-    assert compare.collect([run])[0]["kNN on Other data, top-1 %"] == 40
+        evaluation.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"format": FORMAT, "results": records})
+        (evaluation / "evaluation.json").write_text(text)
+        assert is_finished(run) == (len(protocols) == 2)
+    assert collect([run])[0]["kNN on Other data, top-1 %"] == 40
 
 
 def test_a_group_has_the_transfers_that_it_names(compare, tmp_path):
     transfer = {"A": {"dataset": "digits"}, "B": {"dataset": "digits"}}
     groups = {"a": {"transfer": ["B"]}, "none": {"transfer": []}, "all": {}}
     config, folder = study(compare, tmp_path, seeds=[0], transfer=transfer, groups=groups)
-    names = {run.group: list(run.transfer) for run in compare.plan(config, folder)}
+    names = {run.group: list(run.transfer) for run in plan(compare, config, folder)}
     assert names == {"a": ["B"], "none": [], "all": ["A", "B"]}
     for wrong in (["C"], "B"):
-        config.groups = {"a": {"transfer": wrong}}
+        config = replace(config, groups={"a": {"transfer": wrong}})
         with pytest.raises(ValueError, match=r"a plain: transfer .* must be names of"):
-            compare.plan(config, folder)
+            plan(compare, config, folder)
 
 
 def test_the_table_has_a_figure_that_only_a_later_group_has(compare):
@@ -461,18 +524,12 @@ def test_the_table_has_a_figure_that_only_a_later_group_has(compare):
         for arm, top1 in [("plain", 40.0), ("MixCo", 41.0)]
     ]
     facts = {"question": "", "base_name": "plain", "study": {}, "jobs": 1, "processors": 2}
-    lines = compare.render({**facts, "runs": rows}).splitlines()
+    lines = report.render({**facts, "runs": rows}).splitlines()
     minus = "minus plain [95%]"
     figures = f"linear on B, top-1 % | {minus} | linear on A, top-1 % | {minus}"
     assert lines[0] == f"| group | arm | seeds | {figures} | images seen | seconds |"
     assert lines[3] == "| a | MixCo | 1 | 41.00 | +1.00 (one pair) |  |  | 10 | 1 |"
     assert lines[5] == "| b | MixCo | 1 |  |  | 41.00 | +1.00 (one pair) | 10 | 1 |"
-
-
-def compare_format():
-    from mixco_lightly.evaluation.records import FORMAT
-
-    return FORMAT
 
 
 @pytest.mark.parametrize(
@@ -487,29 +544,29 @@ def compare_format():
 def test_a_transfer_that_cannot_run_is_refused(compare, tmp_path, transfer, message):
     config, folder = study(compare, tmp_path, transfer=transfer)
     with pytest.raises(ValueError, match=message):
-        compare.plan(config, folder)
+        plan(compare, config, folder)
 
 
 def test_a_run_that_is_just_starting_does_not_disturb_the_report(compare, tmp_path):
     config, folder = study(compare, tmp_path)
-    runs = compare.plan(config, folder)
+    runs = plan(compare, config, folder)
     finish(runs[0], 50)
     runs[1].folder.mkdir(parents=True)
     (runs[1].folder / "config.yaml").touch()
-    assert [row["arm"] for row in compare.collect(runs)] == ["plain"]
+    assert [row["arm"] for row in collect(runs)] == ["plain"]
 
 
 def test_a_failed_run_is_named_and_the_others_still_run(compare, tmp_path, monkeypatch):
     config, folder = study(compare, tmp_path, seeds=[0])
 
-    def execute(run, threads, log):
+    def run_one(run, threads, log):
         if run.arm == "plain":
             return "exit code 1: error: no images"
         finish(run, 50)
         return ""
 
-    monkeypatch.setattr(compare, "execute", execute)
-    failures = compare.run_all(config, compare.plan(config, folder), folder)
+    monkeypatch.setattr(execute, "run_one", run_one)
+    failures = execute.run_all(config, plan(compare, config, folder), folder, config.jobs)
     assert failures == ["plain, seed 0: exit code 1: error: no images"]
     assert len(json.loads((folder / "results.json").read_text())["runs"]) == 1
 
@@ -526,7 +583,7 @@ def test_a_whole_study_on_digits_by_the_command_of_the_help(compare, tmp_path, m
         return result
 
     # The recipes run as ever, but without their imports, which take longer than such runs.
-    monkeypatch.setattr(compare.subprocess, "run", fork)
+    monkeypatch.setattr(execute.subprocess, "run", fork)
     path = tmp_path / "digits.yaml"
     base = {**BASE, "backbone": "test_vit", "image_size": 16, "protocol": ["knn"]}
     base["precision"] = "32-true"  # on every processor

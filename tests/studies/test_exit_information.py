@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mixco_lightly import MultiExitBackbone, estimate_mutual_information
-from mixco_lightly.data.datasets import create_dataset
+from mixco_lightly.data.catalogue import create_dataset, get_dataset
 from mixco_lightly.data.transforms import create_test_transform
 from tests.run_recipe import TINY, run, tiny_run
 
@@ -56,7 +56,7 @@ def features_of(checkpoint, train):
         }
     )
     images = create_dataset("digits", "data", train=train)
-    images.transform = create_test_transform("digits", 32)
+    images.transform = create_test_transform(get_dataset("digits").facts, 32)
     with torch.no_grad():
         return torch.stack(network.eval()(torch.stack([image for image, _ in images])), dim=1)
 

@@ -1,11 +1,16 @@
 """The committed studies: tables follow from their runs, and the documents' rows from the tables."""
 
+import importlib
 import json
 import re
 from pathlib import Path
 
 import pytest
 import yaml
+
+from mixco_lightly.studies import report
+from mixco_lightly.studies.plan import plan_runs
+from mixco_lightly.studies.statistics import paired_difference
 
 ROOT = Path(__file__).parents[2]
 NAME = "some-study"
@@ -20,23 +25,25 @@ PRESET = {
 @pytest.fixture
 def compare(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "recipes"))
-    import mixco_lightly.studies.compare as compare
+    return importlib.import_module("compare")
 
-    return compare
+
+def plan(compare, config, folder):
+    return plan_runs(config, folder, *compare.find_config_classes())
 
 
 def check_study(compare, folder, preset, documents):
     """Fails unless preset, runs, table and the documents' rows of a study say the same."""
     results = json.loads((folder / "results.json").read_text())
     table = (folder / "results.md").read_text()
-    assert table == compare.render(results), "the table does not follow from the runs"
+    assert table == report.render(results), "the table does not follow from the runs"
 
     preset = {name: value for name, value in preset.items() if name != "output_dir"}
     planned = {
         (run.group, run.arm, run.options["seed"]): {
             name: value for name, value in run.options.items() if name != "data_dir"
         }
-        for run in compare.plan(compare.CompareConfig(**preset), folder)
+        for run in plan(compare, compare.CompareConfig(**preset), folder)
     }
     rows = results["runs"]
     measured = {(row["group"], row["arm"], row["seed"]): row["options"] for row in rows}
@@ -62,14 +69,14 @@ def some_study(compare, tmp_path):
             "options": {name: x for name, x in run.options.items() if name != "data_dir"},
             **{"linear_top1": 50.0 + index, "images": 1000, "seconds": 10.0, "curve": []},
         }
-        for index, run in enumerate(compare.plan(config, folder))
+        for index, run in enumerate(plan(compare, config, folder))
     ]
     results = {
         **{"question": config.question, "base_name": "plain", "jobs": 1, "processors": 2},
         **{"study": {}, "runs": runs},
     }
     (folder / "results.json").write_text(json.dumps(results))
-    table = compare.render(results)
+    table = report.render(results)
     (folder / "results.md").write_text(table)
     row = next(line for line in table.splitlines() if line.startswith("| MixCo"))
     return folder, f"<!-- {NAME} -->\n{row}\n<!-- end -->\n"
@@ -108,38 +115,44 @@ def test_a_study_that_was_changed_by_hand_is_found(compare, some_study, change, 
         document = ""
     (folder / "results.json").write_text(json.dumps(results))
     if change in ("missing run", "run twice"):
-        (folder / "results.md").write_text(compare.render(results))
+        (folder / "results.md").write_text(report.render(results))
     with pytest.raises(AssertionError, match=message):
         check_study(compare, folder, preset, document)
 
 
-def map_row(compare, results, setting, study, group):
+def map_row(results, setting, study, group):
     """The row of a study, or of one of its groups, in the README's map."""
     runs = [run for run in results["runs"] if run["group"] == group]
     assert runs, f"{study} has no group {group!r}"
     cells = [setting]
     for arm in ("plain", "MixCo"):
-        cells.append(
-            compare._mean_and_deviation([x["linear_top1"] for x in runs if x["arm"] == arm])
-        )
+        cells.append(report.format_mean([x["linear_top1"] for x in runs if x["arm"] == arm]))
     for figure in ("linear_top1", "knn_top1"):
-        difference = compare.paired(runs, figure, group, ("plain", "MixCo"))
-        cells.append(compare._difference_and_interval(difference))
+        difference = paired_difference(runs, figure, group, ("plain", "MixCo"))
+        cells.append(report.format_difference(difference))
     return f"| {' | '.join(cells)} | {study}{f': {group}' if group else ''} |"
 
 
-def test_the_map_in_the_readme_follows_from_the_studies(compare):
+def test_the_map_in_the_readme_follows_from_the_studies():
     readme = (ROOT / "README.md").read_text()
-    shown = re.search(r"<!-- map -->\n(.*?)<!-- end -->", readme, re.DOTALL)
+    document = (ROOT / "docs" / "results.md").read_text()
+    in_readme = re.search(r"<!-- map -->\n(.*?)<!-- end -->", readme, re.DOTALL)
+    shown = re.search(r"<!-- map -->\n(.*?)<!-- end -->", document, re.DOTALL)
+    assert in_readme
     assert shown
     head, line, *rows = shown.group(1).strip().splitlines()
-    assert rows
+    assert len(rows) == 14
+    # The README's six rows are among those that follow from the runs.
+    few = in_readme.group(1).strip().splitlines()
+    assert few[:2] == [head, line]
+    assert len(few) == 8
+    assert set(few[2:]) <= set(rows)
     assert head.count("|") == line.count("|")
     for row in rows:
         setting, *_, source = (cell.strip() for cell in row.strip("|").split("|"))
         study, _, group = source.partition(": ")
         results = json.loads((ROOT / "recipes" / "results" / study / "results.json").read_text())
-        assert row == map_row(compare, results, setting, study, group)
+        assert row == map_row(results, setting, study, group)
 
 
 def test_the_committed_studies_are_as_they_should_be(compare):

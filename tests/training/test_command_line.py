@@ -1,15 +1,25 @@
 """Errors of the recipes' options: one line that says what was meant."""
 
-import importlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 
 import pytest
+import yaml
 
-from tests.run_recipe import RECIPES
+import mixco_lightly
+from mixco_lightly.__main__ import main
+from mixco_lightly.training.command_line import check_options, parse_options
+from mixco_lightly.training.option_types import (
+    ClosedUnitInterval,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+from tests.run_recipe import RECIPES, command
 
 PRESETS = RECIPES / "presets"
 
@@ -104,7 +114,7 @@ def test_a_file_that_is_not_yaml_is_named(refuse, tmp_path):
         ("moco", "cifar100-selfcon", "selfcon.py", "objective, exits, subnetwork"),
         ("moco", "small-study", "compare.py", "base, groups, changes"),
         ("compare", "start-moco", "moco.py", "dataset"),
-        ("evaluate", "cifar10-simclr", "moco.py or simclr.py", "epochs"),
+        ("evaluate", "cifar10-simclr", "moco.py or selfcon.py or simclr.py", "epochs"),
     ],
 )
 def test_a_file_for_another_recipe_names_the_foreign_options_and_that_recipe(
@@ -129,18 +139,289 @@ def test_a_single_value_for_a_list_in_a_file_names_the_option(refuse, tmp_path):
     assert "--protocol must be a list in a file, such as [knn], got 'knn'" in line
 
 
-def test_options_from_a_dictionary_are_checked_in_the_same_words(monkeypatch):
-    monkeypatch.syspath_prepend(str(RECIPES))
-    command_line, moco = (
-        importlib.import_module(name) for name in ("mixco_lightly.training.command_line", "moco")
-    )
+@dataclass(frozen=True)
+class First:
+    """What comes first.
+
+    Args:
+        count: How many.
+        rate: How fast.
+    """
+
+    count: PositiveInt = 3
+    rate: PositiveFloat | None = None
+
+
+@dataclass(frozen=True)
+class Second:
+    """What comes second.
+
+    Args:
+        seeds: Which.
+        fast: Whether fast.
+    """
+
+    seeds: list[NonNegativeInt] = field(default_factory=lambda: [0])
+    fast: bool = False
+
+
+@dataclass(frozen=True)
+class MineConfig(Second, First):  # the last parent's fields come first
+    """Options of mine.
+
+    Args:
+        share: Which part.
+        count: How many of mine.
+    """
+
+    share: ClosedUnitInterval = 0.5
+    count: PositiveInt = 5
+
+
+def read(monkeypatch, *options, **arguments):
+    monkeypatch.setattr(sys, "argv", ["mine.py", *map(str, options)])
+    return parse_options(MineConfig, "Mine.", **arguments)
+
+
+def read_help(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        read(monkeypatch, "--help")
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_has_a_group_for_each_class_of_options_parents_first(monkeypatch, capsys):
+    lines = [line.strip() for line in read_help(monkeypatch, capsys).splitlines()]
+    expected = ["What comes first:", "--count", "--rate", "What comes second:", "--seeds"]
+    expected += ["--fast", "Options of mine:", "--share"]
+    start = lines.index("What comes first:")
+    found = [next((x for x in expected if line.startswith(x)), None) for line in lines[start:]]
+    assert list(filter(None, found)) == expected
+
+
+def test_help_has_the_childs_text_and_default_in_the_parents_group(monkeypatch, capsys):
+    text = " ".join(read_help(monkeypatch, capsys).split())
+    assert "--count COUNT How many of mine. (type: PositiveInt, default: 5)" in text
+
+
+WRONG_VALUES = [
+    ({"count": 0}, "--count must be a whole number of at least 1, got '0'"),
+    ({"rate": -1}, "--rate must be a number above 0, got '-1'"),
+    ({"seeds": [1, -1]}, "--seeds must be a whole number of at least 0, got '-1'"),
+    ({"fast": "perhaps"}, "--fast must be true or false, got 'perhaps'"),
+    ({"share": 1.5}, "--share must be a number from 0 to 1, got '1.5'"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG_VALUES)
+@pytest.mark.parametrize("source", ["arguments", "file", "dictionary"])
+def test_values_are_checked_wherever_they_come_from(
+    options, message, source, monkeypatch, capsys, tmp_path
+):
+    if source == "dictionary":
+        with pytest.raises(ValueError, match=message.partition(", got")[0]):
+            check_options(MineConfig, options)
+        return
+    ((name, value),) = options.items()
+    given = [f"--{name}", *(value if isinstance(value, list) else [value])]
+    if source == "file":
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(options))
+        given = ["--config", tmp_path / "mine.yaml"]
+    with pytest.raises(SystemExit):
+        read(monkeypatch, *given)
+    assert f"error: {message}" in capsys.readouterr().err
+
+
+def test_checked_numbers_become_plain_ones(monkeypatch):
+    config = read(monkeypatch, "--count", 7, "--rate", "0.5", "--seeds", 1, 2, "--share", 1)
+    assert config == MineConfig(count=7, rate=0.5, seeds=[1, 2], share=1.0)
+    kinds = [type(x) for x in (config.count, config.rate, *config.seeds, config.share)]
+    assert kinds == [int, float, int, int, float]
+
+
+def test_a_file_is_handed_to_its_check_before_its_options_are_read(monkeypatch, tmp_path):
+    (tmp_path / "mine.yaml").write_text("no_option: 3\n")
+    seen = []
+
+    def check(path):
+        seen.append(path)
+        raise ValueError("this is no good file.")
+
+    with pytest.raises(SystemExit) as stop:
+        read(monkeypatch, "--config", tmp_path / "mine.yaml", check_file=check)
+    assert stop.value.code == "error: this is no good file."
+    assert seen == [tmp_path / "mine.yaml"]
+
+
+def test_options_from_a_dictionary_are_checked_in_the_same_words():
     for options, message in [
-        ({"learning_rat": 0.1}, "no option --learning_rat .did you mean --learning_rate"),
-        ({"precision": "fp16"}, "--precision must be one of auto, 32-true"),
-        ({"protocol": "knn"}, "--protocol must be a list"),
+        ({"shar": 0.1}, "no option --shar .did you mean --share"),
+        ({"fast": "no idea"}, "--fast must be true or false"),
+        ({"seeds": 3}, "--seeds must be a list"),
     ]:
         with pytest.raises(ValueError, match=message):
-            command_line.check_options(moco.MoCoConfig, options)
+            check_options(MineConfig, options)
+
+
+@pytest.mark.parametrize("name", ["small-cifar10-moco", "small-cifar10-moco.yaml"])
+def test_a_preset_is_found_by_its_name(name, run_here, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, printed, _ = run_here("moco", "--config", name, "--print_config")
+    assert code == 0
+    written = yaml.safe_load((PRESETS / "small-cifar10-moco.yaml").read_text())
+    assert written.items() <= yaml.safe_load(printed).items()
+
+
+def test_a_file_of_a_presets_name_wins_and_a_folder_does_not(run_here, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "start-moco").mkdir()
+    code, printed, _ = run_here("moco", "--config", "start-moco", "--print_config")
+    assert yaml.safe_load(printed)["train_fraction"] == 0.1
+    (tmp_path / "start-moco.yaml").write_text("epochs: 7\n")
+    code, printed, _ = run_here("moco", "--config", "start-moco.yaml", "--print_config")
+    assert code == 0
+    assert yaml.safe_load(printed)["epochs"] == 7
+    assert yaml.safe_load(printed)["train_fraction"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("small-cifar10-mocco", "(did you mean small-cifar10-moco or "),
+        ("runs/presets/start-simclr2.yaml", "(did you mean start-simclr?)"),
+        ("nothing-like-it", f"(the presets are in {PRESETS})"),
+    ],
+)
+def test_an_unknown_preset_names_close_ones(name, answer, refuse):
+    line = refuse("moco", "--config", name)
+    assert f"--config: there is neither a file nor a preset {name!r} {answer}" in line
+
+
+# A recipe's imports, of which none is used before its options are read.
+PAGE = '''"""A recipe of one's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mixco_lightly import backbones, data, evaluation, loss, models, training
+from mixco_lightly.training.command_line import fail_in_one_line, parse_options, print_table
+from mixco_lightly.training.option_types import PositiveInt
+
+
+@dataclass(frozen=True)
+class MineConfig:
+    """Options of mine.
+
+    Args:
+        epochs: How many.
+    """
+
+    epochs: PositiveInt = 3
+
+
+parse_options(MineConfig, __doc__)
+'''
+LIST_MODULES = """
+import atexit, runpy, sys
+atexit.register(lambda: print("modules:", *sys.modules))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+HEAVY = {"torch", "pytorch_lightning", "sklearn", "kornia", "matplotlib", "rich", "timm"}
+
+
+def run_page(tmp_path, *options, before=""):
+    """Runs the page; gives its exit code, its error, and the modules it has loaded."""
+    (tmp_path / "mine.py").write_text(PAGE)
+    result = subprocess.run(
+        [sys.executable, "-c", before + LIST_MODULES, tmp_path / "mine.py", *options],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    modules = result.stdout.rpartition("modules:")[2].split()
+    return result.returncode, result.stderr, set(modules)
+
+
+@pytest.mark.parametrize(("option", "expected"), [("--help", 0), ("--epoch", 2)])
+def test_help_and_a_misspelt_option_load_nothing_heavy(option, expected, tmp_path):
+    code, error, modules = run_page(tmp_path, option)
+    assert code == expected, error
+    assert "jsonargparse" in modules
+    assert not modules & HEAVY
+
+
+@pytest.mark.parametrize("module", ["jsonargparse", "docstring_parser", "yaml", "kornia"])
+def test_without_the_extra_a_recipe_ends_in_one_line(module, tmp_path):
+    hide = f"import sys; sys.modules[{module!r}] = None\n"
+    code, error, _ = run_page(tmp_path, "--help", before=hide)
+    assert code == 1
+    (line,) = error.splitlines()
+    name = {"docstring_parser": "docstring-parser", "yaml": "pyyaml"}.get(module, module)
+    assert line == (
+        f"error: the recipes need packages that are not installed ({name}): "
+        "pip install 'mixco-lightly[recipes]'"
+    )
+
+
+def start(*arguments):
+    """Runs ``python -m mixco_lightly``."""
+    return subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "mixco_lightly", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("options", [[], ["--help"], ["-h"]])
+def test_the_command_lists_its_recipes_without_importing_anything(options):
+    result = start(*options)
+    assert result.returncode == 0
+    for name in COMMANDS:
+        assert f"\n  {name.replace('_', '-')} " in result.stdout
+    assert "MoCo v2 with MixCo" in result.stdout
+    assert not {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()} & HEAVY
+
+
+def test_the_command_says_its_version():
+    result = start("--version")
+    assert (result.returncode, result.stdout) == (0, f"mixco-lightly {mixco_lightly.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("mocco", "did you mean moco?"),
+        ("draw-mixture", "did you mean draw-mixtures?"),
+        ("zzz", "--help lists the commands"),
+    ],
+)
+def test_a_misspelt_command_names_the_one_that_was_meant(name, meant):
+    result = start(name)
+    assert result.returncode == 2
+    errors = [x for x in result.stderr.splitlines() if not x.startswith("import time:")]
+    assert errors == [f"error: there is no command {name!r} ({meant})"]
+    assert "| torch" not in result.stderr
+
+
+@pytest.mark.parametrize("name", ["draw-mixtures", "draw_mixtures"])
+def test_the_command_runs_a_page_as_a_program_with_its_options(name, monkeypatch, capsys):
+    page = RECIPES / "draw_mixtures.py"
+    seen = {}
+
+    def run_path(path, run_name):
+        seen.update(path=path, run_name=run_name, argv=sys.argv)
+
+    monkeypatch.setattr("runpy.run_path", run_path)
+    monkeypatch.setattr(sys, "argv", ["mixco-lightly", name, "--pairs", "2"])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    main()
+    # As `python recipes/draw_mixtures.py --pairs 2`, so Lightning can start further processes.
+    assert seen["argv"] == command("draw_mixtures", "--pairs", 2)[1:]
+    assert seen["path"] == str(page)
+    assert seen["run_name"] == "__main__"
 
 
 COMMANDS = ["moco", "simclr", "selfcon", "evaluate", "compare", "backbones", "draw_mixtures"]

@@ -285,7 +285,7 @@ def start(self, trainer, module, batch, batch_idx):
         raise RuntimeError("the second process fails")
 progress.Speed.on_train_batch_start = start
 import moco
-moco.main()
+moco.recipe.main()
 """
 
 

@@ -106,15 +106,15 @@ def test_the_line_comes_after_a_tenth_of_the_epochs_and_the_last_is_left_to_the_
 def test_a_run_says_that_it_is_below_its_random_initialisation(
     image_folder, tmp_path, run_here, monkeypatch, diagnosis
 ):
-    import mixco_lightly.training.pretraining as pretrain
+    import mixco_lightly.training.summary as summary
 
-    def evaluate(*_, **__):
+    def evaluate(network, **_):
         is_trained = (tmp_path / "run" / "curves.png").exists() and not evaluate.calls
         evaluate.calls += 1
         return {"backbone": {"knn": ProbeResult(50.0 if is_trained else 75.0, 100.0)}}, None
 
     evaluate.calls = 0
-    monkeypatch.setattr(pretrain, "evaluate_parts", evaluate)
+    monkeypatch.setattr(summary, "evaluate_parts", evaluate)
     options = tiny_run(image_folder, "--memory_bank_size", 8, "--output_dir", tmp_path / "run")
     code, printed, _ = run_here("moco", *options, "--protocol", "knn")
     assert code == 0

@@ -12,6 +12,7 @@ import json
 import math
 import pickle
 import random
+import runpy
 import sys
 import urllib.error
 import warnings
@@ -176,7 +177,6 @@ class Harness:
     """
 
     def __init__(self, monkeypatch, folder):
-        monkeypatch.syspath_prepend(str(RECIPES))
         monkeypatch.chdir(folder)
         import huggingface_hub.constants
         import pytorch_lightning
@@ -190,17 +190,16 @@ class Harness:
 
         self.monkeypatch, self.folder = monkeypatch, folder
         self.accepted = {}
-        self.modules = {name: importlib.import_module(name) for name in BASE}
         monkeypatch.setattr(pytorch_lightning.Trainer, "fit", start)
-        monkeypatch.setattr(self.modules["evaluate"], "measure", start)
+        monkeypatch.setattr("mixco_lightly.evaluation.evaluator.measure", start)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         monkeypatch.setattr(torchvision.datasets.utils, "_urlretrieve", offline)
-        self.record("pretrain", "prepare_run", lambda run, options, *_: dict(options))
-        self.record("evaluate", "open_subjects", dataclasses.asdict)
+        self.record("training.pretraining", "prepare_run", lambda run, options, *_: dict(options))
+        self.record("evaluation.evaluator", "open_subjects", dataclasses.asdict)
         (folder / "evil.pth").write_bytes(pickle.dumps(Planted()))
 
     def record(self, module, function, options_of):
-        module = importlib.import_module(module)
+        module = importlib.import_module(f"mixco_lightly.{module}")
         inner = getattr(module, function)
 
         def recorded(*args):
@@ -217,7 +216,7 @@ class Harness:
         out, err = io.StringIO(), io.StringIO()
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                self.modules[recipe].main()
+                runpy.run_path(str(RECIPES / f"{recipe}.py"), run_name="__main__")
         except Started:
             illegal = [
                 f"{name} {value!r}"
@@ -236,6 +235,11 @@ class Harness:
         except Exception as error:
             return f"traceback of {type(error).__name__}: {str(error)[:300]}"
         return "ended without starting"
+
+
+def load_page(recipe):
+    """The names that a recipe's page defines and imports."""
+    return runpy.run_path(str(RECIPES / f"{recipe}.py"))
 
 
 def draw(recipe, fields, rng):
@@ -275,7 +279,7 @@ def fuzz(trials, monkeypatch, folder):
     """Runs the trials; fails with all that was wrong."""
     harness = Harness(monkeypatch, folder)
     fields = {
-        recipe: [f.name for f in dataclasses.fields(getattr(harness.modules[recipe], config))]
+        recipe: [f.name for f in dataclasses.fields(load_page(recipe)[config])]
         for recipe, config in CONFIGS.items()
     }
     outcomes, wrong = Counter(), []

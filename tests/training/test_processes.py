@@ -19,7 +19,7 @@ sys.path.insert(0, {str(RECIPES)!r})
 from pytorch_lightning.strategies.launchers import subprocess_script
 import torch
 import mixco_lightly.training.progress as progress
-from mixco_lightly.data.broken import ImageError
+from mixco_lightly.data.images import ImageError
 
 class Forked:
     def __init__(self, command, env, cwd):

@@ -25,9 +25,9 @@ WITHOUT_EVALUATION = """
 import runpy, sys
 import mixco_lightly.training.pretraining as pretrain
 from mixco_lightly import export_backbone
-def finish(method, config, run, backbone, *_):
-    export_backbone(backbone, run, mean=(0, 0, 0), std=(1, 1, 1))
-pretrain.finish_run = finish
+def finish(run):
+    export_backbone(run.model, run.folder, mean=(0, 0, 0), std=(1, 1, 1))
+pretrain.measure_and_write = finish
 runpy.run_path(sys.argv.pop(1), run_name="__main__")
 """
 

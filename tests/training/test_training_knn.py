@@ -83,11 +83,11 @@ class Steps:
 
 def test_knn_is_that_of_plain_images_in_eval_mode_and_leaves_the_module_and_the_dice_alone():
     from mixco_lightly import Features, create_backbone, knn_probe
-    from mixco_lightly.data.datasets import create_dataset
+    from mixco_lightly.data.catalogue import create_dataset, get_dataset
     from mixco_lightly.data.transforms import create_test_transform
     from mixco_lightly.training.training_knn import TrainingKNN, choose_images
 
-    transform = create_test_transform("digits", 16)
+    transform = create_test_transform(get_dataset("digits").facts, 16)
     images = create_dataset("digits", "", train=True, transform="the run's own, random one")
     torch.manual_seed(0)
     module = types.SimpleNamespace(backbone=create_backbone("test_resnet", 16).train())
@@ -125,11 +125,11 @@ def test_knn_is_that_of_plain_images_in_eval_mode_and_leaves_the_module_and_the_
 def test_knn_while_training_is_measured_in_float32_whatever_the_training_precision(monkeypatch):
     import mixco_lightly.training.training_knn as training_knn
     from mixco_lightly import create_backbone
-    from mixco_lightly.data.datasets import create_dataset
+    from mixco_lightly.data.catalogue import create_dataset, get_dataset
     from mixco_lightly.data.transforms import create_test_transform
 
     images = create_dataset("digits", "", train=True)
-    transform = create_test_transform("digits", 16)
+    transform = create_test_transform(get_dataset("digits").facts, 16)
     backbone = create_backbone("test_resnet", 16)
     measured = []
     monkeypatch.setattr(
@@ -151,7 +151,7 @@ def test_knn_while_training_is_measured_in_float32_whatever_the_training_precisi
 )
 def test_knn_is_due_every_few_epochs_and_after_the_last(epoch, due, monkeypatch):
     import mixco_lightly.training.training_knn as training_knn
-    from mixco_lightly.data.datasets import create_dataset
+    from mixco_lightly.data.catalogue import create_dataset
 
     features = types.SimpleNamespace(features=torch.ones(2, 2))
     monkeypatch.setattr(training_knn, "extract_features", lambda *_: features)
@@ -167,12 +167,12 @@ def test_knn_is_due_every_few_epochs_and_after_the_last(epoch, due, monkeypatch)
 
 def test_features_that_are_not_finite_leave_one_knn_out_and_the_run_goes_on(capsys):
     from mixco_lightly import create_backbone
-    from mixco_lightly.data.datasets import create_dataset
+    from mixco_lightly.data.catalogue import create_dataset, get_dataset
     from mixco_lightly.data.transforms import create_test_transform
     from mixco_lightly.training.training_knn import TrainingKNN
 
     images = create_dataset("digits", "", train=True)
-    knn = TrainingKNN(images, create_test_transform("digits", 16), 1, 64, 0, 0)
+    knn = TrainingKNN(images, create_test_transform(get_dataset("digits").facts, 16), 1, 64, 0, 0)
     trainer, backbone = Steps(), create_backbone("test_resnet", 16)
     with torch.no_grad():
         backbone.model.bn1.weight.fill_(torch.inf)
@@ -184,7 +184,7 @@ def test_features_that_are_not_finite_leave_one_knn_out_and_the_run_goes_on(caps
 
 
 def test_images_of_one_class_have_no_knn_and_one_line_says_so(capsys):
-    from mixco_lightly.data.datasets import create_dataset
+    from mixco_lightly.data.catalogue import create_dataset
     from mixco_lightly.training.training_knn import TrainingKNN
 
     images = create_dataset("digits", "", train=True)

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from mixco_lightly.data.datasets import DATASETS
+from mixco_lightly.data.catalogue import DATASETS
+from mixco_lightly.studies.plan import plan_runs
 from tests.run_recipe import RECIPES, TINY
 
 QUICK = [*TINY, "--image_size", 16, "--epochs", 1, "--batch_size", 10]
@@ -192,7 +193,7 @@ def test_a_dataset_that_is_named_is_not_looked_for_and_the_defaults_are_digits_a
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.syspath_prepend(str(RECIPES))
-    from mixco_lightly.training.dataset_choice import choose_dataset
+    from mixco_lightly.training.resolve import choose_dataset
 
     assert choose_dataset(None, None) == ("digits", "data")
     assert choose_dataset("cifar10", None) == ("cifar10", "data")
@@ -206,14 +207,16 @@ def test_a_dataset_that_is_named_is_not_looked_for_and_the_defaults_are_digits_a
 
 def test_a_study_without_a_dataset_is_of_the_digits(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPES))
-    import mixco_lightly.studies.compare as compare
+    from compare import CompareConfig, find_config_classes
 
     def folders(base):
-        config = compare.CompareConfig(
-            base={"epochs": 1, "mix_weight": 0, **base}, changes={"a": {"alpha": 2.0}}
+        config = CompareConfig(
+            base={"epochs": 1, "mix_weight": 0, **base},
+            changes={"a": {"alpha": 2.0}},
+            data_root="root",
         )
-        config.data_root = "root"
-        return {run.options.get("data_dir") for run in compare.plan(config, tmp_path)}
+        runs = plan_runs(config, tmp_path, *find_config_classes())
+        return {run.options.get("data_dir") for run in runs}
 
     assert folders({}) == {None}
     assert folders({"dataset": "cifar10"}) == {"root/data"}

@@ -1,0 +1,219 @@
+"""The options of a pretraining run.
+
+They are one frozen dataclass, put together from the groups below, with flat names on the command
+line. A function takes the group it needs: a :class:`PretrainConfig` is one of each. What the user
+leaves open is completed once, by :func:`mixco_lightly.training.resolve.resolve`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mixco_lightly.training.option_types import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+
+ProtocolName = Literal["torch", "sklearn", "knn", "paper", "finetune", "none"]
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Data.
+
+    Args:
+        dataset: One of digits, cifar10, cifar100, tiny-imagenet, imagefolder. Default: the dataset
+            found in data_dir, or digits without data_dir. An imagefolder has labels only in
+            train/CLASS beside test/CLASS or val/CLASS; of any other folder, all images (or those in
+            its folder train) are trained on without labels.
+        data_dir: Folder of the data; not used for digits. Default: data.
+        download: Whether to download CIFAR if it is missing.
+        train_fraction: Part of the training images to train on, drawn by the seed, with the same
+            part of each class. The evaluation uses all of them.
+        keep_decoded: Whether the images of a folder are decoded once and kept in data_dir/.decoded.
+        max_broken_images: How many images of a folder may be skipped because they cannot be opened,
+            of the training and of the test images each. If it is not 0, every image is opened once
+            before the run, and output_dir/broken_images.txt lists those skipped. With 0 the first
+            broken image stops the run.
+    """
+
+    dataset: str | None = None
+    data_dir: str | None = None
+    download: bool = False
+    train_fraction: PositiveFloat = 1.0
+    keep_decoded: bool = True
+    max_broken_images: NonNegativeInt = 0
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """Views.
+
+    Args:
+        image_size: Height and width of the views in pixels. Default: the dataset's; an imagefolder
+            has none and needs this option.
+        min_scale: Smallest area of the random crops, as a part of the image's area. Default: 0.2,
+            as in the authors' code; 0.5 for digits.
+        augmentations: Random changes of the views: full, or crop-flip for crops and flips only.
+        augment: Where images are augmented: device, in batches where the network runs; workers, one
+            by one in the loader's processes with Lightly's own transform; auto chooses device
+            unless the images have different sizes.
+    """
+
+    image_size: PositiveInt | None = None
+    min_scale: PositiveFloat | None = None
+    augmentations: Literal["full", "crop-flip"] = "full"
+    augment: Literal["auto", "device", "workers"] = "auto"
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """Network.
+
+    Args:
+        backbone: A timm model name. Default: resnet18; for digits test_resnet, timm's smallest.
+        stem: timm as published, small for small images, or auto to choose by image size. Default:
+            auto; for digits timm.
+        backbone_kwargs: Further arguments of timm's model, such as '{"drop_path_rate": 0.1}'.
+        pretrained: Whether to start from timm's published weights.
+        projection_dim: Dimension of the projections.
+    """
+
+    backbone: str | None = None
+    stem: Literal["auto", "timm", "small"] | None = None
+    backbone_kwargs: dict[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
+    projection_dim: PositiveInt = 128
+
+
+@dataclass(frozen=True)
+class OptimiserOptions:
+    """Optimiser.
+
+    Args:
+        epochs: Passes over the training images.
+        batch_size: Images in a batch, on each device.
+        learning_rate: Highest learning rate, of SGD with a cosine schedule.
+        weight_decay: L2 penalty on all weights.
+        warmup_epochs: Epochs of linear warm-up.
+    """
+
+    epochs: PositiveInt = 30
+    batch_size: PositiveInt = 128
+    learning_rate: PositiveFloat = 0.06
+    weight_decay: NonNegativeFloat = 5e-4
+    warmup_epochs: NonNegativeFloat = 0.0
+
+
+@dataclass(frozen=True)
+class MixingOptions:
+    """Mixing.
+
+    Args:
+        temperature: Divides the similarities of plain images.
+        mix_temperature: Divides the similarities of mixtures.
+        mix_weight: Weight of the mixtures' term; 0 is the plain baseline.
+        alpha: The mixtures' weights follow Beta(alpha, alpha); 1 is uniform.
+    """
+
+    temperature: PositiveFloat = 0.2
+    mix_temperature: PositiveFloat = 0.2
+    mix_weight: NonNegativeFloat = 1.0
+    alpha: PositiveFloat = 1.0
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """Evaluation.
+
+    Args:
+        protocol: What is measured at the end: torch and sklearn are linear probes. With none,
+            knn_every_n_epochs is skipped too, as both are for images without labels.
+        random_init: Whether to measure the backbone at initialisation too.
+        knn_k: Number of neighbours of the kNN evaluation.
+        knn_every_n_epochs: Every how many epochs nearest neighbours are tried on a few training
+            images, whose labels training never sees; 0 for never. It takes 1 to 2% of the time.
+    """
+
+    protocol: list[ProtocolName] = field(default_factory=lambda: ["torch", "sklearn", "knn"])
+    random_init: bool = True
+    knn_k: PositiveInt = 200
+    knn_every_n_epochs: NonNegativeInt = 5
+
+
+@dataclass(frozen=True)
+class MachineOptions:
+    """Machine.
+
+    Args:
+        num_workers: Processes that load images, on each device. Default: the number of processors,
+            8 at most; 0 where augmentation and network share them.
+        accelerator: Lightning's accelerator: auto, cpu, gpu and so on.
+        devices: Number of devices on each node.
+        num_nodes: Number of nodes.
+        precision: Lightning's precision in training. auto chooses bf16-mixed where the device is
+            faster at it, 16-mixed on other GPUs and 32-true elsewhere. Features, kNN and probes are
+            computed in float32 in any case. (Weights in half precision are not offered: the
+            momentum encoder would stand still.)
+        sync_batchnorm: Whether BatchNorm uses the statistics of all devices' images, as in the
+            authors' SimCLR, instead of each device's own. It has no effect on one device and needs
+            GPUs on several.
+        compile: Whether to compile networks and loss with torch.compile; needs a C++ compiler on a
+            CPU, and minutes before the first step.
+    """
+
+    num_workers: NonNegativeInt | None = None
+    accelerator: str = "auto"
+    devices: PositiveInt = 1
+    num_nodes: PositiveInt = 1
+    precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = "auto"
+    sync_batchnorm: bool = False
+    compile: bool = False
+
+    @property
+    def num_processes(self) -> int:
+        """Number of processes that train together."""
+        return self.devices * self.num_nodes
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Run.
+
+    Args:
+        seed: Seed of weights, order, augmentations and mixtures.
+        keep_every_n_epochs: Every how many epochs a checkpoint is kept for good, as
+            checkpoints/epoch-0010.ckpt beside last.ckpt; 0 keeps only the last.
+        output_dir: Folder of the run.
+        resume: Whether to continue the run in output_dir after its last finished epoch; every
+            option that decides the result must be unchanged.
+        overwrite: Whether to replace the run in output_dir.
+    """
+
+    seed: NonNegativeInt = 0
+    keep_every_n_epochs: NonNegativeInt = 0
+    output_dir: str = "runs/pretrain"
+    resume: bool = False
+    overwrite: bool = False
+
+
+# dataclasses order the fields from the last base to the first.
+@dataclass(frozen=True)
+class PretrainConfig(
+    RunOptions,
+    MachineOptions,
+    MeasureOptions,
+    OptimiserOptions,
+    NetworkOptions,
+    ViewOptions,
+    DataOptions,
+):
+    """Options of a pretraining run."""
+
+
+@dataclass(frozen=True)
+class MixCoConfig(MixingOptions, PretrainConfig):
+    """Options of a pretraining run with mixtures."""

@@ -1,0 +1,39 @@
+"""Where the recipes are, and how to load one."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def recipes_folder() -> Path:
+    """Returns the folder of the recipes: in the installed package, or beside it in a clone."""
+    package = Path(__file__).parents[1]
+    installed = package / "recipes"
+    return installed if installed.is_dir() else package.parent / "recipes"
+
+
+def load_page(name_or_path: str | Path) -> Any:
+    """Runs the file of a recipe, or of another command, and returns its module.
+
+    Args:
+        name_or_path: A name, such as ``moco``, or the path of a Python file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".py":
+        path = recipes_folder() / f"{name_or_path}.py"
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no recipe {str(name_or_path)!r}: {path} is missing.")
+    name = f"mixco_lightly_page_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,184 @@
+"""The end of a run: export, curves, figures, summary.json."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from datetime import timedelta
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import pytorch_lightning as pl
+import torch
+
+from mixco_lightly.backbones.backbone import Backbone
+from mixco_lightly.backbones.export import export_backbone, load_backbone
+from mixco_lightly.backbones.multi_exit import MultiExitBackbone
+from mixco_lightly.evaluation.evaluator import Extraction, evaluate_parts
+from mixco_lightly.evaluation.figures import RANDOM_INIT, summarise
+from mixco_lightly.evaluation.probe_result import ProbeResult
+from mixco_lightly.evaluation.tables import list_results
+from mixco_lightly.files import replace_file
+from mixco_lightly.training.command_line import print_table
+from mixco_lightly.training.diagnosis import find_below_random, find_chance
+from mixco_lightly.training.metrics import draw_curves
+from mixco_lightly.training.open_data import RunImages
+from mixco_lightly.training.options import MixingOptions, PretrainConfig
+from mixco_lightly.training.progress import Speed
+from mixco_lightly.training.recipe import Recipe
+from mixco_lightly.training.resolve import create_initial_backbone
+
+Config = TypeVar("Config", bound=PretrainConfig)
+Results = Mapping[str, Mapping[str, ProbeResult]]
+
+
+class EvaluateNetwork(Protocol):
+    """Measures the parts of a network on the run's images, by its protocols."""
+
+    def __call__(self, network: Backbone | MultiExitBackbone) -> tuple[Results, Extraction]:
+        """Returns the results by part and protocol, the backbone's first; and the features."""
+
+
+def finish(
+    recipe: Recipe[Config],
+    config: Config,
+    images: RunImages,
+    model: pl.LightningModule,
+    speed: Speed,
+    device: torch.device,
+    negatives: int | None,
+    *,
+    is_measured: bool,
+) -> dict[str, Any]:
+    """Exports the backbone, measures it beside its initialisation, and writes the summary.
+
+    Args:
+        recipe: The recipe.
+        config: The completed options.
+        images: The run's images.
+        model: The trained model.
+        speed: What the training took.
+        device: Where to compute.
+        negatives: Number of negatives of a query, if the recipe counts them.
+        is_measured: Whether there is something to measure.
+
+    Returns:
+        What summary.json has.
+    """
+    run = Path(config.output_dir)
+    export = partial(
+        export_backbone,
+        directory=run,
+        mean=images.facts.mean,
+        std=images.facts.std,
+        training={"method": recipe.method, **asdict(config)},
+    )
+    export(model)
+    draw_curves(run)
+
+    # The exported backbone is measured; it is not compiled.
+    backbone = load_backbone(run)
+    own: Results = {}
+    initial: Mapping[str, ProbeResult] = {}
+    if is_measured:
+        evaluate = evaluator_of(config, images, device)
+        own = measure(recipe, model, backbone, evaluate)
+        if config.random_init:
+            plain = replace(config, pretrained=False)
+            start = create_initial_backbone(plain, backbone.image_size, config.seed)
+            initial = evaluate(start)[0]["backbone"]
+    summary: dict[str, Any] = {
+        **summarise({**own, RANDOM_INIT: initial}),
+        "images_per_second": speed.images / speed.seconds,
+        "epochs": config.epochs,
+        "seconds": speed.seconds,
+        "peak_megabytes": speed.peak_megabytes,
+        "versions": package_versions(),
+    }
+    export(backbone, metrics=summary)
+    with replace_file(run / "summary.json") as file:
+        file.write((json.dumps(summary, indent=2) + "\n").encode())
+    report(recipe, config, own, initial, speed, negatives)
+    return summary
+
+
+def evaluator_of(
+    config: PretrainConfig, images: RunImages, device: torch.device
+) -> EvaluateNetwork:
+    """Returns the function that measures a network with the run's options.
+
+    Precision and batch size are evaluate.py's defaults, whatever those of the training, so that
+    evaluate.py finds the same figures.
+    """
+    assert config.image_size is not None
+    assert config.num_workers is not None
+    assert images.test is not None
+    return partial(
+        evaluate_parts,
+        images=images.train,
+        test_images=images.test,
+        facts=images.facts,
+        protocols=config.protocol,
+        image_size=config.image_size,
+        num_workers=config.num_workers,
+        knn_k=config.knn_k,
+        seed=config.seed,
+        device=device,
+    )
+
+
+def measure(
+    recipe: Recipe[Config],
+    model: pl.LightningModule,
+    backbone: Backbone,
+    evaluate: EvaluateNetwork,
+) -> Results:
+    """Measures the trained model's parts, the backbone first."""
+    if recipe.measure is not None:
+        return recipe.measure(model, backbone, evaluate)
+    results, _ = evaluate(backbone)
+    return results
+
+
+def package_versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that decide a training."""
+    packages = ("mixco-lightly", "torch", "lightly", "timm", "pytorch-lightning")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def report(
+    recipe: Recipe[Any],
+    config: PretrainConfig,
+    own: Results,
+    initial: Mapping[str, ProbeResult],
+    speed: Speed,
+    negatives: int | None,
+) -> None:
+    """Prints the figures as a table, and what they say about the run."""
+    run = Path(config.output_dir)
+    names = {part: part.replace("_", " ") for part in own}
+    if isinstance(config, MixingOptions) and recipe.measure is None:
+        names["backbone"] = "MixCo" if config.mix_weight > 0 else "plain"
+    rows = {f"{recipe.method}, {names[part]}": results for part, results in own.items()}
+    if initial:
+        rows["random initialisation"] = initial
+    if rows:
+        title = f"{config.dataset}, test images, after {config.epochs} epochs"
+        listing = list_results("backbone", rows)
+        print_table(title, listing.columns, listing.rows)
+        print("".join(f"{note}\n" for note in listing.notes), end="")
+    findings = []
+    if negatives is not None:
+        findings.append(find_chance(run, config.epochs, config.epochs, negatives))
+    if initial:
+        findings.append(find_below_random(own["backbone"], initial))
+    print("".join(f"{line}\n" for line in findings if line), end="")
+    print(
+        f"Trained for {timedelta(seconds=round(speed.seconds))} at "
+        f"{speed.images / speed.seconds:,.0f} images/s, with at most "
+        f"{speed.peak_megabytes / 1e3:,.1f} GB of memory. Everything is in {run}."
+    )

@@ -1,0 +1,73 @@
+"""What importing the backbones loads, and the old place of the export functions."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import mixco_lightly
+
+PACKAGE = Path(mixco_lightly.__file__).parent
+# None of these is needed to build, export or load a backbone. Lightning takes half a second.
+HEAVY = {
+    "jsonargparse",
+    "kornia",
+    "lightning",
+    "matplotlib",
+    "pytorch_lightning",
+    "rich",
+    "sklearn",
+}
+
+
+def run(code):
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+
+
+def test_backbones_are_built_and_exported_without_heavy_packages():
+    code = (
+        "import sys\n"
+        "import mixco_lightly.backbones\n"
+        "print('torch' in sys.modules)\n"  # names are loaded on first use
+        "from mixco_lightly.backbones import MultiExitBackbone, create_backbone\n"
+        "from mixco_lightly.backbones import export_backbone, load_backbone\n"
+        "create_backbone('test_resnet', image_size=32)\n"
+        "print(*sys.modules)"
+    )
+    torch_is_loaded, modules = run(code).stdout.splitlines()
+    assert torch_is_loaded == "False"
+    assert "timm" in modules.split()
+    assert not HEAVY & set(modules.split())
+
+
+def test_the_old_place_of_the_export_works_and_warns_once():
+    code = (
+        "import warnings\n"
+        "warnings.simplefilter('always')\n"
+        "from mixco_lightly.export import CONFIG_NAME, WEIGHTS_NAME, read_config\n"
+        "from mixco_lightly.export import export_backbone, load_backbone\n"
+        "import mixco_lightly.export\n"
+        "from mixco_lightly import backbones\n"
+        "assert export_backbone is backbones.export_backbone\n"
+        "assert load_backbone is backbones.load_backbone\n"
+        "print(CONFIG_NAME, WEIGHTS_NAME, read_config.__name__)\n"
+    )
+    result = run(code)
+    assert result.stdout.split() == ["backbone.json", "backbone.safetensors", "read_config"]
+    assert result.stderr.count("DeprecationWarning") == 1
+    # The warning points at the user's import.
+    assert "<string>:3: DeprecationWarning: mixco_lightly.export will be" in result.stderr
+    assert "mixco_lightly.backbones" in result.stderr
+
+
+def test_nothing_in_the_package_uses_the_old_place():
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            imported = []
+            if isinstance(node, ast.Import):
+                imported = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                imported = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            assert "mixco_lightly.export" not in imported, path
