@@ -39,23 +39,11 @@ the files; results with other settings are replaced only with --overwrite.
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports, which take seconds
-    from mixco_lightly.training.interrupts import end_in_one_line
-
-    end_in_one_line()
-
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
-from mixco_lightly.backbones.description import read_config
-from mixco_lightly.data.catalogue import get_dataset
-from mixco_lightly.data.images import LabelledImages
-from mixco_lightly.evaluation.evaluator import choose_device, extract, measure
 from mixco_lightly.evaluation.protocols import (
     DEFAULT_PROTOCOLS,
     FineTuning,
@@ -64,22 +52,14 @@ from mixco_lightly.evaluation.protocols import (
     ProtocolName,
     create_protocols,
 )
-from mixco_lightly.evaluation.records import Record, Report, add_record, complete_record
-from mixco_lightly.evaluation.subjects import (
-    Subject,
-    create_subjects,
-    describe_subject,
-    match_sources,
-    open_images,
-    open_runs,
-)
-from mixco_lightly.evaluation.tables import list_records
 from mixco_lightly.training.command_line import parse_options, print_table
 from mixco_lightly.training.errors import fail_in_one_line
+from mixco_lightly.training.interrupts import end_in_one_line
 from mixco_lightly.training.option_types import NonNegativeInt, PositiveFloat, PositiveInt
-from mixco_lightly.training.resolve import choose_dataset
 
 if TYPE_CHECKING:
+    from mixco_lightly.data.images import LabelledImages
+    from mixco_lightly.evaluation.subjects import Source, Subject
     from mixco_lightly.studies.exit_information import Checkpoints
 
 
@@ -121,8 +101,7 @@ class ImageOptions:
         label_fractions: Fractions of the training images whose labels are used, in (0, 1], the
             same fraction of every class. The seed alone decides which; a larger fraction contains
             a smaller one. All protocols use the same images, and all test images are tested.
-        image_size: Height and width of the images in pixels. Default: the backbone's; with
-            --backbone the dataset's.
+        image_size: Image height and width. Default: the backbone's; with --backbone the dataset's.
     """
 
     dataset: list[str] = field(default_factory=list)
@@ -144,8 +123,7 @@ class ProtocolOptions:
         knn_k: Number of neighbours of knn.
         paper_epochs: Epochs of paper.
         paper_learning_rate: Initial learning rate of paper.
-        finetune_epochs: Epochs of finetune. The default is Lightly's; SimCLR uses 60 with 1% of
-            the labels.
+        finetune_epochs: Epochs of finetune, by default Lightly's. SimCLR uses 60 for 1% of labels.
         finetune_learning_rate: Highest learning rate of finetune, for batches of 256.
         step_size: Images in a training step of paper and finetune.
         information_steps: Training steps of each critic of mutual-information.
@@ -170,8 +148,7 @@ class RunOptions:
     Args:
         batch_size: Images in a batch of the feature extraction and of the tests.
         num_workers: Processes that load images. Default: the number of processors, 8 at most.
-        seed: Seed of the protocols and of the label fractions, and of the random weights with
-            --backbone.
+        seed: Seed of protocols and label fractions, and of random weights with --backbone.
         device: Where to compute, such as cpu or cuda. Default: cuda if there is one.
         precision: Precision of the networks. The default float32 is the precision in which every
             run is evaluated at its end; 16-mixed and bf16-mixed are faster on a GPU.
@@ -196,16 +173,28 @@ class EvaluateConfig(RunOptions, ProtocolOptions, ImageOptions, BackboneOptions)
 
 def main() -> None:
     """Evaluates backbones on datasets."""
+    end_in_one_line()
     config = parse_options(EvaluateConfig, __doc__)
-    # Hides what Lightning says about itself; warnings still come through.
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    # Functions import what takes seconds, so that --help and a wrong option answer at once.
+    from mixco_lightly.training.trainer import quieten_lightning
+
+    quieten_lightning()
     with fail_in_one_line():
         evaluate(config)
 
 
 def evaluate(config: EvaluateConfig) -> None:
     """Opens everything, checks it, and then measures, prints and writes."""
-    device = choose_device(config.device, config.precision)
+    from mixco_lightly.evaluation.evaluator import choose_device, extract, measure
+    from mixco_lightly.evaluation.records import Record, Report, add_record, complete_record
+    from mixco_lightly.evaluation.subjects import describe_subject, open_images
+    from mixco_lightly.evaluation.tables import list_records
+
+    common: dict[str, Any] = {
+        "num_workers": config.num_workers,
+        "device": choose_device(config.device, config.precision),
+        "precision": config.precision,
+    }
     known = create_protocols(
         knn_k=config.knn_k,
         paper_epochs=config.paper_epochs,
@@ -217,7 +206,15 @@ def evaluate(config: EvaluateConfig) -> None:
     names = [name for name in dict.fromkeys(config.protocol) if name != "mutual-information"]
     protocols = [known[name] for name in names]
     fractions = list(dict.fromkeys(config.label_fractions))
-    subjects = open_subjects(config)
+    sources = choose_sources(config)
+    opened = open_images(
+        sources,
+        label_fractions=fractions,
+        download=config.download,
+        keep_decoded=config.keep_decoded,
+        max_broken_images=config.max_broken_images,
+    )
+    subjects = open_subjects(config, sources)
     runs: list[Checkpoints] = []
     if "mutual-information" in config.protocol:
         from mixco_lightly.studies.exit_evaluation import open_exits
@@ -232,20 +229,13 @@ def evaluate(config: EvaluateConfig) -> None:
         if not config.overwrite:
             reports[subject.folder].check_settings(plan.values())
         plans.append(plan)
-    opened = open_images(
-        [subject.source for subject in subjects],
-        label_fractions=fractions,
-        download=config.download,
-        keep_decoded=config.keep_decoded,
-        max_broken_images=config.max_broken_images,
-    )
     folders = sorted(folder for folder in reports if folder is not None)
     for folder in folders:
         # Now, so that results are not lost because a folder cannot be created.
         folder.mkdir(parents=True, exist_ok=True)
 
     for subject, checkpoints in zip(subjects, runs, strict=False):
-        measure_information(subject, checkpoints, opened[subject.source], config, device)
+        measure_information(subject, checkpoints, opened[subject.source], config, common)
     if not protocols:
         return
     records: list[Record] = []
@@ -255,20 +245,16 @@ def evaluate(config: EvaluateConfig) -> None:
             *opened[subject.source],
             subject.facts,
             image_size=subject.image_size,
-            num_workers=config.num_workers,
             batch_size=config.batch_size,
-            device=device,
-            precision=config.precision,
+            **common,
         )
         for measurement in measure(
             extraction,
             protocols,
-            num_workers=config.num_workers,
             label_fractions=fractions,
             seed=config.seed,
-            device=device,
-            precision=config.precision,
             title=f"{subject.name}, {subject.source.name}, ",
+            **common,
         ):
             record = plan[measurement.label_fraction, measurement.protocol.name]
             add_record(records, complete_record(record, measurement))
@@ -280,8 +266,8 @@ def evaluate(config: EvaluateConfig) -> None:
         print(f"Written to {folder / 'evaluation.md'} and evaluation.json.")
 
 
-def open_subjects(config: EvaluateConfig) -> list[Subject]:
-    """Opens every backbone for every dataset; ValueError if options contradict each other."""
+def choose_sources(config: EvaluateConfig) -> list[Source]:
+    """Chooses the datasets; ValueError if options contradict each other."""
     if bool(config.backbone_dir) == bool(config.backbone):
         raise ValueError("Give either --backbone_dir (a run or an export) or --backbone (timm).")
     if config.random_init and config.backbone:
@@ -292,13 +278,24 @@ def open_subjects(config: EvaluateConfig) -> list[Subject]:
             raise ValueError(f"{what} reads a run: give --backbone_dir, not --backbone.")
         if len(config.backbone_dir) > 1 and config.output_dir:
             raise ValueError(f"{what} writes beside each of several runs: leave out --output_dir.")
-    output_dir = Path(config.output_dir) if config.output_dir else None
+    from mixco_lightly.backbones.description import read_config
+    from mixco_lightly.data.catalogue import get_dataset
+    from mixco_lightly.evaluation.subjects import match_sources
+    from mixco_lightly.training.resolve import choose_dataset
+
     trainings = [read_config(folder).get("training", {}) for folder in config.backbone_dir]
     first = trainings[0] if trainings else {}
     names = config.dataset or [str(first.get("dataset", "digits"))]
     if not config.dataset and config.data_dir and get_dataset(names[0]).is_embedded:
         names = [choose_dataset(None, folder)[0] for folder in config.data_dir]
-    sources = match_sources(names, config.data_dir or [str(first.get("data_dir", "data"))])
+    return match_sources(names, config.data_dir or [str(first.get("data_dir", "data"))])
+
+
+def open_subjects(config: EvaluateConfig, sources: Sequence[Source]) -> list[Subject]:
+    """Opens every backbone for every dataset."""
+    from mixco_lightly.evaluation.subjects import create_subjects, open_runs
+
+    output_dir = Path(config.output_dir) if config.output_dir else None
     if config.backbone:
         return create_subjects(
             config.backbone,
@@ -323,7 +320,7 @@ def measure_information(
     checkpoints: Checkpoints,
     images: Sequence[LabelledImages],
     config: EvaluateConfig,
-    device: torch.device,
+    common: dict[str, Any],
 ) -> None:
     """Measures the exits at each checkpoint of a run, writes and prints the figures."""
     from mixco_lightly.studies.exit_evaluation import measure_exits
@@ -338,10 +335,8 @@ def measure_information(
         steps=config.information_steps,
         overwrite=config.overwrite,
         batch_size=config.batch_size,
-        num_workers=config.num_workers,
         seed=config.seed,
-        device=device,
-        precision=config.precision,
+        **common,
     )
     print_table(f"{subject.name}, {subject.source.name}", COLUMNS, list(iterate_cells(rows)))
     print(f"Written to {folder / 'mutual_information.md'}, .json and .png.")

@@ -412,9 +412,8 @@ MUTANTS = [
     ),
     Mutant(
         "a run is evaluated in its training precision", "mixco_lightly/training/pretraining.py",
-        '        "keep_decoded": config.keep_decoded,\n        "max_broken',
-        '        "precision": config.precision,\n        "keep_decoded": config.keep_decoded,\n'
-        '        "max_broken', PRECISION,
+        '        "knn_k": config.knn_k,\n',
+        '        "precision": config.precision,\n        "knn_k": config.knn_k,\n', PRECISION,
     ),
 ]  # fmt: skip
 
