@@ -18,22 +18,16 @@ seconds depend on the machine.
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports, which take seconds
-    from mixco_lightly.training.interrupts import end_in_one_line
-
-    end_in_one_line()
-
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mixco_lightly.studies.execute import run_all, start_in_background, write_command
 from mixco_lightly.studies.plan import Study, check_study_file, plan_runs
 from mixco_lightly.studies.report import notes, read_results, tabulate, write_report
-from mixco_lightly.studies.results import is_finished, write_results
 from mixco_lightly.training.command_line import parse_options, print_table
 from mixco_lightly.training.errors import fail_in_one_line
+from mixco_lightly.training.interrupts import end_in_one_line
 from mixco_lightly.training.option_types import PositiveInt
 from mixco_lightly.training.recipe import load_recipe
 from mixco_lightly.training.recipe_files import load_page
@@ -67,6 +61,9 @@ def find_config_classes() -> tuple[dict[str, type[Any]], type[Any]]:
 
 def run_study(config: CompareConfig, output_dir: Path) -> None:
     """Makes or resumes the runs of a study; ends the program if it goes to the background."""
+    from mixco_lightly.studies.execute import run_all, start_in_background, write_command
+    from mixco_lightly.studies.results import is_finished, write_results
+
     runs = plan_runs(config, output_dir, *find_config_classes())
     if output_dir.exists() and any(output_dir.iterdir()) and not config.resume:
         raise FileExistsError(
@@ -96,6 +93,7 @@ def run_study(config: CompareConfig, output_dir: Path) -> None:
 
 def main() -> None:
     """Runs a study, or goes on with it, and prints its table."""
+    end_in_one_line()
     config = parse_options(CompareConfig, __doc__, check_study_file)
     output_dir = Path(config.output_dir)
     with fail_in_one_line():

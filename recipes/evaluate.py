@@ -39,21 +39,11 @@ the files; results with other settings are replaced only with --overwrite.
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports, which take seconds
-    from mixco_lightly.training.interrupts import end_in_one_line
-
-    end_in_one_line()
-
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mixco_lightly.backbones.description import read_config
-from mixco_lightly.data.catalogue import get_dataset
-from mixco_lightly.data.images import LabelledImages
-from mixco_lightly.evaluation.evaluator import choose_device, extract, measure
 from mixco_lightly.evaluation.protocols import (
     DEFAULT_PROTOCOLS,
     FineTuning,
@@ -62,23 +52,14 @@ from mixco_lightly.evaluation.protocols import (
     ProtocolName,
     create_protocols,
 )
-from mixco_lightly.evaluation.records import Record, Report, add_record, complete_record
-from mixco_lightly.evaluation.subjects import (
-    Source,
-    Subject,
-    create_subjects,
-    describe_subject,
-    match_sources,
-    open_images,
-    open_runs,
-)
-from mixco_lightly.evaluation.tables import list_records
 from mixco_lightly.training.command_line import parse_options, print_table
 from mixco_lightly.training.errors import fail_in_one_line
+from mixco_lightly.training.interrupts import end_in_one_line
 from mixco_lightly.training.option_types import NonNegativeInt, PositiveFloat, PositiveInt
-from mixco_lightly.training.resolve import choose_dataset
 
 if TYPE_CHECKING:
+    from mixco_lightly.data.images import LabelledImages
+    from mixco_lightly.evaluation.subjects import Source, Subject
     from mixco_lightly.studies.exit_information import Checkpoints
 
 
@@ -192,15 +173,23 @@ class EvaluateConfig(RunOptions, ProtocolOptions, ImageOptions, BackboneOptions)
 
 def main() -> None:
     """Evaluates backbones on datasets."""
+    end_in_one_line()
     config = parse_options(EvaluateConfig, __doc__)
-    # Hides what Lightning says about itself; warnings still come through.
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    # Functions import what takes seconds, so that --help and a wrong option answer at once.
+    from mixco_lightly.training.trainer import quieten_lightning
+
+    quieten_lightning()
     with fail_in_one_line():
         evaluate(config)
 
 
 def evaluate(config: EvaluateConfig) -> None:
     """Opens everything, checks it, and then measures, prints and writes."""
+    from mixco_lightly.evaluation.evaluator import choose_device, extract, measure
+    from mixco_lightly.evaluation.records import Record, Report, add_record, complete_record
+    from mixco_lightly.evaluation.subjects import describe_subject, open_images
+    from mixco_lightly.evaluation.tables import list_records
+
     common: dict[str, Any] = {
         "num_workers": config.num_workers,
         "device": choose_device(config.device, config.precision),
@@ -289,6 +278,11 @@ def choose_sources(config: EvaluateConfig) -> list[Source]:
             raise ValueError(f"{what} reads a run: give --backbone_dir, not --backbone.")
         if len(config.backbone_dir) > 1 and config.output_dir:
             raise ValueError(f"{what} writes beside each of several runs: leave out --output_dir.")
+    from mixco_lightly.backbones.description import read_config
+    from mixco_lightly.data.catalogue import get_dataset
+    from mixco_lightly.evaluation.subjects import match_sources
+    from mixco_lightly.training.resolve import choose_dataset
+
     trainings = [read_config(folder).get("training", {}) for folder in config.backbone_dir]
     first = trainings[0] if trainings else {}
     names = config.dataset or [str(first.get("dataset", "digits"))]
@@ -299,6 +293,8 @@ def choose_sources(config: EvaluateConfig) -> list[Source]:
 
 def open_subjects(config: EvaluateConfig, sources: Sequence[Source]) -> list[Subject]:
     """Opens every backbone for every dataset."""
+    from mixco_lightly.evaluation.subjects import create_subjects, open_runs
+
     output_dir = Path(config.output_dir) if config.output_dir else None
     if config.backbone:
         return create_subjects(

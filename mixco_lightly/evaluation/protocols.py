@@ -11,14 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
-
-from mixco_lightly.evaluation.exit_probe import average_scores
-from mixco_lightly.evaluation.features import Features
-from mixco_lightly.evaluation.knn import knn_probe
-from mixco_lightly.evaluation.linear import linear_scores
 from mixco_lightly.evaluation.probe_result import (
     EpochResults,
     ProbeResult,
@@ -26,7 +18,13 @@ from mixco_lightly.evaluation.probe_result import (
     rank_scores,
 )
 
-if TYPE_CHECKING:  # its module imports timm, and options need the names below
+# The commands' options need the names below: --help must not wait for torch.
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.utils.data import Dataset
+
+    from mixco_lightly.evaluation.features import Features
     from mixco_lightly.evaluation.parts import Part
 
 # The names for options, whose types cannot be computed.
@@ -127,6 +125,8 @@ class LinearProbe(Protocol):
 
     def measure(self, part: Part, setup: Setup) -> Outcome:
         """Trains and tests the classifier."""
+        from mixco_lightly.evaluation.linear import linear_scores
+
         reason = _why_no_choice(part.train)
         scores, note = linear_scores(
             part.train,
@@ -141,6 +141,8 @@ class LinearProbe(Protocol):
 
     def measure_ensemble(self, parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Outcome:
         """Averages the classifiers' scores."""
+        from mixco_lightly.evaluation.exit_probe import average_scores
+
         scores = [outcome.scores for outcome in outcomes if outcome.scores is not None]
         result = average_scores(scores, parts[0].test.targets)
         reason = _why_no_choice(parts[0].train)
@@ -206,6 +208,8 @@ class NearestNeighbours(Protocol):
 
     def measure(self, part: Part, setup: Setup) -> Outcome:
         """Classifies the test features by their neighbours."""
+        from mixco_lightly.evaluation.knn import knn_probe
+
         return Outcome(knn_probe(part.train, part.test, k=self.k))
 
 

@@ -91,7 +91,12 @@ class OptionParser(ArgumentParser):
         **kwargs: Any,
     ) -> None:
         # An abbreviation could mean another option.
-        super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **kwargs)
+        super().__init__(
+            formatter_class=_HelpFormatter,
+            allow_abbrev=False,
+            usage="%(prog)s [options]",  # argparse would list them all before the description
+            **kwargs,
+        )
         self.config_class = config_class
         self.check_file = check_file
         self.types = get_type_hints(config_class, include_extras=True)
