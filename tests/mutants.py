@@ -258,7 +258,7 @@ MUTANTS = [
     ),
     Mutant(
         "the processes draw the same", _DATA,
-        "SeedSequence((self.config.seed, epoch, rank))", "SeedSequence((self.config.seed, epoch))",
+        "SeedSequence((self.seed, epoch, rank))", "SeedSequence((self.seed, epoch))",
         DEVICES,
     ),
     # SelfCon's loss

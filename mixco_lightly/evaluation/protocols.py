@@ -33,9 +33,9 @@ ProtocolName = Literal["torch", "sklearn", "knn", "paper", "finetune"]
 # Backbones need different learning rates, so the torch probe chooses one of these on a tenth of the
 # training features.
 LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-# The scikit-learn probe chooses one of these in the same way. The last is nearly scikit-learn's
-# default; few labels and many features need a stronger penalty. With a larger C the fit takes
-# longer and overfits.
+# The scikit-learn probe chooses one of these in the same way. The last is scikit-learn's default;
+# few labels and many features need a stronger penalty. With a larger C the fit takes longer and
+# overfits.
 C_VALUES = (0.0001, 0.001, 0.01, 0.1, 1.0)
 
 

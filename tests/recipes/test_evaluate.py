@@ -1,6 +1,5 @@
 """recipes/evaluate.py, called in this process."""
 
-import importlib
 import json
 import os
 from pathlib import Path
@@ -14,18 +13,11 @@ from mixco_lightly import create_backbone, export_backbone, extract_features, kn
 from mixco_lightly.data.catalogue import create_dataset, get_dataset
 from mixco_lightly.data.subset import choose_part
 from mixco_lightly.data.transforms import create_test_transform
-from mixco_lightly.evaluation import image_probes, protocols
+from mixco_lightly.evaluation import evaluator, image_probes, knn, linear
 from mixco_lightly.evaluation.records import write_report
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 QUICK = ["--num_workers", 0, "--knn_k", 3, "--paper_epochs", 3, "--finetune_epochs", 2]
 ALL = ["--protocol", "torch", "sklearn", "knn", "paper", "finetune"]
-
-
-@pytest.fixture
-def recipe(monkeypatch):
-    monkeypatch.syspath_prepend(str(RECIPES))
-    return importlib.import_module("evaluate")
 
 
 def make_folder(path, size, num_classes, count=(12, 6)):
@@ -157,15 +149,15 @@ def test_all_protocols_and_backbones_are_given_the_same_part_of_the_labels(
         function = getattr(module, name)
 
         def call(*args, **kwargs):
-            train = args[0] if module is protocols else args[1]
+            train = args[1] if module is image_probes else args[0]
             given.append(train.targets.tolist() if hasattr(train, "targets") else train.indices)
             return function(*args, **kwargs)
 
         monkeypatch.setattr(module, name, call)
 
     for module, name in [
-        (protocols, "linear_scores"),
-        (protocols, "knn_probe"),
+        (linear, "linear_scores"),
+        (knn, "knn_probe"),
         (image_probes, "paper_probe"),
         (image_probes, "finetune_probe"),
     ]:
@@ -217,7 +209,7 @@ def test_finetuning_first_changes_nothing_for_the_protocols_after_it(run, image_
 
 
 def test_results_are_added_and_those_of_other_settings_kept_unless_overwritten(
-    run, image_folder, evaluate, monkeypatch, recipe
+    run, image_folder, evaluate, monkeypatch
 ):
     images = ["--dataset", "imagefolder", "--data_dir", image_folder, *QUICK]
     options = ["--backbone_dir", run, *images]
@@ -239,7 +231,7 @@ def test_results_are_added_and_those_of_other_settings_kept_unless_overwritten(
 
     # Another setting, and other weights, are found out before anything is measured.
     with monkeypatch.context() as patch:
-        patch.delattr(recipe, "measure")
+        patch.setattr(evaluator, "extract", lambda *_, **__: pytest.fail("it measures"))
         code, _, error = evaluate(*options, "--protocol", "knn", "--knn_k", 4)
         assert code == 1
         assert "knn" in error
@@ -262,7 +254,7 @@ def test_an_interrupted_evaluation_keeps_what_it_has_measured(
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(protocols, "knn_probe", interrupt)
+    monkeypatch.setattr(knn, "knn_probe", interrupt)
     files = {path.name for path in run.iterdir()}
     options = ["--dataset", "imagefolder", "--data_dir", image_folder, *QUICK]
     with pytest.raises(KeyboardInterrupt):
