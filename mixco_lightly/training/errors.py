@@ -37,7 +37,9 @@ def fail_in_one_line(
     """
     try:
         yield
-    except (RuntimeError, *errors) as error:
-        if not isinstance(error, errors) and not is_out_of_memory(error):
+    except errors as error:
+        sys.exit(error_line(error))
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
             raise
         sys.exit(error_line(error))
