@@ -1,4 +1,4 @@
-"""Names of a package that load their module on first use."""
+"""Exports of a package whose modules load on first use."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ def lazy_exports(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """Returns a package's ``__getattr__``, ``__dir__`` and ``__all__``.
 
-    A name's module is imported when the name is first used. So ``import mixco_lightly.training``
-    takes milliseconds, and ``--help`` does not wait for torch.
+    The first use of a name imports its module. So ``import mixco_lightly.training`` takes
+    milliseconds, and ``--help`` does not wait for torch.
 
     Args:
         package: The package's ``__name__``.
-        **modules: For each module of the package the names it exports, separated by spaces. No
-            name may be that of a module, which would take its place.
+        **modules: For each module of the package, the names it exports, separated by spaces. A name
+            must not be that of a module: importing the module would replace it.
 
     Examples:
         >>> from mixco_lightly.lazy import lazy_exports

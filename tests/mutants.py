@@ -44,6 +44,7 @@ OPTIONS = ("tests/training/test_resume.py", "-k", "options")
 KILLS_MOCO = ("tests/training/test_resume.py", "-k", "two_kills and moco")
 KILLS_WORKERS = ("tests/training/test_resume.py", "-k", "two_kills and simclr")
 DEVICES = ("tests/training/test_devices.py", "-k", "simclr_on_two_processes")
+COMMAND_LINE = ("tests/training/test_command_line.py", "-k", "not ctrl_c")
 EXPORT = ("tests/backbones/test_export.py",)
 ON_GPU = ("tests/loss/test_on_pretended_gpu.py",)
 AUGMENTED_ON_GPU = ("tests/data/test_device_transforms.py", "-k", "gpu")
@@ -64,6 +65,7 @@ _MOCO = "mixco_lightly/models/moco.py"
 _SIMCLR = "mixco_lightly/models/simclr.py"
 _DATA = "mixco_lightly/training/data_module.py"
 _RUN = "mixco_lightly/training/run_folder.py"
+_PARSER = "mixco_lightly/training/option_parser.py"
 _METRICS = "mixco_lightly/training/metrics.py"
 
 
@@ -405,6 +407,23 @@ MUTANTS = [
         "small stems are exported under timm's names", "mixco_lightly/backbones/export.py",
         "not fit.removed and fit.patch_size is None and kwargs", "kwargs",
         (*EXPORT, "-k", "small_stem"),
+    ),
+    Mutant(
+        "a number's range is not checked", _PARSER, "    PositiveInt: checked.PositiveInt,\n", "",
+        COMMAND_LINE,
+    ),
+    Mutant(
+        "a child's option leaves its parent's group", _PARSER, " and x.name not in seen]", "]",
+        COMMAND_LINE,
+    ),
+    Mutant(
+        "a preset wins over a file of its name", _PARSER,
+        "if os.path.isdir(values) or not (is_yaml or os.path.exists(values)):",
+        "if not is_yaml and not os.path.isabs(values):", COMMAND_LINE,
+    ),
+    Mutant(
+        "a further process would run without options", "mixco_lightly/__main__.py",
+        "[str(page), *options]", "[str(page)]", COMMAND_LINE,
     ),
     Mutant(
         "folders without test folders are labels", "mixco_lightly/data/image_folder.py",

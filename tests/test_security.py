@@ -20,9 +20,19 @@ SOURCES = sorted(
 )
 FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib", "code"}
 FORBIDDEN_CALLS = {
-    *("eval", "exec", "compile", "__import__", "os.system", "os.popen"),
-    *("yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load"),
-    *("torch.jit.load", "torch.hub.load", "pd.read_pickle"),
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "os.system",
+    "os.popen",
+    "yaml.load",
+    "yaml.load_all",
+    "yaml.full_load",
+    "yaml.unsafe_load",
+    "torch.jit.load",
+    "torch.hub.load",
+    "pd.read_pickle",
 }
 # Calls that are safe with this argument alone.
 NEEDED = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False)}

@@ -433,7 +433,8 @@ def test_ctrl_c_during_the_imports_is_one_line_and_exit_code_130(recipe, tmp_pat
     (tmp_path / "torch.py").write_text(
         "import pathlib, time\npathlib.Path('importing').touch()\ntime.sleep(60)\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": ""}
+    path = os.pathsep.join([str(tmp_path), str(RECIPES.parent)])
+    environment = os.environ | {"PYTHONPATH": path, "PYTHONSAFEPATH": ""}
     process = subprocess.Popen(
         [sys.executable, str(RECIPES / f"{recipe}.py")],
         cwd=tmp_path,
