@@ -10,7 +10,7 @@ if TYPE_CHECKING:
         Extraction as Extraction,
         evaluate_parts as evaluate_parts,
     )
-    from mixco_lightly.evaluation.exit_probe import exit_probe as exit_probe
+    from mixco_lightly.evaluation.exits import exit_probe as exit_probe
     from mixco_lightly.evaluation.features import (
         Features as Features,
         extract_features as extract_features,
@@ -36,7 +36,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     classifiers="measure_classifiers",
     evaluator="Extraction evaluate_parts",
-    exit_probe="exit_probe",
+    exits="exit_probe",
     features="Features extract_features",
     image_probes="finetune_probe paper_probe",
     knn="knn_probe",

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from mixco_lightly.evaluation.exit_probe import average_scores
+from mixco_lightly.evaluation.exits import average_scores
 from mixco_lightly.evaluation.features import Features
 from mixco_lightly.evaluation.probe_result import ProbeResult, rank_scores
 

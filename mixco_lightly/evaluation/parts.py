@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from mixco_lightly.backbones.multi_exit import MultiExitBackbone
 from mixco_lightly.data.batches import in_batches
-from mixco_lightly.evaluation.exit_probe import select_exit
+from mixco_lightly.evaluation.exits import select_exit
 from mixco_lightly.evaluation.features import Features, extract_features
 
 BACKBONE = "backbone"

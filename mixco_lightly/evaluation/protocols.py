@@ -141,7 +141,7 @@ class LinearProbe(Protocol):
 
     def measure_ensemble(self, parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Outcome:
         """Averages the classifiers' scores."""
-        from mixco_lightly.evaluation.exit_probe import average_scores
+        from mixco_lightly.evaluation.exits import average_scores
 
         scores = [outcome.scores for outcome in outcomes if outcome.scores is not None]
         result = average_scores(scores, parts[0].test.targets)

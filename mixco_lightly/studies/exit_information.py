@@ -22,7 +22,7 @@ from rich.progress import Progress
 
 from mixco_lightly.backbones.backbone import Backbone
 from mixco_lightly.backbones.multi_exit import MultiExitBackbone
-from mixco_lightly.evaluation.exit_probe import exit_probe, select_exit
+from mixco_lightly.evaluation.exits import exit_probe, select_exit
 from mixco_lightly.evaluation.features import Features
 from mixco_lightly.evaluation.mutual_information import estimate_mutual_information
 from mixco_lightly.evaluation.parts import StackedExits, extract_datasets

@@ -8,7 +8,7 @@ from mixco_lightly import MultiExitBackbone, ProbeResult, create_backbone, linea
 from mixco_lightly.data.catalogue import create_train_test, get_dataset
 from mixco_lightly.evaluation import protocols
 from mixco_lightly.evaluation.evaluator import evaluate_parts
-from mixco_lightly.evaluation.exit_probe import exit_probe, select_exit
+from mixco_lightly.evaluation.exits import exit_probe, select_exit
 from mixco_lightly.evaluation.figures import RANDOM_INIT, name_figure, summarise
 from mixco_lightly.evaluation.knn import knn_probe
 from mixco_lightly.evaluation.parts import name_parts

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mixco_lightly import Features, linear_probe
-from mixco_lightly.evaluation.exit_probe import exit_probe, select_exit
+from mixco_lightly.evaluation.exits import exit_probe, select_exit
 from mixco_lightly.evaluation.linear import linear_scores
 from mixco_lightly.evaluation.probe_result import rank_scores
 

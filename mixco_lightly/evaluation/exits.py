@@ -40,7 +40,7 @@ def exit_probe(train: Features, test: Features, **options: Any) -> list[ProbeRes
     Examples:
         >>> import torch
         >>> from mixco_lightly import Features
-        >>> from mixco_lightly.evaluation.exit_probe import exit_probe
+        >>> from mixco_lightly.evaluation.exits import exit_probe
         >>> features = torch.eye(4).repeat(8, 1).unsqueeze(1).expand(-1, 2, -1)
         >>> train = Features(features, torch.arange(4).repeat(8))
         >>> [result.top1 for result in exit_probe(train, train, epochs=5)]
