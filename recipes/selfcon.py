@@ -41,7 +41,7 @@ from mixco_lightly import backbones, evaluation, loss, models
 from mixco_lightly.training import MixCoConfig, NonNegativeFloat, PositiveFloat, Recipe
 
 if TYPE_CHECKING:
-    from mixco_lightly.training.summary import EvaluateNetwork, Results
+    from mixco_lightly.training.method import EvaluateNetwork, Results
 
 
 class Objective(NamedTuple):
@@ -238,8 +238,8 @@ def measure(
     network = backbones.MultiExitBackbone.from_backbone(backbone, trained.exits, trained.subnetwork)
     network.load_state_dict(trained.state_dict())
     results, extraction = evaluate(network if network.exits else backbone)
-    skipped = results["backbone"].keys() - results.get("ensemble", results["backbone"]).keys()
-    if skipped:
+    skipped = results["backbone"].keys() - results.get("ensemble", {}).keys()
+    if network.exits and skipped:
         print(
             f"Not measured for the ensemble: {', '.join(sorted(skipped))}. It is the mean of "
             "linear classifiers' scores and has no features of its own."

@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from mixco_lightly import ProbeResult
+from mixco_lightly.evaluation.probe_result import ProbeResult
 from mixco_lightly.evaluation.protocols import PROTOCOL_LABELS
 from mixco_lightly.training.metrics import read_metrics
 

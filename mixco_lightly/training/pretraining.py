@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 import pytorch_lightning as pl
 import torch
@@ -22,6 +22,7 @@ from mixco_lightly.files import WriteError, replace_file
 from mixco_lightly.training.data_module import PretrainData
 from mixco_lightly.training.diagnosis import describe_chance
 from mixco_lightly.training.errors import error_line, fail_in_one_line, is_out_of_memory
+from mixco_lightly.training.method import Config, Method
 from mixco_lightly.training.metrics import create_loggers
 from mixco_lightly.training.open_data import RunImages
 from mixco_lightly.training.options import MixingOptions, PretrainConfig
@@ -33,13 +34,10 @@ from mixco_lightly.training.processes import (
     print_on_rank_zero,
 )
 from mixco_lightly.training.progress import AFTER_DIVERGENCE, NonFiniteLossError, Speed
-from mixco_lightly.training.recipe import Recipe
 from mixco_lightly.training.resolve import resolve
 from mixco_lightly.training.run_folder import checkpoint_path, prepare_run, read_steps
 from mixco_lightly.training.summary import finish
 from mixco_lightly.training.trainer import compile_parts, create_trainer
-
-Config = TypeVar("Config", bound=PretrainConfig)
 
 # What bad input and bad settings raise while a run trains; other errors are faults of the code.
 TRAINING_ERRORS = (ImageError, NonFiniteLossError, WriteError)
@@ -60,7 +58,7 @@ class Run(Generic[Config]):
         negatives: Number of negatives of a query, if the recipe counts them.
     """
 
-    recipe: Recipe[Config]
+    recipe: Method[Config]
     config: Config
     images: RunImages
     data: PretrainData
@@ -80,7 +78,7 @@ class Run(Generic[Config]):
         return self.images.unlabelled if self.config.protocol else "--protocol none"
 
 
-def pretrain(recipe: Recipe[Config], config: Config) -> dict[str, Any]:
+def pretrain(recipe: Method[Config], config: Config) -> dict[str, Any]:
     """Pretrains a backbone, exports it, and compares its features with random initialisation.
 
     Args:
@@ -101,7 +99,7 @@ def pretrain(recipe: Recipe[Config], config: Config) -> dict[str, Any]:
     return measure_and_write(run)
 
 
-def run_command(recipe: Recipe[Config], config: Config, started_as: str) -> None:
+def run_command(recipe: Method[Config], config: Config, started_as: str) -> None:
     """Does what :func:`pretrain` does, for a command: errors end the program in one line.
 
     Args:
@@ -121,7 +119,7 @@ def run_command(recipe: Recipe[Config], config: Config, started_as: str) -> None
         raise SystemExit(1) from error
 
 
-def prepare(recipe: Recipe[Config], config: Config) -> Run[Config]:
+def prepare(recipe: Method[Config], config: Config) -> Run[Config]:
     """Completes the options, opens the data, creates model and trainer, and begins the folder."""
     if recipe.check is not None:
         config = recipe.check(config)
@@ -170,7 +168,7 @@ def prepare(recipe: Recipe[Config], config: Config) -> Run[Config]:
     return run
 
 
-def create_data(recipe: Recipe[Config], config: PretrainConfig, images: RunImages) -> PretrainData:
+def create_data(recipe: Method[Config], config: PretrainConfig, images: RunImages) -> PretrainData:
     """Creates the batches."""
     assert config.image_size is not None
     assert config.num_workers is not None

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any
 
 from mixco_lightly.training.interrupts import end_in_one_line
-from mixco_lightly.training.options import PretrainConfig
+from mixco_lightly.training.method import Config, Method
 from mixco_lightly.training.recipe_files import load_page
-
-if TYPE_CHECKING:
-    import pytorch_lightning as pl
-
-    from mixco_lightly.backbones.backbone import Backbone
-    from mixco_lightly.evaluation.probe_result import ProbeResult
-    from mixco_lightly.training.summary import EvaluateNetwork
-
-Config = TypeVar("Config", bound=PretrainConfig)
 
 
 @dataclass(frozen=True)
-class Recipe(Generic[Config]):
-    """What pretraining needs to know of a method.
+class Recipe(Method[Config]):
+    """A method that is a command: its options, its model, and what pretraining needs to know.
 
     Args:
         method: The method's name. It also names the augmentations, unless ``transform`` does.
@@ -55,20 +45,6 @@ class Recipe(Generic[Config]):
         >>> recipe.config_class().epochs
         30
     """
-
-    method: str
-    config_class: type[Config]
-    create_model: Callable[[Backbone, Config], pl.LightningModule]
-    mixed_views: Sequence[int] = ()
-    num_views: int = 2
-    transform: str | None = None
-    needs_labels: bool = False
-    count_negatives: Callable[[Config], int] | None = None
-    check: Callable[[Config], Config] | None = None
-    specialise: Callable[[Recipe[Config], Config, Sequence[str]], Recipe[Config]] | None = None
-    measure: (
-        Callable[[Any, Backbone, EvaluateNetwork], Mapping[str, Mapping[str, ProbeResult]]] | None
-    ) = None
 
     def main(self) -> None:
         """Pretrains with the options of the command line; an error ends the program in one line.

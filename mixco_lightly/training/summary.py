@@ -10,41 +10,33 @@ from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
 
 from mixco_lightly.backbones.backbone import Backbone
 from mixco_lightly.backbones.export import export_backbone, load_backbone
-from mixco_lightly.backbones.multi_exit import MultiExitBackbone
-from mixco_lightly.evaluation.evaluator import Extraction, evaluate_parts
+from mixco_lightly.evaluation.evaluator import evaluate_parts
 from mixco_lightly.evaluation.figures import RANDOM_INIT, summarise
 from mixco_lightly.evaluation.probe_result import ProbeResult
 from mixco_lightly.evaluation.tables import list_results
 from mixco_lightly.files import replace_file
 from mixco_lightly.training.command_line import print_table
 from mixco_lightly.training.diagnosis import find_below_random, find_chance
+from mixco_lightly.training.method import Config, EvaluateNetwork, Method
 from mixco_lightly.training.metrics import draw_curves
 from mixco_lightly.training.open_data import RunImages
 from mixco_lightly.training.options import MixingOptions, PretrainConfig
 from mixco_lightly.training.progress import Speed
-from mixco_lightly.training.recipe import Recipe
 from mixco_lightly.training.resolve import create_initial_backbone
 
-Config = TypeVar("Config", bound=PretrainConfig)
-Results = Mapping[str, Mapping[str, ProbeResult]]
-
-
-class EvaluateNetwork(Protocol):
-    """Measures the parts of a network on the run's images, by its protocols."""
-
-    def __call__(self, network: Backbone | MultiExitBackbone) -> tuple[Results, Extraction]:
-        """Returns the results by part and protocol, the backbone's first; and the features."""
+if TYPE_CHECKING:
+    from mixco_lightly.training.method import Results
 
 
 def finish(
-    recipe: Recipe[Config],
+    recipe: Method[Config],
     config: Config,
     images: RunImages,
     model: pl.LightningModule,
@@ -132,7 +124,7 @@ def evaluator_of(
 
 
 def measure(
-    recipe: Recipe[Config],
+    recipe: Method[Config],
     model: pl.LightningModule,
     backbone: Backbone,
     evaluate: EvaluateNetwork,
@@ -151,7 +143,7 @@ def package_versions() -> dict[str, str]:
 
 
 def report(
-    recipe: Recipe[Any],
+    recipe: Method[Any],
     config: PretrainConfig,
     own: Results,
     initial: Mapping[str, ProbeResult],

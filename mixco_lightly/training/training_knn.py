@@ -12,9 +12,10 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch.utils.data import DataLoader, Subset
 
-from mixco_lightly import extract_features, knn_probe
 from mixco_lightly.data.batches import in_batches
 from mixco_lightly.data.images import LabelledImages
+from mixco_lightly.evaluation.features import extract_features
+from mixco_lightly.evaluation.knn import knn_probe
 from mixco_lightly.training.processes import print_on_rank_zero
 
 # A forward of a fifth of the images is about 4% of an epoch's work; every fifth epoch, about 1%.
