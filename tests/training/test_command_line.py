@@ -22,6 +22,7 @@ from mixco_lightly.training.option_types import (
 from tests.run_recipe import RECIPES, command
 
 PRESETS = RECIPES / "presets"
+COMMANDS = ["moco", "simclr", "selfcon", "evaluate", "compare", "backbones", "draw_mixtures"]
 
 
 @pytest.fixture
@@ -331,11 +332,17 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 HEAVY = {"torch", "pytorch_lightning", "sklearn", "kornia", "matplotlib", "rich", "timm"}
 
 
-def run_page(tmp_path, *options, before=""):
-    """Runs the page; gives its exit code, its error, and the modules it has loaded."""
+@pytest.fixture
+def mine(tmp_path):
+    """The page as a file."""
     (tmp_path / "mine.py").write_text(PAGE)
+    return tmp_path / "mine.py"
+
+
+def run_page(page, *options, before=""):
+    """Runs a page; gives its exit code, its error, and the modules it has loaded."""
     result = subprocess.run(
-        [sys.executable, "-c", before + LIST_MODULES, tmp_path / "mine.py", *options],
+        [sys.executable, "-c", before + LIST_MODULES, page, *options],
         capture_output=True,
         text=True,
         timeout=120,
@@ -345,17 +352,19 @@ def run_page(tmp_path, *options, before=""):
 
 
 @pytest.mark.parametrize(("option", "expected"), [("--help", 0), ("--epoch", 2)])
-def test_help_and_a_misspelt_option_load_nothing_heavy(option, expected, tmp_path):
-    code, error, modules = run_page(tmp_path, option)
+@pytest.mark.parametrize("recipe", ["mine", *COMMANDS])
+def test_help_and_a_misspelt_option_load_nothing_heavy(recipe, option, expected, mine):
+    page = mine if recipe == "mine" else RECIPES / f"{recipe}.py"
+    code, error, modules = run_page(page, option)
     assert code == expected, error
     assert "jsonargparse" in modules
     assert not modules & HEAVY
 
 
 @pytest.mark.parametrize("module", ["jsonargparse", "docstring_parser", "yaml", "kornia"])
-def test_without_the_extra_a_recipe_ends_in_one_line(module, tmp_path):
+def test_without_the_extra_a_recipe_ends_in_one_line(module, mine):
     hide = f"import sys; sys.modules[{module!r}] = None\n"
-    code, error, _ = run_page(tmp_path, "--help", before=hide)
+    code, error, _ = run_page(mine, "--help", before=hide)
     assert code == 1
     (line,) = error.splitlines()
     name = {"docstring_parser": "docstring-parser", "yaml": "pyyaml"}.get(module, module)
@@ -422,9 +431,6 @@ def test_the_command_runs_a_page_as_a_program_with_its_options(name, monkeypatch
     assert seen["argv"] == command("draw_mixtures", "--pairs", 2)[1:]
     assert seen["path"] == str(page)
     assert seen["run_name"] == "__main__"
-
-
-COMMANDS = ["moco", "simclr", "selfcon", "evaluate", "compare", "backbones", "draw_mixtures"]
 
 
 @pytest.mark.parametrize("recipe", COMMANDS)

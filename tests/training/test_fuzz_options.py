@@ -21,6 +21,7 @@ from collections import Counter
 import pytest
 import yaml
 
+from mixco_lightly.training import command_line
 from tests.run_recipe import RECIPES
 
 BASE = {
@@ -189,35 +190,37 @@ class Harness:
             raise urllib.error.URLError("offline")
 
         self.monkeypatch, self.folder = monkeypatch, folder
-        self.accepted = {}
+        self.accepted, self.parsed = {}, {}
         monkeypatch.setattr(pytorch_lightning.Trainer, "fit", start)
         monkeypatch.setattr("mixco_lightly.evaluation.evaluator.measure", start)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         monkeypatch.setattr(torchvision.datasets.utils, "_urlretrieve", offline)
-        self.record("training.pretraining", "prepare_run", lambda run, options, *_: dict(options))
-        self.record("evaluation.evaluator", "open_subjects", dataclasses.asdict)
+        # A training completes its options; evaluate's are those that the parser returns.
+        pretraining = importlib.import_module("mixco_lightly.training.pretraining")
+        self.wrap(pretraining, "prepare_run", lambda args, _: self.accepted.update(args[1]))
+        self.wrap(command_line, "parse_options", lambda _, config: self.parsed.update(vars(config)))
         (folder / "evil.pth").write_bytes(pickle.dumps(Planted()))
 
-    def record(self, module, function, options_of):
-        module = importlib.import_module(f"mixco_lightly.{module}")
+    def wrap(self, module, function, record):
         inner = getattr(module, function)
 
-        def recorded(*args):
+        def wrapped(*args):
             result = inner(*args)
-            self.accepted = options_of(*args)
+            record(args, result)
             return result
 
-        self.monkeypatch.setattr(module, function, recorded)
+        self.monkeypatch.setattr(module, function, wrapped)
 
     def run(self, recipe, arguments):
         """Gives what is wrong with how the recipe took it; "" if nothing is."""
-        self.accepted = {}
+        self.accepted, self.parsed = {}, {}
         self.monkeypatch.setattr(sys, "argv", [f"{recipe}.py", *arguments])
         out, err = io.StringIO(), io.StringIO()
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 runpy.run_path(str(RECIPES / f"{recipe}.py"), run_name="__main__")
         except Started:
+            self.accepted = self.accepted or self.parsed
             illegal = [
                 f"{name} {value!r}"
                 for name, value in self.accepted.items()
