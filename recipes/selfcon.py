@@ -127,9 +127,13 @@ class SelfConConfig(MixCoConfig):
 def check(config: SelfConConfig) -> SelfConConfig:
     """Returns the options without the exits that the objective does not have.
 
+    Says which protocols do not measure the ensemble.
+
     Raises:
         ValueError: If options do not go with the objective.
     """
+    from mixco_lightly.training.processes import print_on_rank_zero
+
     objective = OBJECTIVES[config.objective]
     if not objective.has_exits:
         config = replace(config, exits=[])
@@ -145,6 +149,13 @@ def check(config: SelfConConfig) -> SelfConConfig:
     if config.subnetwork_weight is not None and (objective.classifies or not objective.has_exits):
         raise ValueError(
             f"--subnetwork_weight is for SelfCon's objectives, not for {config.objective}."
+        )
+    alone = [x for x, protocol in evaluation.PROTOCOLS.items() if not protocol.has_ensemble]
+    alone = [name for name in alone if name in config.protocol]
+    if config.exits and alone:
+        print_on_rank_zero(
+            f"Not measured for the ensemble: {', '.join(alone)}. It is the mean of linear "
+            "classifiers' scores and has no features of its own."
         )
     return config
 
@@ -238,12 +249,6 @@ def measure(
     network = backbones.MultiExitBackbone.from_backbone(backbone, trained.exits, trained.subnetwork)
     network.load_state_dict(trained.state_dict())
     results, extraction = evaluate(network if network.exits else backbone)
-    skipped = results["backbone"].keys() - results.get("ensemble", {}).keys()
-    if network.exits and skipped:
-        print(
-            f"Not measured for the ensemble: {', '.join(sorted(skipped))}. It is the mean of "
-            "linear classifiers' scores and has no features of its own."
-        )
     if not isinstance(model, models.SelfConClassifier):
         return results
     own = evaluation.measure_classifiers(model.classifiers, extraction.test)

@@ -23,6 +23,7 @@ from mixco_lightly.data.tiny_imagenet import TINY_IMAGENET
 DATASETS: dict[str, DatasetSpec] = {
     spec.name: spec for spec in [DIGITS, CIFAR10, CIFAR100, TINY_IMAGENET, IMAGE_FOLDER]
 }
+"""The datasets by name."""
 
 
 def get_dataset(name: str) -> DatasetSpec:

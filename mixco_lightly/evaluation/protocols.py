@@ -328,8 +328,8 @@ def create_protocols(
     return {protocol.name: protocol for protocol in protocols}
 
 
-# With their default settings.
 PROTOCOLS = create_protocols()
+"""The protocols by name, with their default settings."""
 PROTOCOL_LABELS = {name: protocol.label for name, protocol in PROTOCOLS.items()}
 # What evaluate.py and pretraining runs measure by default: features are extracted only once.
 DEFAULT_PROTOCOLS: list[ProtocolName] = ["torch", "sklearn", "knn"]

@@ -96,7 +96,7 @@ def test_there_is_one_preset_to_start_with_for_each_method_and_augmentation():
         assert preset["augmentations"] == ("crop-flip" if "crop-flip" in name else "full")
         recipe = "moco" if "moco" in name else "simclr"
         assert f"python recipes/{recipe}.py --config recipes/presets/{name}.yaml" in read_head(name)
-        assert f"recipes/presets/{name}.yaml" in (RECIPES / f"{recipe}.py").read_text()
+        assert f"--config {name} " in (RECIPES / f"{recipe}.py").read_text()
 
 
 @pytest.mark.parametrize("name", STARTS)

@@ -241,14 +241,14 @@ def test_two_processes_end_with_equal_weights_and_one_summary(image_folder, tmp_
     spy = (
         "import sys, torch\n"
         f"sys.path.insert(0, {str(RECIPES)!r})\n"
-        "import progress\n"
+        "import mixco_lightly.training.progress as progress\n"
         "def write(self, trainer, module):\n"
         "    state = module.state_dict()\n"
         "    kept = {n: x for n, x in state.items() if 'running' not in n and 'num_b' not in n}\n"
         "    torch.save(kept, f'rank{trainer.global_rank}.pt')\n"
         "progress.Speed.on_train_end = write\n"
         "import selfcon\n"
-        "selfcon.main()\n"
+        "selfcon.recipe.main()\n"
     )
     # Lightning starts the second process with this one's program and arguments.
     (tmp_path / "spy.py").write_text(spy)
