@@ -62,7 +62,7 @@ def end(self, trainer, module):
     torch.save(notes, f"{{sys.argv[-1]}}/rank{{trainer.global_rank}}.pt")
 progress.Speed.on_train_end = end
 import RECIPE
-RECIPE.main()
+RECIPE.recipe.main()
 """
 
 

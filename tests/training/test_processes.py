@@ -49,7 +49,7 @@ def start(self, trainer, module, batch, batch_idx):
         PLANT
 progress.Speed.on_train_batch_start = start
 import RECIPE
-RECIPE.main()
+RECIPE.recipe.main()
 """
 SLEEP = "open(f'asleep{rank}', 'w').close(); time.sleep(300)"
 

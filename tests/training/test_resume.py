@@ -145,7 +145,7 @@ def test_all_options_that_changed_are_refused_and_named(image_folder, tmp_path, 
     code, _, error = run_here("simclr", *resume, *changed)
     assert code == 1
     last = error.strip().splitlines()[-1]
-    assert "was started with alpha 1.0, not 0.5; seed 0, not 3." in last
+    assert "was started with seed 0, not 3; alpha 1.0, not 0.5." in last
     # It says what a resumed run keeps, how to go on, and what may change.
     assert "A resumed run keeps its options" in last
     assert f"--config {folder / 'config.yaml'} --resume without the changed ones" in last
