@@ -1,7 +1,17 @@
 """What the recipes import, for the process that tests.run_recipe forks them from."""
 
 import kornia  # noqa: F401
-import matplotlib.figure  # noqa: F401
+import matplotlib.backends.backend_agg  # noqa: F401
+import sklearn.datasets  # noqa: F401
 
-import mixco_lightly.training.pretraining  # noqa: F401
+import mixco_lightly.evaluation.image_probes
+import mixco_lightly.evaluation.linear_sklearn
+import mixco_lightly.evaluation.subjects
+import mixco_lightly.models.moco
+import mixco_lightly.models.selfcon
+import mixco_lightly.models.simclr
+import mixco_lightly.studies.execute
+import mixco_lightly.training.option_parser
+import mixco_lightly.training.pretraining
+import mixco_lightly.training.recipe  # noqa: F401
 import tests.forced_machine  # noqa: F401
