@@ -12,6 +12,7 @@ from mixco_lightly.studies.figures import FIGURES
 from mixco_lightly.training.command_line import check_options
 from mixco_lightly.training.option_files import describe_unknown
 from mixco_lightly.training.option_types import NonNegativeInt
+from mixco_lightly.training.options import options_of_use
 
 Options = dict[str, Any]
 
@@ -223,7 +224,7 @@ def _plan_arms(
                     f"{name}: there is no recipe {recipe!r} to compare: choose from "
                     f"{', '.join(config_classes)}."
                 )
-            if own := options.keys() & {"output_dir", "resume", "overwrite"}:
+            if own := options.keys() & {"output_dir", *options_of_use("command")}:
                 raise ValueError(f"{name}: {own.pop()} is set by the study: remove it.")
             if not isinstance(further, list) or any(x not in list(transfer) for x in further):
                 raise ValueError(

@@ -7,7 +7,7 @@ leaves open is completed once, by :func:`mixco_lightly.training.resolve.resolve`
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from mixco_lightly.training.option_types import (
@@ -16,6 +16,12 @@ from mixco_lightly.training.option_types import (
     PositiveFloat,
     PositiveInt,
 )
+
+# An option that may change when a run is resumed: it changes where the run is and what is recorded,
+# not what is trained.
+_FREE = {"use": "free"}
+# An option of the command, which a run's config.yaml does not have.
+_COMMAND = {"use": "command"}
 
 ProtocolName = Literal["torch", "sklearn", "knn", "paper", "finetune", "none"]
 
@@ -41,10 +47,10 @@ class DataOptions:
     """
 
     dataset: str | None = None
-    data_dir: str | None = None
-    download: bool = False
+    data_dir: str | None = field(default=None, metadata=_FREE)
+    download: bool = field(default=False, metadata=_FREE)
     train_fraction: PositiveFloat = 1.0
-    keep_decoded: bool = True
+    keep_decoded: bool = field(default=True, metadata=_FREE)
     max_broken_images: NonNegativeInt = 0
 
 
@@ -138,10 +144,12 @@ class MeasureOptions:
             images, whose labels training never sees; 0 for never. It takes 1 to 2% of the time.
     """
 
-    protocol: list[ProtocolName] = field(default_factory=lambda: ["torch", "sklearn", "knn"])
-    random_init: bool = True
-    knn_k: PositiveInt = 200
-    knn_every_n_epochs: NonNegativeInt = 5
+    protocol: list[ProtocolName] = field(
+        default_factory=lambda: ["torch", "sklearn", "knn"], metadata=_FREE
+    )
+    random_init: bool = field(default=True, metadata=_FREE)
+    knn_k: PositiveInt = field(default=200, metadata=_FREE)
+    knn_every_n_epochs: NonNegativeInt = field(default=5, metadata=_FREE)
 
 
 @dataclass(frozen=True)
@@ -194,10 +202,10 @@ class RunOptions:
     """
 
     seed: NonNegativeInt = 0
-    keep_every_n_epochs: NonNegativeInt = 0
-    output_dir: str = "runs/pretrain"
-    resume: bool = False
-    overwrite: bool = False
+    keep_every_n_epochs: NonNegativeInt = field(default=0, metadata=_FREE)
+    output_dir: str = field(default="runs/pretrain", metadata=_FREE)
+    resume: bool = field(default=False, metadata=_COMMAND)
+    overwrite: bool = field(default=False, metadata=_COMMAND)
 
 
 # dataclasses order the fields from the last base to the first.
@@ -217,3 +225,8 @@ class PretrainConfig(
 @dataclass(frozen=True)
 class MixCoConfig(MixingOptions, PretrainConfig):
     """Options of a pretraining run with mixtures."""
+
+
+def options_of_use(use: str) -> set[str]:
+    """Returns the names of the options that are marked as "free" or "command"."""
+    return {option.name for option in fields(PretrainConfig) if option.metadata.get("use") == use}

@@ -17,15 +17,10 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from mixco_lightly.files import TEMPORARY_PREFIX, name_write_errors, replace_file
 from mixco_lightly.training.option_files import read_options
+from mixco_lightly.training.options import options_of_use
 
-# Options that may differ when a run is resumed: they change where it runs and what is recorded, not
-# what it trains.
-_FREE_OPTIONS = {
-    *("data_dir", "download", "keep_decoded", "output_dir"),
-    *("protocol", "random_init", "knn_k", "knn_every_n_epochs", "keep_every_n_epochs"),
-}
-# Options of the command, not of the run.
-_RUN_OPTIONS = {"resume", "overwrite"}
+_FREE_OPTIONS = options_of_use("free")
+_COMMAND_OPTIONS = options_of_use("command")
 _RUN_FILES = (
     "metrics.csv",
     "broken_images.txt",
@@ -59,7 +54,7 @@ def prepare_run(run: Path, options: Mapping[str, Any], resume: bool, overwrite: 
         OSError: If there is nothing to resume, if the folder has a run and is not to be
             overwritten, or if it cannot be written to.
     """
-    options = {name: value for name, value in options.items() if name not in _RUN_OPTIONS}
+    options = {name: value for name, value in options.items() if name not in _COMMAND_OPTIONS}
     path, checkpoint = run / "config.yaml", checkpoint_path(run)
     if resume:
         if not checkpoint.is_file() or not path.is_file():
@@ -95,7 +90,7 @@ def prepare_run(run: Path, options: Mapping[str, Any], resume: bool, overwrite: 
 
 def find_changes(before: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
     """Returns the changed options that decide a run's result, so that it cannot resume."""
-    free = _FREE_OPTIONS | _RUN_OPTIONS
+    free = _FREE_OPTIONS | _COMMAND_OPTIONS
     # A process's random numbers depend on its rank among all processes, not on its node.
     if _count_processes(before) == _count_processes(options):
         free |= {"devices", "num_nodes"}
