@@ -22,10 +22,13 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     """Returns whether the device multiplies matrices faster in bfloat16 than in float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+    if device.type != "cpu":
+        return False
+    if hasattr(torch.cpu, "get_capabilities"):
         capabilities = torch.cpu.get_capabilities()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    return False
+    # torch 2.10. Every processor with AMX's tiles multiplies bfloat16 in them.
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def available_processors() -> int:

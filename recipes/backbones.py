@@ -57,8 +57,9 @@ def describe_all(names: list[str], config: ListConfig) -> tuple[list[Row], list[
     rows: list[Row] = []
     refused: list[str] = []
     with suppress(KeyboardInterrupt):
-        progress = Console(stderr=True)
-        for name in track(names, "Building", console=progress, disable=len(names) < 5):
+        # rich 13.0 prints an empty line even for track(disable=True).
+        few = len(names) < 5
+        for name in names if few else track(names, "Building", console=Console(stderr=True)):
             try:
                 rows.append(describe(name, config.image_size, config.in_chans, config.stem))
             except ValueError as error:

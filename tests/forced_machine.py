@@ -12,7 +12,7 @@ _choice = os.environ.get("MIXCO_TEST_FAST_BFLOAT16", "")
 if _choice:
     if _choice not in ("0", "1"):
         raise ValueError(f"MIXCO_TEST_FAST_BFLOAT16 must be 0 or 1, got {_choice!r}.")
-    _found = torch.cpu.get_capabilities()
+    _found = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.10 has none
     _forced = dict.fromkeys(["avx512_bf16", "amx_bf16"], _choice == "1")
     # Where machine.has_fast_bfloat16 asks, so that its own tests can still set it.
     torch.cpu.get_capabilities = lambda: {**_found, **_forced}

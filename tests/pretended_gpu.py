@@ -159,7 +159,10 @@ class PretendedGpu(TorchDispatchMode):
         return tensor.inner.clone() if isinstance(tensor, GpuTensor) else tensor.detach().clone()
 
     def wait(self, name):
-        """Notes a wait at the innermost line of this repository that is not in this file."""
+        """Notes a wait at the innermost line of this repository that is not in this file.
+
+        An environment inside the repository (``.venv-floors/lib/.../site-packages``) is not of it.
+        """
         frame = sys._getframe(1)
         place = "?"
         while frame is not None:
@@ -167,7 +170,7 @@ class PretendedGpu(TorchDispatchMode):
             if (
                 path.parts[: len(_ROOT.parts)] == _ROOT.parts
                 and path != Path(__file__)
-                and (".venv" not in path.parts)
+                and "site-packages" not in path.parts
             ):
                 line = linecache.getline(str(path), frame.f_lineno).strip()
                 place = f"{path.relative_to(_ROOT)}:{frame.f_lineno}: {line}"
@@ -322,6 +325,7 @@ def pretended_gpu():
         "is_bf16_supported": lambda including_emulation=True: True,
         "get_device_capability": lambda device=None: (9, 0),
         "get_device_name": lambda device=None: "pretended",
+        "is_current_stream_capturing": lambda: False,  # torch 2.10's optimizers ask here
         "synchronize": lambda device=None: gpu.wait("torch.cuda.synchronize"),
         "manual_seed": gpu.seed,
         "manual_seed_all": gpu.seed,

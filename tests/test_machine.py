@@ -54,13 +54,23 @@ def test_a_setting_of_the_users_own_is_left_alone():
 
 @pytest.mark.parametrize("capability", ["avx512_bf16", "amx_bf16"])
 def test_bfloat16_is_fast_on_a_cpu_that_says_so(capability, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True}, raising=False)
     assert machine.has_fast_bfloat16(torch.device("cpu"))
 
 
 def test_bfloat16_is_slow_on_a_cpu_with_avx2_alone_and_on_unknown_devices(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_f": True})
+    capabilities = {"avx2": True, "avx512_f": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert not machine.has_fast_bfloat16(torch.device("cpu"))
+    assert not machine.has_fast_bfloat16(torch.device("meta"))
+
+
+@pytest.mark.parametrize(("avx512", "amx"), [(False, False), (True, False), (False, True)])
+def test_bfloat16_is_as_fast_with_a_torch_that_knows_single_capabilities(avx512, amx, monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert machine.has_fast_bfloat16(torch.device("cpu")) == (avx512 or amx)
     assert not machine.has_fast_bfloat16(torch.device("meta"))
 
 

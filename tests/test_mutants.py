@@ -11,7 +11,7 @@ import pytest
 from tests.mutants import MUTANTS
 
 ROOT = Path(__file__).parent.parent
-# Mutants that prove nothing, beside three real ones, and what the gate makes of each.
+# Mutants that prove nothing, beside a real one, and what the gate makes of each.
 GATE = """
 import json, sys, tempfile
 from pathlib import Path
@@ -19,7 +19,7 @@ from tests.mutants import HAND_SET, MUTANTS, Gate, Mutant, import_libraries
 
 FILE, TOTAL = "mixco_lightly/loss/mixco_loss.py", "total = contrast + self.mix_weight * mix"
 NO_TESTS = (HAND_SET[0], "-k", "no_such_test")
-mutants = MUTANTS[:3] + [
+mutants = MUTANTS[:1] + [
     Mutant("changes nothing", FILE, TOTAL, TOTAL + "  # really", HAND_SET),
     Mutant("is not there", FILE, "no such text", "", HAND_SET),
     Mutant("is everywhere", FILE, "self", "this", HAND_SET),
@@ -53,9 +53,9 @@ def test_every_mutant_has_a_name_of_its_own_and_changes_text_that_is_there_once(
         assert mutant.old != mutant.new
 
 
-def test_three_mutants_are_killed_and_those_that_prove_nothing_are_not():
+def test_a_mutant_is_killed_and_those_that_prove_nothing_are_not():
     problems = json.loads(run("-c", GATE, timeout=200).splitlines()[-1])
-    assert [problems.pop(mutant.name) for mutant in MUTANTS[:3]] == ["", "", ""]
+    assert problems[MUTANTS[0].name] == ""
     assert "IT LIVES" in problems["changes nothing"]
     assert "is 0 times in" in problems["is not there"]
     assert "times in" in problems["is everywhere"]

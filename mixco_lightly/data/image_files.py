@@ -114,7 +114,8 @@ def show_progress(items: Sequence[Any], title: str) -> Iterable[Any]:
     from rich.progress import track
 
     console = Console(stderr=True)
-    return track(items, title, console=console, disable=not console.is_terminal)
+    # rich 13.0 prints an empty line even for track(disable=True).
+    return track(items, title, console=console) if console.is_terminal else items
 
 
 def find_images(folder: str | Path, without: Sequence[Path] = ()) -> Iterator[str]:

@@ -71,7 +71,9 @@ class KeyQueue(nn.Module):
     def follow(self, device: torch.device) -> None:
         """Moves the queue to a device if it is on another one."""
         if self.keys.device != device:
-            self.to(device)
+            # Not self.to(device), which torch 2.10 does not compile with fullgraph=True.
+            self.keys, self.position = self.keys.to(device), self.position.to(device)
+            self._bad_steps = self._last_enqueued = None
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()

@@ -149,7 +149,9 @@ def measure_checkpoints(
         rows = {row["epochs"]: row for row in read_rows(folder, settings)}
     steps = 2 + len(network.exits) * len(ESTIMATORS)
     folder.mkdir(parents=True, exist_ok=True)
-    with Progress(disable=not Console().is_terminal) as progress:
+    hidden = not Console().is_terminal
+    # quiet: rich 13.0 prints an empty line even for Progress(disable=True).
+    with Progress(console=Console(quiet=hidden), disable=hidden) as progress:
         task = progress.add_task("", total=len(checkpoints.paths) * steps)
 
         def show(epochs: int, what: str) -> None:
