@@ -15,3 +15,7 @@ import mixco_lightly.training.option_parser
 import mixco_lightly.training.pretraining
 import mixco_lightly.training.recipe  # noqa: F401
 import tests.forced_machine  # noqa: F401
+from mixco_lightly.training.option_parser import OptionParser
+from mixco_lightly.training.options import MixCoConfig
+
+OptionParser(MixCoConfig)  # jsonargparse imports half a second of libraries on first use

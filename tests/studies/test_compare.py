@@ -587,6 +587,7 @@ def test_a_whole_study_on_digits_by_the_command_of_the_help(compare, tmp_path, m
     path = tmp_path / "digits.yaml"
     base = {**BASE, "backbone": "test_vit", "image_size": 16, "protocol": ["knn"]}
     base["precision"] = "32-true"  # on every processor
+    base["random_init"] = False  # it would be measured as often as the trained backbone
     settings = {"base": base, "changes": {"MixCo": {"mix_weight": 1}}, "seeds": [3]}
     settings["transfer"] = {"few digits": {"dataset": "digits", "protocol": ["knn"]}}
     settings["transfer"]["few digits"]["label_fractions"] = [0.5]
