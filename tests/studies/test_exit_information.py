@@ -159,7 +159,7 @@ def test_what_is_measured_is_not_measured_again_and_other_settings_need_overwrit
     assert code == 0, error
     assert len(loaded) == 2 * 2 * 3
     assert "InfoNCE" in printed
-    assert not printed.startswith("\n")  # no place of a progress bar
+    assert "\n\n" not in printed  # a hidden progress bar leaves no line
     for row, before in zip(report_of(folder)["checkpoints"], whole, strict=True):
         assert row["weights_sha256"] == before["weights_sha256"]
         for new, old in zip(row["information"], before["information"], strict=True):
