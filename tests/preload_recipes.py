@@ -1,5 +1,7 @@
 """What the recipes import, for the process that tests.run_recipe forks them from."""
 
+import gc
+
 import kornia  # noqa: F401
 import matplotlib.backends.backend_agg  # noqa: F401
 import sklearn.datasets  # noqa: F401
@@ -19,3 +21,6 @@ from mixco_lightly.training.option_parser import OptionParser
 from mixco_lightly.training.options import MixCoConfig
 
 OptionParser(MixCoConfig)  # jsonargparse imports half a second of libraries on first use
+
+gc.collect()
+gc.freeze()  # or each forked process would look through all of this again
