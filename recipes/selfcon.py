@@ -104,7 +104,7 @@ class SelfConConfig(MixCoConfig):
         mix_weight: Weight of MixCo's term in the objectives without labels.
     """
 
-    optimiser_defaults = {**MixCoConfig.optimiser_defaults, "sgd": OptimiserDefaults(0.02, 1e-4)}
+    sgd_defaults = OptimiserDefaults(0.02, 1e-4)
 
     objective: Literal[
         "selfcon-s",

@@ -36,7 +36,7 @@ from mixco_lightly.training import (
 class SimCLRConfig(MixCoConfig):
     """SimCLR."""
 
-    optimiser_defaults = {**MixCoConfig.optimiser_defaults, "sgd": OptimiserDefaults(0.1, 5e-4)}
+    sgd_defaults = OptimiserDefaults(0.1, 5e-4)
 
     temperature: PositiveFloat = 0.5
     mix_temperature: PositiveFloat = 0.5

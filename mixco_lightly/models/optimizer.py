@@ -13,7 +13,6 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from mixco_lightly.backbones.optimiser_facts import find_decayed
 
-
 OptimizerName = Literal["sgd", "adamw", "lars"]
 
 

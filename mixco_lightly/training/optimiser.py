@@ -9,7 +9,7 @@ from typing import TypeVar
 from torch import nn
 
 from mixco_lightly.backbones.optimiser_facts import choose_optimizer
-from mixco_lightly.training.options import PretrainConfig
+from mixco_lightly.training.options import OptimiserDefaults, PretrainConfig
 
 Config = TypeVar("Config", bound=PretrainConfig)
 # Published weights are near an optimum, which the rate of a training from scratch leaves.
@@ -30,7 +30,11 @@ def complete_optimiser(config: Config, network: nn.Module) -> tuple[Config, str]
     if name == "auto":
         name, reason = choose_optimizer(network)
         reason = f", chosen for {reason}"
-    default = config.optimiser_defaults[name]
+    default: OptimiserDefaults = {
+        "sgd": config.sgd_defaults,
+        "adamw": config.adamw_defaults,
+        "lars": config.lars_defaults,
+    }[name]
     rate, origin = config.learning_rate, ""
     if config.base_learning_rate is not None:
         images = config.batch_size * config.num_processes * config.accumulate

@@ -7,7 +7,6 @@ leaves open is completed once, by :func:`mixco_lightly.training.resolve.resolve`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -126,11 +125,9 @@ class OptimiserOptions:
     """
 
     # A method's options class may have its own.
-    optimiser_defaults: ClassVar[Mapping[str, OptimiserDefaults]] = {
-        "sgd": OptimiserDefaults(learning_rate=0.06, weight_decay=5e-4),
-        "adamw": OptimiserDefaults(learning_rate=1e-3, weight_decay=0.05, warmup=0.1),
-        "lars": OptimiserDefaults(learning_rate=0.3, weight_decay=1e-6, warmup=0.1),
-    }
+    sgd_defaults: ClassVar = OptimiserDefaults(learning_rate=0.06, weight_decay=5e-4)
+    adamw_defaults: ClassVar = OptimiserDefaults(learning_rate=1e-3, weight_decay=0.05, warmup=0.1)
+    lars_defaults: ClassVar = OptimiserDefaults(learning_rate=0.3, weight_decay=1e-6, warmup=0.1)
 
     epochs: PositiveInt = 30
     batch_size: PositiveInt = 128
