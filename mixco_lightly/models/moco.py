@@ -122,7 +122,7 @@ class MoCo(LightningModule):
         keep_activations(self)
 
     def on_train_start(self) -> None:
-        """Counts the steps, and broadcasts rank 0's queue if gathered keys keep the queues equal."""
+        """Counts the steps; broadcasts rank 0's queue if gathered keys keep the queues equal."""
         self._steps, _ = count_steps(self.trainer, 0)
         if self.criterion.gather_distributed and dist.world_size() > 1:
             assert self.criterion.queue is not None

@@ -147,8 +147,8 @@ def prepare(recipe: Method[Config], config: Config) -> Run[Config]:
     model = recipe.create_model(backbone, config).to(memory_format=torch.channels_last)
     if getattr(model, "optimizer", config.optimizer) != config.optimizer:
         raise ValueError(
-            f"{recipe.method} does not pass --optimizer {config.optimizer} on to its model: call it "
-            "with **optimiser_arguments(config) in create_model, or give --optimizer sgd."
+            f"{recipe.method} does not pass --optimizer {config.optimizer} on to its model: pass "
+            "it **optimiser_arguments(config) in create_model, or give --optimizer sgd."
         )
     if config.compile:
         compile_parts(model)
