@@ -83,7 +83,6 @@ def find_decayed(module: nn.Module) -> list[str]:
         for name, parameter in module.named_parameters()
         if parameter.requires_grad
         and name.endswith("weight")
-        # Also (1, 1, C) and (C, 1, 1), the shapes of tokens and scales.
-        and parameter.numel() > max(parameter.shape, default=1)
+        and parameter.ndim > 1
         and not any(fnmatchcase(name, pattern) for pattern in spared)
     ]

@@ -145,7 +145,8 @@ def prepare(recipe: Method[Config], config: Config) -> Run[Config]:
     steps_per_epoch = math.ceil(batches_per_epoch / config.accumulate)
     # Convolutions are faster in this layout, on CPUs and, in half precision, on GPUs.
     model = recipe.create_model(backbone, config).to(memory_format=torch.channels_last)
-    if getattr(model, "optimizer", config.optimizer) != config.optimizer:
+    passed_on = getattr(model, "optimizer", None)
+    if isinstance(passed_on, str) and passed_on != config.optimizer:
         raise ValueError(
             f"{recipe.method} does not pass --optimizer {config.optimizer} on to its model: pass "
             "it **optimiser_arguments(config) in create_model, or give --optimizer sgd."
