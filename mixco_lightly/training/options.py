@@ -126,7 +126,7 @@ class OptimiserOptions:
 
     # A method's options class may have its own.
     sgd_defaults: ClassVar = OptimiserDefaults(learning_rate=0.06, weight_decay=5e-4)
-    adamw_defaults: ClassVar = OptimiserDefaults(learning_rate=1e-3, weight_decay=0.05, warmup=0.1)
+    adamw_defaults: ClassVar = OptimiserDefaults(learning_rate=5e-4, weight_decay=0.05, warmup=0.1)
     lars_defaults: ClassVar = OptimiserDefaults(learning_rate=0.3, weight_decay=1e-6, warmup=0.1)
 
     epochs: PositiveInt = 30

@@ -254,7 +254,7 @@ def draw(recipe, fields, rng):
     """Options of a trial as command line arguments; some of them stand in a file."""
     changes = {}
     for _ in range(rng.choice([1, 1, 2, 3])):
-        pool = HOSTILE if rng.random() < 0.4 else PLAUSIBLE
+        pool = HOSTILE if rng.random() < 0.3 else PLAUSIBLE
         name = rng.choice(UNKNOWN) if rng.random() < 0.06 else rng.choice(fields)
         changes[name] = rng.choice(pool)
     options = BASE[recipe] | {"output_dir": "out", "overwrite": True} | changes
@@ -311,7 +311,7 @@ def fuzz(trials, monkeypatch, folder):
 
 def test_two_hundred_random_options_start_a_legal_run_or_end_with_one_line(monkeypatch, tmp_path):
     outcomes = fuzz(200, monkeypatch, tmp_path)
-    assert min(outcomes["started"], outcomes["refused"]) > 10
+    assert min(outcomes["started"], outcomes["refused"]) > 5
 
 
 @pytest.mark.slow

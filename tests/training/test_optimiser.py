@@ -93,10 +93,10 @@ def test_options_reach_the_trainer(image_folder, tmp_path):
     options = ["--memory_bank_size", 8, "--optimizer", "adamw", "--accumulate", 2]
     options += ["--gradient_clip", 1e-12, "--weight_decay", 0, "--warmup_epochs", 0]
     output = run("moco", *tiny_run(image_folder, "--output_dir", "run", *options), cwd=tmp_path)
-    assert "Optimiser: adamw; learning rate 0.001, weight decay 0," in output
+    assert "Optimiser: adamw; learning rate 0.0005, weight decay 0," in output
     folder = tmp_path / "run"
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert config["learning_rate"] == 1e-3
+    assert config["learning_rate"] == 5e-4
     with (folder / "metrics.csv").open() as file:
         steps = [int(row["step"]) for row in csv.DictReader(file)]
     assert steps == [0, 1, 1]  # half as many as without --accumulate
