@@ -23,7 +23,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mixco_lightly import backbones, loss, models
-from mixco_lightly.training import ClosedUnitInterval, MixCoConfig, PositiveInt, Recipe
+from mixco_lightly.training import (
+    ClosedUnitInterval,
+    MixCoConfig,
+    PositiveInt,
+    Recipe,
+    optimiser_arguments,
+)
 
 
 @dataclass(frozen=True)
@@ -34,10 +40,12 @@ class MoCoConfig(MixCoConfig):
         memory_bank_size: Number of keys in the queue.
         momentum: Share of its old weights that the momentum encoder keeps in a step. Long runs use
             0.999, short ones less.
+        final_momentum: Its value in the last step; it follows half a cosine. Default: momentum.
     """
 
     memory_bank_size: PositiveInt = 1024
     momentum: ClosedUnitInterval = 0.99
+    final_momentum: ClosedUnitInterval | None = None
     output_dir: str = "runs/moco"
 
 
@@ -54,9 +62,8 @@ def create_model(backbone: backbones.Backbone, config: MoCoConfig) -> models.MoC
         backbone,
         criterion,
         momentum=config.momentum,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        warmup_epochs=config.warmup_epochs,
+        final_momentum=config.final_momentum,
+        **optimiser_arguments(config),
     )
 
 

@@ -35,10 +35,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from mixco_lightly import backbones, evaluation, loss, models
-from mixco_lightly.training import MixCoConfig, NonNegativeFloat, PositiveFloat, Recipe
+from mixco_lightly.training import (
+    MixCoConfig,
+    NonNegativeFloat,
+    OptimiserDefaults,
+    PositiveFloat,
+    Recipe,
+    optimiser_arguments,
+)
 
 if TYPE_CHECKING:
     from mixco_lightly.training.method import EvaluateNetwork, Results
@@ -97,6 +104,8 @@ class SelfConConfig(MixCoConfig):
         mix_weight: Weight of MixCo's term in the objectives without labels.
     """
 
+    sgd_defaults = OptimiserDefaults(0.02, 1e-4)
+
     objective: Literal[
         "selfcon-s",
         "selfcon-m",
@@ -111,8 +120,6 @@ class SelfConConfig(MixCoConfig):
     exits: list[int] = field(default_factory=lambda: [2])
     subnetwork: Literal["fc", "small", "same"] = "fc"
     head_batch_norm: bool = True
-    learning_rate: PositiveFloat = 0.02
-    weight_decay: NonNegativeFloat = 1e-4
     temperature: PositiveFloat = 0.1
     base_temperature: PositiveFloat = 0.07
     subnetwork_weight: NonNegativeFloat | None = None
@@ -190,7 +197,8 @@ def create_model(backbone: backbones.Backbone, config: SelfConConfig) -> models.
         supervised=OBJECTIVES[config.objective].supervised,
         batch_norm=config.head_batch_norm,
         mix_criterion=mix_criterion if config.mix_weight > 0 else None,
-        **schedule(config),
+        projection_dim=config.projection_dim,
+        **optimiser_arguments(config),
     )
 
 
@@ -204,7 +212,8 @@ def create_classifier(
         create_criterion(config) if OBJECTIVES[config.objective].has_exits else None,
         exit_weight=config.exit_weight,
         contrast_weight=config.contrast_weight,
-        **schedule(config),
+        projection_dim=config.projection_dim,
+        **optimiser_arguments(config),
     )
 
 
@@ -226,16 +235,6 @@ def create_criterion(config: SelfConConfig) -> loss.SelfConLoss:
         num_views=2 if pairs_views else 1,
         gather_distributed=config.num_processes > 1,
     )
-
-
-def schedule(config: SelfConConfig) -> dict[str, Any]:
-    """Returns the options that both models have."""
-    return {
-        "projection_dim": config.projection_dim,
-        "learning_rate": config.learning_rate,
-        "weight_decay": config.weight_decay,
-        "warmup_epochs": config.warmup_epochs,
-    }
 
 
 def measure(

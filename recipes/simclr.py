@@ -23,14 +23,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mixco_lightly import backbones, loss, models
-from mixco_lightly.training import MixCoConfig, PositiveFloat, Recipe
+from mixco_lightly.training import (
+    MixCoConfig,
+    OptimiserDefaults,
+    PositiveFloat,
+    Recipe,
+    optimiser_arguments,
+)
 
 
 @dataclass(frozen=True)
 class SimCLRConfig(MixCoConfig):
     """SimCLR."""
 
-    learning_rate: PositiveFloat = 0.1
+    sgd_defaults = OptimiserDefaults(0.1, 5e-4)
+
     temperature: PositiveFloat = 0.5
     mix_temperature: PositiveFloat = 0.5
     output_dir: str = "runs/simclr"
@@ -48,9 +55,7 @@ def create_model(backbone: backbones.Backbone, config: SimCLRConfig) -> models.S
         backbone,
         criterion,
         projection_dim=config.projection_dim,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        warmup_epochs=config.warmup_epochs,
+        **optimiser_arguments(config),
     )
 
 

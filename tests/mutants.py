@@ -40,6 +40,8 @@ RANKS = ("tests/loss/test_distributed.py", "-k", "2 and processes")
 MIXTURE = ("tests/data/test_mixture.py",)
 COLLATE = ("tests/data/test_collate.py",)
 MODULES = ("tests/models/test_lightning_modules.py",)
+OPTIMIZER = ("tests/models/test_optimizer.py", "-k", "decay")
+RATES = ("tests/training/test_optimiser.py", "-k", "base_learning_rate")
 FILES = ("tests/training/test_resume.py", "-k", "sweep or failed or metrics")
 OPTIONS = ("tests/training/test_resume.py", "-k", "options")
 KILLS_MOCO = ("tests/training/test_resume.py", "-k", "two_kills and moco")
@@ -313,7 +315,21 @@ MUTANTS = [
     # Networks
     Mutant(
         "the momentum encoder moves by m and not by 1 - m", _MOCO,
-        "get_ema_multi_avg_fn(self.momentum)", "get_ema_multi_avg_fn(1 - self.momentum)", MODULES,
+        "get_ema_multi_avg_fn(self.current_momentum())",
+        "get_ema_multi_avg_fn(1 - self.current_momentum())", MODULES,
+    ),
+    Mutant(
+        "AdamW and LARS decay everything", "mixco_lightly/models/optimizer.py",
+        '"weight_decay": 0.0}', '"weight_decay": weight_decay}', OPTIMIZER,
+    ),
+    Mutant(
+        "tokens and scales with more than one dimension decay",
+        "mixco_lightly/backbones/optimiser_facts.py",
+        'and name.endswith("weight")', "and True", OPTIMIZER,
+    ),
+    Mutant(
+        "AdamW's rate is scaled linearly", "mixco_lightly/training/optimiser.py",
+        'if optimizer == "adamw" else', 'if optimizer == "adam" else', RATES,
     ),
     Mutant(
         "the momentum encoder stands still", _MOCO,

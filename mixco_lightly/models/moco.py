@@ -10,6 +10,7 @@ import torch
 from lightly.models.modules import MoCoProjectionHead
 from lightly.models.utils import batch_shuffle, batch_unshuffle, deactivate_requires_grad
 from lightly.utils import dist
+from lightly.utils.scheduler import cosine_schedule
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, distributed
@@ -19,7 +20,7 @@ from mixco_lightly.backbones.backbone import Backbone
 from mixco_lightly.data.collate import find_mixtures, find_views
 from mixco_lightly.loss.gather import check_equal_sizes
 from mixco_lightly.loss.mixco_loss import MixCoLoss
-from mixco_lightly.models.optimizer import create_sgd
+from mixco_lightly.models.optimizer import OptimizerName, count_steps, create_optimizer
 from mixco_lightly.models.step_log import (
     is_first_batch_of_step,
     is_logged_step,
@@ -54,12 +55,16 @@ class MoCo(LightningModule):
             ``mix_weight=0`` this is plain MoCo v2 and batches need no mixtures.
         momentum: Fraction of its weights that the momentum encoder keeps in each step. The
             default 0.999 is MoCo's; short runs need less, such as 0.99.
+        final_momentum: Momentum in the last step; it follows half a cosine from ``momentum``, as in
+            BYOL and MoCo v3, whose final momentum is 1. Default: it does not change.
         learning_rate: Highest learning rate. The default 0.03 is MoCo's for batches of 256.
         weight_decay: The default 1e-4 is MoCo's and the authors'.
         warmup_epochs: Epochs of linear warm-up; the authors use none.
+        optimizer: "sgd", the authors'; "adamw" for attention and LayerNorm; or "lars" for large
+            batches.
 
     Raises:
-        ValueError: If the criterion has no queue, or momentum is not in [0, 1].
+        ValueError: If the criterion has no queue, or a momentum is not in [0, 1].
 
     Examples:
         >>> from mixco_lightly import MixCoLoss, create_backbone
@@ -76,12 +81,16 @@ class MoCo(LightningModule):
         learning_rate: float = 0.03,
         weight_decay: float = 1e-4,
         warmup_epochs: float = 0,
+        optimizer: OptimizerName = "sgd",
+        final_momentum: float | None = None,
     ) -> None:
         super().__init__()
         if criterion.queue is None:
             raise ValueError("MoCo needs a loss with a queue: set its memory_bank_size=(n, dim).")
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum must be in [0, 1], got {momentum}.")
+        if final_momentum is not None and not 0 <= final_momentum <= 1:
+            raise ValueError(f"final_momentum must be in [0, 1], got {final_momentum}.")
         dim = backbone.feature_dim
         self.backbone = backbone
         self.projection_head = MoCoProjectionHead(dim, dim, criterion.queue.keys.shape[1])
@@ -96,9 +105,12 @@ class MoCo(LightningModule):
             f"criterion.queue.{name}" for name, _ in criterion.queue.named_buffers()
         ]
         self.momentum = momentum
+        self.final_momentum = momentum if final_momentum is None else final_momentum
+        self._steps = 0  # of the whole training; known when it starts
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup_epochs = warmup_epochs
+        self.optimizer = optimizer
 
     def forward(self, images: Tensor) -> Tensor:
         """Computes features (N, feature_dim) of images (N, C, H, W)."""
@@ -110,7 +122,8 @@ class MoCo(LightningModule):
         keep_activations(self)
 
     def on_train_start(self) -> None:
-        """Broadcasts rank 0's queue, if gathered keys will keep the queues equal from then on."""
+        """Counts the steps; broadcasts rank 0's queue if gathered keys keep the queues equal."""
+        self._steps, _ = count_steps(self.trainer, 0)
         if self.criterion.gather_distributed and dist.world_size() > 1:
             assert self.criterion.queue is not None
             for buffer in self.criterion.queue.buffers():
@@ -146,6 +159,13 @@ class MoCo(LightningModule):
             log_step(self, loss, similarities, [mixture] if mixture else [])
         return loss.total
 
+    def current_momentum(self) -> float:
+        """Returns the momentum of the trainer's current step; ``momentum`` without a trainer."""
+        if self.final_momentum == self.momentum or not self._steps:
+            return self.momentum
+        step = self.trainer.global_step
+        return cosine_schedule(step, self._steps, self.momentum, self.final_momentum)
+
     def _update_momentum_encoder(self) -> None:
         # Does what Lightly's update_momentum does, in one fused call for all parameters.
         pairs = [
@@ -154,7 +174,7 @@ class MoCo(LightningModule):
         ]
         new = [p.detach() for module, _ in pairs for p in module.parameters()]
         old = [p for _, module in pairs for p in module.parameters()]
-        get_ema_multi_avg_fn(self.momentum)(old, new, None)
+        get_ema_multi_avg_fn(self.current_momentum())(old, new, None)
 
     @torch.no_grad()
     def _keys(self, images: Tensor) -> Tensor:
@@ -167,5 +187,7 @@ class MoCo(LightningModule):
         return batch_unshuffle(keys, shuffle, distributed=True) if is_distributed else keys
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Returns SGD with a cosine schedule."""
-        return create_sgd(self, self.learning_rate, self.weight_decay, self.warmup_epochs)
+        """Returns the optimiser with a cosine schedule."""
+        return create_optimizer(
+            self, self.optimizer, self.learning_rate, self.weight_decay, self.warmup_epochs
+        )

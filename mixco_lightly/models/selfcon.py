@@ -18,7 +18,7 @@ from mixco_lightly.data.collate import find_mixtures, find_views
 from mixco_lightly.data.mixture import Mixture
 from mixco_lightly.loss.mixco_loss import MixCoLoss
 from mixco_lightly.loss.selfcon_loss import SelfConLoss
-from mixco_lightly.models.optimizer import create_sgd
+from mixco_lightly.models.optimizer import OptimizerName, create_optimizer
 from mixco_lightly.models.step_log import is_logged_step
 from mixco_lightly.models.sync_batchnorm import keep_activations
 
@@ -62,6 +62,8 @@ class SelfCon(LightningModule):
         weight_decay: The default 1e-4 is the authors'.
         warmup_epochs: Epochs of linear warm-up; the authors use 10 for batches of at least 1024,
             and none below.
+        optimizer: "sgd", the authors'; "adamw" for attention and LayerNorm; or "lars" for large
+            batches.
 
     Raises:
         ValueError: If mix_criterion has a queue, or is given for supervised training.
@@ -84,6 +86,7 @@ class SelfCon(LightningModule):
         learning_rate: float = 0.5,
         weight_decay: float = 1e-4,
         warmup_epochs: float = 0,
+        optimizer: OptimizerName = "sgd",
     ) -> None:
         super().__init__()
         if mix_criterion is not None and supervised:
@@ -105,6 +108,7 @@ class SelfCon(LightningModule):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup_epochs = warmup_epochs
+        self.optimizer = optimizer
 
     @property
     def backbone(self) -> Backbone:
@@ -171,9 +175,14 @@ class SelfCon(LightningModule):
         ).mix
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Returns SGD with a cosine schedule."""
-        return create_sgd(
-            self, self.learning_rate, self.weight_decay, self.warmup_epochs, _FINAL_FACTOR
+        """Returns the optimiser with a cosine schedule."""
+        return create_optimizer(
+            self,
+            self.optimizer,
+            self.learning_rate,
+            self.weight_decay,
+            self.warmup_epochs,
+            _FINAL_FACTOR,
         )
 
 
@@ -204,6 +213,8 @@ class SelfConClassifier(LightningModule):
         learning_rate: Highest learning rate. The default 0.8 is the authors' for batches of 1024.
         weight_decay: The default 1e-4 is the authors'.
         warmup_epochs: Epochs of linear warm-up; see :class:`SelfCon`.
+        optimizer: "sgd", the authors'; "adamw" for attention and LayerNorm; or "lars" for large
+            batches.
 
     Attributes:
         classifiers: Linear layers in the order of the exits, the backbone's last.
@@ -229,6 +240,7 @@ class SelfConClassifier(LightningModule):
         learning_rate: float = 0.8,
         weight_decay: float = 1e-4,
         warmup_epochs: float = 0,
+        optimizer: OptimizerName = "sgd",
     ) -> None:
         super().__init__()
         if num_classes < 2:
@@ -250,6 +262,7 @@ class SelfConClassifier(LightningModule):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup_epochs = warmup_epochs
+        self.optimizer = optimizer
 
     @property
     def backbone(self) -> Backbone:
@@ -288,7 +301,12 @@ class SelfConClassifier(LightningModule):
         return loss
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Returns SGD with a cosine schedule."""
-        return create_sgd(
-            self, self.learning_rate, self.weight_decay, self.warmup_epochs, _FINAL_FACTOR
+        """Returns the optimiser with a cosine schedule."""
+        return create_optimizer(
+            self,
+            self.optimizer,
+            self.learning_rate,
+            self.weight_decay,
+            self.warmup_epochs,
+            _FINAL_FACTOR,
         )

@@ -15,7 +15,7 @@ from mixco_lightly.backbones.backbone import Backbone
 from mixco_lightly.data.collate import find_mixtures, find_views
 from mixco_lightly.data.mixture import Mixture
 from mixco_lightly.loss.mixco_loss import MixCoLoss
-from mixco_lightly.models.optimizer import create_sgd
+from mixco_lightly.models.optimizer import OptimizerName, create_optimizer
 from mixco_lightly.models.step_log import batch_similarities, is_logged_step, log_step
 from mixco_lightly.models.sync_batchnorm import keep_activations
 
@@ -39,6 +39,8 @@ class SimCLR(LightningModule):
         learning_rate: Highest learning rate. The default 0.3 is the authors' for batches of 256.
         weight_decay: The default 1e-6 is SimCLR's and the authors'.
         warmup_epochs: Epochs of linear warm-up; the authors use none.
+        optimizer: "sgd", the authors'; "adamw" for attention and LayerNorm; or "lars" for large
+            batches.
 
     Raises:
         ValueError: If the criterion has a queue.
@@ -58,6 +60,7 @@ class SimCLR(LightningModule):
         learning_rate: float = 0.3,
         weight_decay: float = 1e-6,
         warmup_epochs: float = 0,
+        optimizer: OptimizerName = "sgd",
     ) -> None:
         super().__init__()
         if criterion.queue is not None:
@@ -69,6 +72,7 @@ class SimCLR(LightningModule):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup_epochs = warmup_epochs
+        self.optimizer = optimizer
 
     def forward(self, images: Tensor) -> Tensor:
         """Computes features (N, feature_dim) of images (N, C, H, W)."""
@@ -106,5 +110,7 @@ class SimCLR(LightningModule):
         return mixed0, mixed1
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Returns SGD with a cosine schedule."""
-        return create_sgd(self, self.learning_rate, self.weight_decay, self.warmup_epochs)
+        """Returns the optimiser with a cosine schedule."""
+        return create_optimizer(
+            self, self.optimizer, self.learning_rate, self.weight_decay, self.warmup_epochs
+        )

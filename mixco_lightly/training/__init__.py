@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     )
     from mixco_lightly.training.options import (
         MixCoConfig as MixCoConfig,
+        OptimiserDefaults as OptimiserDefaults,
         PretrainConfig as PretrainConfig,
+        optimiser_arguments as optimiser_arguments,
     )
     from mixco_lightly.training.pretraining import pretrain as pretrain
     from mixco_lightly.training.recipe import Recipe as Recipe, load_recipe as load_recipe
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     option_types=("ClosedUnitInterval NonNegativeFloat NonNegativeInt PositiveFloat PositiveInt"),
-    options="MixCoConfig PretrainConfig",
+    options="MixCoConfig OptimiserDefaults PretrainConfig optimiser_arguments",
     pretraining="pretrain",
     recipe="Recipe load_recipe",
 )

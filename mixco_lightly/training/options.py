@@ -8,7 +8,7 @@ leaves open is completed once, by :func:`mixco_lightly.training.resolve.resolve`
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from mixco_lightly.training.option_types import (
     NonNegativeFloat,
@@ -95,6 +95,20 @@ class NetworkOptions:
     projection_dim: PositiveInt = 128
 
 
+class OptimiserDefaults(NamedTuple):
+    """Values of the options that depend on the optimiser, where the user gives none.
+
+    Attributes:
+        learning_rate: Highest learning rate.
+        weight_decay: L2 penalty.
+        warmup: Part of the epochs that the learning rate rises in.
+    """
+
+    learning_rate: float
+    weight_decay: float
+    warmup: float = 0.0
+
+
 @dataclass(frozen=True)
 class OptimiserOptions:
     """Optimiser.
@@ -102,16 +116,48 @@ class OptimiserOptions:
     Args:
         epochs: Passes over the training images.
         batch_size: Images in a batch, on each device.
-        learning_rate: Highest learning rate, of SGD with a cosine schedule.
-        weight_decay: L2 penalty on all weights.
-        warmup_epochs: Epochs of linear warm-up.
+        optimizer: sgd, with momentum 0.9; adamw; lars, for large batches; or auto, sgd for
+            convolutions with BatchNorm and adamw for attention, LayerNorm and all else.
+        learning_rate: Highest learning rate of a cosine schedule. Default: the method's for the
+            optimiser, which the run prints; a tenth of it with --pretrained.
+        base_learning_rate: The same for batches of 256 images. With sgd and lars it is multiplied
+            by the images of a step / 256, with adamw by the root of that.
+        weight_decay: L2 penalty: on all weights with sgd; with adamw and lars on all but norms,
+            biases, positions and tokens. Default: the method's for the optimiser.
+        warmup_epochs: Epochs of linear warm-up. Default: 0 with sgd, a tenth of the epochs with
+            adamw and lars.
+        gradient_clip: Largest norm of the gradient, which is made shorter if need be; 0 for any.
+        accumulate: Batches whose gradients are added up to one step.
     """
+
+    # A method's options class may have its own.
+    sgd_defaults: ClassVar = OptimiserDefaults(learning_rate=0.06, weight_decay=5e-4)
+    adamw_defaults: ClassVar = OptimiserDefaults(learning_rate=5e-4, weight_decay=0.05, warmup=0.1)
+    lars_defaults: ClassVar = OptimiserDefaults(learning_rate=0.3, weight_decay=1e-6, warmup=0.1)
 
     epochs: PositiveInt = 30
     batch_size: PositiveInt = 128
-    learning_rate: PositiveFloat = 0.06
-    weight_decay: NonNegativeFloat = 5e-4
-    warmup_epochs: NonNegativeFloat = 0.0
+    optimizer: Literal["auto", "sgd", "adamw", "lars"] = "auto"
+    learning_rate: PositiveFloat | None = None
+    base_learning_rate: PositiveFloat | None = None
+    weight_decay: NonNegativeFloat | None = None
+    warmup_epochs: NonNegativeFloat | None = None
+    gradient_clip: NonNegativeFloat = 0.0
+    accumulate: PositiveInt = 1
+
+
+def optimiser_arguments(options: OptimiserOptions) -> dict[str, Any]:
+    """Returns the arguments that every model of this package takes for its optimiser.
+
+    Args:
+        options: The completed options.
+    """
+    return {
+        "optimizer": options.optimizer,
+        "learning_rate": options.learning_rate,
+        "weight_decay": options.weight_decay,
+        "warmup_epochs": options.warmup_epochs,
+    }
 
 
 @dataclass(frozen=True)

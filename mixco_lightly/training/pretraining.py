@@ -6,6 +6,7 @@ epoch), backbone.safetensors, backbone.json, curves.png and summary.json.
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -135,14 +136,21 @@ def prepare(recipe: Method[Config], config: Config) -> Run[Config]:
         machine.keep_freed_memory()
     data = create_data(recipe, config, images)
     processes = config.num_processes
-    steps_per_epoch = len(data.part) // processes // config.batch_size
-    if steps_per_epoch < 1:
+    batches_per_epoch = len(data.part) // processes // config.batch_size
+    if batches_per_epoch < 1:
         raise ValueError(
             f"{len(data.part)} images are too few for a batch of {config.batch_size} on each of "
             f"{processes} device(s): lower --batch_size."
         )
+    steps_per_epoch = math.ceil(batches_per_epoch / config.accumulate)
     # Convolutions are faster in this layout, on CPUs and, in half precision, on GPUs.
     model = recipe.create_model(backbone, config).to(memory_format=torch.channels_last)
+    passed_on = getattr(model, "optimizer", None)
+    if isinstance(passed_on, str) and passed_on != config.optimizer:
+        raise ValueError(
+            f"{recipe.method} does not pass --optimizer {config.optimizer} on to its model: pass "
+            "it **optimiser_arguments(config) in create_model, or give --optimizer sgd."
+        )
     if config.compile:
         compile_parts(model)
     speed = Speed()

@@ -16,6 +16,7 @@ from mixco_lightly.backbones.backbone import Backbone, create_backbone
 from mixco_lightly.data.catalogue import find_dataset, get_dataset
 from mixco_lightly.data.images import have_one_size
 from mixco_lightly.training.open_data import RunImages, open_images
+from mixco_lightly.training.optimiser import complete_optimiser
 from mixco_lightly.training.options import (
     MachineOptions,
     NetworkOptions,
@@ -77,6 +78,8 @@ def resolve(config: Config) -> Resolved[Config]:
         probe_output(Path(config.output_dir))
     check_machine(config)
     backbone = create_initial_backbone(config, image_size, config.seed)
+    config, line = complete_optimiser(config, backbone)
+    print_on_rank_zero(line)
     # Published weights go with images that are normalised as theirs were.
     facts = spec.facts.normalised(backbone.mean, backbone.std)
     images = open_images(config, dataset, data_dir, facts, Path(config.output_dir))
@@ -128,10 +131,20 @@ def choose_protocols(names: Sequence[ProtocolName]) -> list[ProtocolName]:
 
 def check_numbers(options: OptimiserOptions) -> None:
     """Raises a ValueError for numbers that do not go together."""
-    if options.warmup_epochs >= options.epochs:
+    if options.warmup_epochs is not None and options.warmup_epochs >= options.epochs:
         raise ValueError(
             f"--warmup_epochs must be less than --epochs, got {options.warmup_epochs:g} and "
             f"{options.epochs}."
+        )
+    if options.learning_rate is not None and options.base_learning_rate is not None:
+        raise ValueError(
+            f"--learning_rate {options.learning_rate:g} and --base_learning_rate "
+            f"{options.base_learning_rate:g} are two values for one rate: give one of them."
+        )
+    if options.optimizer == "lars" and options.weight_decay == 0:
+        raise ValueError(
+            "--optimizer lars scales the rate of the weights that decay: give a --weight_decay "
+            "above 0, such as 1e-6."
         )
     if options.batch_size < 2:
         raise ValueError(f"--batch_size must be at least 2, got {options.batch_size}.")

@@ -82,6 +82,8 @@ def create_trainer(
     bar = ProgressBar(speed, log_every_n_steps) if terminal else EpochLines(speed)
     return pl.Trainer(
         max_epochs=config.epochs,
+        accumulate_grad_batches=config.accumulate,
+        gradient_clip_val=config.gradient_clip or None,
         accelerator=config.accelerator,
         devices=config.devices,
         num_nodes=config.num_nodes,

@@ -140,8 +140,13 @@ LEGAL = {
     "keep_every_n_epochs": is_int(0),
     "information_steps": COUNT,
     **dict.fromkeys(["temperature", "mix_temperature", "base_temperature", "alpha"], POSITIVE),
-    **dict.fromkeys(["learning_rate", "paper_learning_rate", "finetune_learning_rate"], POSITIVE),
-    **dict.fromkeys(["weight_decay", "warmup_epochs", "mix_weight"], is_number(0)),
+    **dict.fromkeys(["paper_learning_rate", "finetune_learning_rate"], POSITIVE),
+    **dict.fromkeys(["learning_rate", "base_learning_rate"], or_none(POSITIVE)),
+    **dict.fromkeys(["weight_decay", "warmup_epochs"], or_none(is_number(0))),
+    **dict.fromkeys(["mix_weight", "gradient_clip"], is_number(0)),
+    "optimizer": one_of("auto", "sgd", "adamw", "lars"),
+    "accumulate": COUNT,
+    "final_momentum": or_none(is_number(0, 1)),
     **dict.fromkeys(["exit_weight", "contrast_weight"], is_number(0)),
     "image_size": or_none(COUNT),
     "min_scale": or_none(is_number(0, 1, above=True)),
@@ -249,7 +254,7 @@ def draw(recipe, fields, rng):
     """Options of a trial as command line arguments; some of them stand in a file."""
     changes = {}
     for _ in range(rng.choice([1, 1, 2, 3])):
-        pool = HOSTILE if rng.random() < 0.4 else PLAUSIBLE
+        pool = HOSTILE if rng.random() < 0.3 else PLAUSIBLE
         name = rng.choice(UNKNOWN) if rng.random() < 0.06 else rng.choice(fields)
         changes[name] = rng.choice(pool)
     options = BASE[recipe] | {"output_dir": "out", "overwrite": True} | changes
@@ -306,7 +311,7 @@ def fuzz(trials, monkeypatch, folder):
 
 def test_two_hundred_random_options_start_a_legal_run_or_end_with_one_line(monkeypatch, tmp_path):
     outcomes = fuzz(200, monkeypatch, tmp_path)
-    assert min(outcomes["started"], outcomes["refused"]) > 10
+    assert min(outcomes["started"], outcomes["refused"]) > 5
 
 
 @pytest.mark.slow
