@@ -116,8 +116,8 @@ class OptimiserOptions:
     Args:
         epochs: Passes over the training images.
         batch_size: Images in a batch, on each device.
-        optimizer: sgd, with momentum 0.9; adamw; lars, for large batches; or auto, sgd for
-            convolutions with BatchNorm and adamw for attention, LayerNorm and all else.
+        optimizer: The optimiser: sgd, with momentum 0.9; adamw; lars, for large batches; or auto,
+            sgd for convolutions with BatchNorm and adamw for attention, LayerNorm and all else.
         learning_rate: Highest learning rate of a cosine schedule. Default: the method's for the
             optimiser, which the run prints; a tenth of it with --pretrained.
         base_learning_rate: The same for batches of 256 images. With sgd and lars it is multiplied

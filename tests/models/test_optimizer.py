@@ -89,6 +89,7 @@ def test_sgd_decays_everything_in_one_group_as_the_authors_do():
         ("test_vit", ["model.pos_embed", "model.cls_token", "model.blocks.0.norm1.weight"]),
         ("test_coatnet", ["model.stages.2.blocks.0.attn.rel_pos.relative_position_bias_table"]),
         ("test_convnext", ["model.stages.0.blocks.0.gamma", "model.stem.1.weight"]),
+        ("test_nfnet", ["model.stem.conv1.gain"]),  # (C, 1, 1, 1), and no name of timm's
     ],
 )
 def test_norms_biases_positions_and_tokens_do_not_decay(name, kind, backbone, spared):

@@ -424,6 +424,8 @@ def test_a_folder_with_a_run_is_neither_replaced_nor_resumed_with_other_options(
     (folder / "checkpoints" / "last.ckpt").write_bytes(b"not a checkpoint")
     options = tiny_run(image_folder, "--output_dir", folder, "--stem", "timm")
     options += ["--precision", "32-true", "--augment", "device"]  # what auto takes here
+    options += ["--optimizer", "sgd", "--learning_rate", 0.06, "--weight_decay", 5e-4]
+    options += ["--warmup_epochs", 0]
     code, printed, _ = run_here("moco", *options, "--print_config")
     (folder / "config.yaml").write_text(printed)
 
