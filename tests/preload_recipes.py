@@ -1,9 +1,10 @@
-"""What the recipes import, for the process that tests.run_recipe forks them from."""
+"""What recipes and tests of processes import, for the server that they are forked from."""
 
 import gc
 
 import kornia  # noqa: F401
 import matplotlib.backends.backend_agg  # noqa: F401
+import pytest  # noqa: F401
 import sklearn.datasets  # noqa: F401
 
 import mixco_lightly.evaluation.image_probes

@@ -17,6 +17,7 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 TINY = ["--backbone", "test_resnet", "--num_workers", "0", "--knn_k", "5"]
 TINY += ["--precision", "32-true"]
 
+# A process has one such server: tests that start processes with the method "forkserver" share it.
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["tests.preload_recipes"])
 

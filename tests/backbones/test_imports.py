@@ -1,11 +1,15 @@
 """What importing the backbones loads, and the old place of the export functions."""
 
 import ast
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import mixco_lightly
+from mixco_lightly import backbones
 
 PACKAGE = Path(mixco_lightly.__file__).parent
 # None of these is needed to build, export or load a backbone. Lightning takes half a second.
@@ -42,24 +46,23 @@ def test_backbones_are_built_and_exported_without_heavy_packages():
     assert not HEAVY & set(modules.split())
 
 
-def test_the_old_place_of_the_export_works_and_warns_once():
-    code = (
-        "import warnings\n"
-        "warnings.simplefilter('always')\n"
+def test_the_old_place_of_the_export_works_and_warns_once(tmp_path):
+    sys.modules.pop("mixco_lightly.export", None)
+    program = tmp_path / "users.py"
+    program.write_text(
         "from mixco_lightly.export import CONFIG_NAME, WEIGHTS_NAME, read_config\n"
         "from mixco_lightly.export import export_backbone, load_backbone\n"
         "import mixco_lightly.export\n"
-        "from mixco_lightly import backbones\n"
-        "assert export_backbone is backbones.export_backbone\n"
-        "assert load_backbone is backbones.load_backbone\n"
-        "print(CONFIG_NAME, WEIGHTS_NAME, read_config.__name__)\n"
     )
-    result = run(code)
-    assert result.stdout.split() == ["backbone.json", "backbone.safetensors", "read_config"]
-    assert result.stderr.count("DeprecationWarning") == 1
+    with pytest.warns(DeprecationWarning, match=r"mixco_lightly\.backbones") as caught:
+        names = runpy.run_path(str(program))
     # The warning points at the user's import.
-    assert "<string>:3: DeprecationWarning: mixco_lightly.export will be" in result.stderr
-    assert "mixco_lightly.backbones" in result.stderr
+    assert [(one.filename, one.lineno) for one in caught] == [(str(program), 1)]
+    assert names["export_backbone"] is backbones.export_backbone
+    assert names["load_backbone"] is backbones.load_backbone
+    assert names["CONFIG_NAME"] == "backbone.json"
+    assert names["WEIGHTS_NAME"] == "backbone.safetensors"
+    assert callable(names["read_config"])
 
 
 def test_nothing_in_the_package_uses_the_old_place():

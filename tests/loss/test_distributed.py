@@ -285,17 +285,14 @@ def process(rank: int, world_size: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
-# One start of the processes serves all tests, and a fork server imports torch once for all of
-# them: most of the time is that import.
+# One start of the processes serves all tests. They are forked from the server of
+# tests.run_recipe, which has imported torch: most of the time would be that import.
 @pytest.fixture(scope="module", params=[2, 4], ids=lambda n: f"{n} processes")
 def results(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[tuple[str, bool], Any]]:
     world_size = request.param
     folder = tmp_path_factory.mktemp("distributed")
-    multiprocessing.get_context("forkserver").set_forkserver_preload(
-        ["mixco_lightly.models.moco", "pytest"]
-    )
     context = multiprocessing.start_processes(
         process,
         (world_size, str(folder)),

@@ -94,7 +94,6 @@ def results(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["mixco_lightly", "pytest"])
     context = multiprocessing.start_processes(
         process, (str(folder), port), nprocs=RANKS, join=False, start_method="forkserver"
     )
