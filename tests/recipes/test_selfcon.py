@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from mixco_lightly import create_backbone, load_backbone
 from mixco_lightly.evaluation import image_probes, parts
 from mixco_lightly.models.selfcon import SelfCon, SelfConClassifier
 from tests.run_recipe import TINY
+from tests.training.test_devices import launch
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 VIEWS = {
@@ -250,18 +249,11 @@ def test_two_processes_end_with_equal_weights_and_one_summary(image_folder, tmp_
         "import selfcon\n"
         "selfcon.recipe.main()\n"
     )
-    # Lightning starts the second process with this one's program and arguments.
     (tmp_path / "spy.py").write_text(spy)
     options = tiny_run(image_folder, "--batch_size", 6, "--output_dir", "run")
     options += ["--objective", "selfcon-mu", "--mix_weight", 1, "--positive_views"]
     options += ["--devices", 2, "--accelerator", "cpu", "--protocol", "knn", "--random_init=false"]
-    result = subprocess.run(
-        [sys.executable, "spy.py", *map(str, options)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    result = launch("fork", "spy.py", *options, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     weights = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert weights[0].keys() == weights[1].keys()
