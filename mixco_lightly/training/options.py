@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, NamedTuple
 
+from mixco_lightly.evaluation.protocols import DEFAULT_PROTOCOLS, ProtocolName
 from mixco_lightly.training.option_types import (
     NonNegativeFloat,
     NonNegativeInt,
@@ -23,7 +24,7 @@ _FREE = {"use": "free"}
 # An option of the command, which a run's config.yaml does not have.
 _COMMAND = {"use": "command"}
 
-ProtocolName = Literal["torch", "sklearn", "knn", "paper", "finetune", "none"]
+ProtocolOrNone = Literal[ProtocolName, "none"]
 
 
 @dataclass(frozen=True)
@@ -190,8 +191,8 @@ class MeasureOptions:
             images, whose labels training never sees; 0 for never. It takes 1 to 2% of the time.
     """
 
-    protocol: list[ProtocolName] = field(
-        default_factory=lambda: ["torch", "sklearn", "knn"], metadata=_FREE
+    protocol: list[ProtocolOrNone] = field(
+        default_factory=lambda: [*DEFAULT_PROTOCOLS], metadata=_FREE
     )
     random_init: bool = field(default=True, metadata=_FREE)
     knn_k: PositiveInt = field(default=200, metadata=_FREE)

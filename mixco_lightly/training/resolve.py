@@ -22,7 +22,7 @@ from mixco_lightly.training.options import (
     NetworkOptions,
     OptimiserOptions,
     PretrainConfig,
-    ProtocolName,
+    ProtocolOrNone,
 )
 from mixco_lightly.training.processes import check_processes, is_rank_zero, print_on_rank_zero
 from mixco_lightly.training.run_folder import probe_output
@@ -122,7 +122,7 @@ def choose_dataset(dataset: str | None, data_dir: str | None) -> tuple[str, str]
     return dataset or "digits", "data" if data_dir is None else data_dir
 
 
-def choose_protocols(names: Sequence[ProtocolName]) -> list[ProtocolName]:
+def choose_protocols(names: Sequence[ProtocolOrNone]) -> list[ProtocolOrNone]:
     """Returns the protocols without "none"; raises a ValueError if it is mixed with others."""
     if "none" in names and set(names) != {"none"}:
         raise ValueError(f"--protocol none stands alone, got {' '.join(names)}.")
