@@ -29,8 +29,7 @@ from mixco_lightly.training.command_line import parse_options, print_table
 from mixco_lightly.training.errors import fail_in_one_line
 from mixco_lightly.training.interrupts import end_in_one_line
 from mixco_lightly.training.option_types import PositiveInt
-from mixco_lightly.training.recipe import load_recipe
-from mixco_lightly.training.recipe_files import load_page
+from mixco_lightly.training.recipe_files import load_page, recipes_folder
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,11 @@ class CompareConfig(Study):
 
 def find_config_classes() -> tuple[dict[str, type[Any]], type[Any]]:
     """Returns the class of options of each recipe that can be compared, and that of evaluate.py."""
-    recipes = {name: load_recipe(name).config_class for name in ("moco", "simclr", "selfcon")}
-    return recipes, load_page("evaluate").EvaluateConfig
+    pages = {path.stem: load_page(path) for path in sorted(recipes_folder().glob("*.py"))}
+    recipes = {
+        name: page.recipe.config_class for name, page in pages.items() if hasattr(page, "recipe")
+    }
+    return recipes, pages["evaluate"].EvaluateConfig
 
 
 def run_study(config: CompareConfig, output_dir: Path) -> None:

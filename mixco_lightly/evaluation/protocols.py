@@ -110,7 +110,7 @@ class Protocol(ABC):
 
     def measure_ensemble(self, parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Outcome:
         """Measures the ensemble of parts that have been measured."""
-        raise NotImplementedError(f"Protocol {self.name} has no ensemble.")
+        raise ValueError(f"Protocol {self.name} has no ensemble.")
 
 
 class LinearProbe(Protocol):

@@ -13,9 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mixco_lightly.training.errors import fail_in_one_line as fail_in_one_line
 from mixco_lightly.training.option_files import describe_unknown, unknown_options
-from mixco_lightly.training.recipe_files import recipes_folder
+from mixco_lightly.training.recipe_files import INSTALLED_RECIPES
 
 Config = TypeVar("Config")
 # What the extra installs: distributions and what they are imported as.
@@ -78,7 +77,7 @@ def check_options(config_class: type[Config], options: dict[str, Any]) -> Config
 def started_as() -> str:
     """Returns the program as the user called it, to say how to call it again."""
     page = Path(sys.argv[0])
-    if page.parent == recipes_folder() and "site-packages" in page.parts:
+    if page.parent == INSTALLED_RECIPES:
         return f"mixco-lightly {page.stem.replace('_', '-')}"
     return f"python {shlex.quote(sys.argv[0])}"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol
 
-from mixco_lightly.training.options import PretrainConfig
+from mixco_lightly.training.options import Config
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from mixco_lightly.evaluation.probe_result import ProbeResult
 
     Results = Mapping[str, Mapping[str, ProbeResult]]
-
-Config = TypeVar("Config", bound=PretrainConfig)
 
 
 class EvaluateNetwork(Protocol):

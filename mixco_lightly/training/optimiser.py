@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TypeVar
 
 from torch import nn
 
 from mixco_lightly.backbones.optimiser_facts import choose_optimizer
-from mixco_lightly.training.options import OptimiserDefaults, PretrainConfig
+from mixco_lightly.training.options import Config, OptimiserDefaults
 
-Config = TypeVar("Config", bound=PretrainConfig)
 # Published weights are near an optimum, which the rate of a training from scratch leaves.
 _PRETRAINED_FACTOR = 0.1
 

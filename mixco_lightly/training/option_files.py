@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import runpy
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from mixco_lightly.training.recipe_files import recipes_folder
+from mixco_lightly.training.recipe_files import load_page, recipes_folder
 
 # Short names from other tools that are not similar to ours.
 _ALIASES = {
@@ -104,7 +103,7 @@ def _config_classes(page: Path) -> list[type[Any]]:
     """Returns the options classes that a page defines or imports, without their parents."""
     kinds = {
         value
-        for name, value in runpy.run_path(str(page)).items()
+        for name, value in vars(load_page(page)).items()
         if name.endswith("Config") and isinstance(value, type) and is_dataclass(value)
     }
     return [x for x in kinds if not any(x is not y and issubclass(y, x) for y in kinds)]

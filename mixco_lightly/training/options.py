@@ -8,7 +8,7 @@ leaves open is completed once, by :func:`mixco_lightly.training.resolve.resolve`
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from mixco_lightly.evaluation.protocols import DEFAULT_PROTOCOLS, ProtocolName
 from mixco_lightly.training.option_types import (
@@ -267,6 +267,9 @@ class PretrainConfig(
     DataOptions,
 ):
     """Options of a pretraining run."""
+
+
+Config = TypeVar("Config", bound=PretrainConfig)
 
 
 @dataclass(frozen=True)

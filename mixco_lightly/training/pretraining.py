@@ -14,7 +14,6 @@ from typing import Any, Generic
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 import mixco_lightly.machine as machine
 from mixco_lightly.data.images import ImageError
@@ -22,15 +21,14 @@ from mixco_lightly.data.transforms import create_pretrain_transform
 from mixco_lightly.files import WriteError, replace_file
 from mixco_lightly.training.data_module import PretrainData
 from mixco_lightly.training.diagnosis import describe_chance
-from mixco_lightly.training.errors import error_line, fail_in_one_line, is_out_of_memory
-from mixco_lightly.training.method import Config, Method
+from mixco_lightly.training.errors import error_line, is_out_of_memory
+from mixco_lightly.training.method import Method
 from mixco_lightly.training.metrics import create_loggers
 from mixco_lightly.training.open_data import RunImages
-from mixco_lightly.training.options import MixingOptions, PretrainConfig
+from mixco_lightly.training.options import Config, MixingOptions, PretrainConfig
 from mixco_lightly.training.processes import (
     EndTogether,
     OtherProcessError,
-    end_with_first_process,
     prepare_on_rank_zero,
     print_on_rank_zero,
 )
@@ -98,26 +96,6 @@ def pretrain(recipe: Method[Config], config: Config) -> dict[str, Any]:
     run = prepare(recipe, config)
     fit(run)
     return measure_and_write(run)
-
-
-def run_command(recipe: Method[Config], config: Config, started_as: str) -> None:
-    """Does what :func:`pretrain` does, for a command: errors end the program in one line.
-
-    Args:
-        recipe: The method.
-        config: Its options.
-        started_as: The program as the user called it, to say how to resume the run.
-    """
-    end_with_first_process()
-    try:
-        with fail_in_one_line((ValueError, OSError, MisconfigurationException)):
-            run = prepare(recipe, config)
-        with fail_in_one_line(TRAINING_ERRORS):
-            fit(run, started_as)
-        with fail_in_one_line():
-            measure_and_write(run)
-    except OtherProcessError as error:
-        raise SystemExit(1) from error
 
 
 def prepare(recipe: Method[Config], config: Config) -> Run[Config]:

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mixco_lightly.training.command_line import parse_options, started_as
+from mixco_lightly.training.errors import fail_in_one_line
 from mixco_lightly.training.interrupts import end_in_one_line
-from mixco_lightly.training.method import Config, Method
+from mixco_lightly.training.method import Method
+from mixco_lightly.training.options import Config
 from mixco_lightly.training.recipe_files import load_page
 
 
@@ -52,14 +55,29 @@ class Recipe(Method[Config]):
         The help starts with the docstring of the module that has ``create_model``.
         """
         end_in_one_line()
-        from mixco_lightly.training.command_line import parse_options, started_as
-
         description = sys.modules[self.create_model.__module__].__doc__
         config = parse_options(self.config_class, description)
-        # Not before the options are read: --help and a wrong option need none of it.
-        from mixco_lightly.training.pretraining import run_command
+        # Imported only now, because --help and a wrong option need none of it.
+        from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-        run_command(self, config, started_as())
+        from mixco_lightly.training.pretraining import (
+            TRAINING_ERRORS,
+            fit,
+            measure_and_write,
+            prepare,
+        )
+        from mixco_lightly.training.processes import OtherProcessError, end_with_first_process
+
+        end_with_first_process()
+        try:
+            with fail_in_one_line((ValueError, OSError, MisconfigurationException)):
+                run = prepare(self, config)
+            with fail_in_one_line(TRAINING_ERRORS):
+                fit(run, started_as())
+            with fail_in_one_line():
+                measure_and_write(run)
+        except OtherProcessError:  # which reports it
+            sys.exit(1)
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe[Any]:

@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+_PACKAGE = Path(__file__).parents[1]
+INSTALLED_RECIPES = _PACKAGE / "recipes"
+_CLONED_RECIPES = _PACKAGE.parent / "recipes"
+
 
 def recipes_folder() -> Path:
     """Returns the folder of the recipes: in the installed package, or beside it in a clone."""
-    package = Path(__file__).parents[1]
-    installed = package / "recipes"
-    return installed if installed.is_dir() else package.parent / "recipes"
+    return INSTALLED_RECIPES if INSTALLED_RECIPES.is_dir() else _CLONED_RECIPES
 
 
 def load_page(name_or_path: str | Path) -> Any:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple
 
 import pytorch_lightning as pl
 
@@ -18,16 +18,14 @@ from mixco_lightly.data.images import have_one_size
 from mixco_lightly.training.open_data import RunImages, open_images
 from mixco_lightly.training.optimiser import complete_optimiser
 from mixco_lightly.training.options import (
+    Config,
     MachineOptions,
     NetworkOptions,
     OptimiserOptions,
-    PretrainConfig,
     ProtocolOrNone,
 )
 from mixco_lightly.training.processes import check_processes, is_rank_zero, print_on_rank_zero
 from mixco_lightly.training.run_folder import probe_output
-
-Config = TypeVar("Config", bound=PretrainConfig)
 
 
 class Resolved(NamedTuple, Generic[Config]):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +18,15 @@ from mixco_lightly.backbones.export import export_backbone, load_backbone
 from mixco_lightly.evaluation.evaluator import evaluate_parts
 from mixco_lightly.evaluation.figures import RANDOM_INIT, summarise
 from mixco_lightly.evaluation.probe_result import ProbeResult
+from mixco_lightly.evaluation.records import package_versions
 from mixco_lightly.evaluation.tables import list_results
 from mixco_lightly.files import replace_file
 from mixco_lightly.training.command_line import print_table
 from mixco_lightly.training.diagnosis import find_below_random, find_chance
-from mixco_lightly.training.method import Config, EvaluateNetwork, Method
+from mixco_lightly.training.method import EvaluateNetwork, Method
 from mixco_lightly.training.metrics import draw_curves
 from mixco_lightly.training.open_data import RunImages
-from mixco_lightly.training.options import MixingOptions, PretrainConfig
+from mixco_lightly.training.options import Config, MixingOptions, PretrainConfig
 from mixco_lightly.training.progress import Speed
 from mixco_lightly.training.resolve import create_initial_backbone
 
@@ -134,12 +133,6 @@ def measure(
         return recipe.measure(model, backbone, evaluate)
     results, _ = evaluate(backbone)
     return results
-
-
-def package_versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that decide a training."""
-    packages = ("mixco-lightly", "torch", "lightly", "timm", "pytorch-lightning")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def report(

@@ -95,7 +95,7 @@ def test_every_protocol_has_a_name_for_options_and_settings_for_records():
 
 
 def test_a_protocol_without_an_ensemble_says_so():
-    with pytest.raises(NotImplementedError, match="knn has no ensemble"):
+    with pytest.raises(ValueError, match="knn has no ensemble"):
         PROTOCOLS["knn"].measure_ensemble([], [])
 
 

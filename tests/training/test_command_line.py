@@ -306,7 +306,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mixco_lightly import backbones, data, evaluation, loss, models, training
-from mixco_lightly.training.command_line import fail_in_one_line, parse_options, print_table
+from mixco_lightly.training.command_line import parse_options, print_table
 from mixco_lightly.training.option_types import PositiveInt
 
 
