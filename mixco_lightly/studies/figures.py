@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mixco_lightly.evaluation.figures import name_figure
+from mixco_lightly.evaluation.figures import RANDOM_INIT, name_figure
 
 # The last kNN evaluation in metrics.csv. It decides between settings: the accuracy on the test
 # images would be biased upwards by such a choice.
@@ -14,7 +14,11 @@ FIGURES = {
     name_figure("subnetwork", "torch"): "sub-network linear, top-1 %",
     name_figure("ensemble", "torch"): "ensemble linear, top-1 %",
     HELD_OUT_KNN: "kNN on held-out training images, %",
+    name_figure(RANDOM_INIT, "torch"): "random initialisation linear, top-1 %",
+    name_figure(RANDOM_INIT, "knn"): "random initialisation kNN, top-1 %",
 }
+# What a study can show beside the accuracies, if it names it.
+SPEED = "images_per_second"
 # Protocols of a further dataset, as the headings name them, and how such a heading ends.
 TRANSFER_PROTOCOLS = {"torch": "linear", "knn": "kNN"}
 TRANSFER_ENDING = ", top-1 %"

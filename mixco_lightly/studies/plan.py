@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mixco_lightly.studies.figures import FIGURES
+from mixco_lightly.studies.figures import FIGURES, SPEED
 from mixco_lightly.training.command_line import check_options
 from mixco_lightly.training.option_files import describe_unknown
 from mixco_lightly.training.option_types import NonNegativeInt
@@ -34,8 +34,9 @@ class Study:
         base_name: Name of the base in tables.
         seeds: Seeds of the runs; the comparison is paired by seed.
         question: Question that the study answers; the title of its table.
-        figures: Accuracies in the table, such as linear_top1. Default: all. Choose settings by
-            held_out_knn_top1, and show nothing else in a study that chooses.
+        figures: Accuracies in the table, such as linear_top1, and images_per_second. Default: all
+            accuracies. Choose settings by held_out_knn_top1, and show nothing else in a study that
+            chooses.
         data_root: Folder that contains every data_dir of the study.
     """
 
@@ -202,8 +203,9 @@ def _check_study(study: Study) -> None:
         raise ValueError("A study needs at least one seed: give --seeds.")
     if len(set(study.seeds)) < len(study.seeds):
         raise ValueError(f"A seed is named twice in {study.seeds}: name each seed once.")
-    if unknown := set(study.figures) - FIGURES.keys():
-        raise ValueError(f"There is no figure {unknown.pop()!r}: choose from {', '.join(FIGURES)}.")
+    known = [*FIGURES, SPEED]
+    if unknown := set(study.figures) - set(known):
+        raise ValueError(f"There is no figure {unknown.pop()!r}: choose from {', '.join(known)}.")
 
 
 def _plan_arms(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mixco_lightly.files import replace_file
-from mixco_lightly.studies.figures import FIGURES, TRANSFER_ENDING
+from mixco_lightly.studies.figures import FIGURES, SPEED, TRANSFER_ENDING
 from mixco_lightly.studies.statistics import Difference, average_curves, paired_difference
 
 Results = dict[str, Any]
@@ -79,14 +79,18 @@ def tabulate(results: Results) -> tuple[list[str], list[list[str]]]:
         for name in headings
         if any(name in row for row in rows) and (name in chosen or name not in FIGURES)
     ]
-    # The base may lack a figure, as SupCon has no sub-network.
+    # The base may lack a figure, as SupCon has no sub-network, or be alone with it, as with that
+    # of the random initialisation.
     base = results["base_name"]
-    compared = [name for name in figures if any(name in x for x in rows if x["arm"] == base)]
+    compared = [
+        name for name in figures if {x["arm"] == base for x in rows if name in x} == {True, False}
+    ]
+    has_speed = SPEED in chosen
     has_groups = any(row["group"] for row in rows)
     head = [*(["group"] if has_groups else []), "arm", "seeds"]
     for name in figures:
         head += [headings[name], *([f"minus {base} [95%]"] if name in compared else [])]
-    head += ["images seen", "seconds"]
+    head += ["images seen", "seconds", *(["images/s"] if has_speed else [])]
     lines = []
     for group, arm in dict.fromkeys((row["group"], row["arm"]) for row in rows):
         found = [row for row in rows if (row["group"], row["arm"]) == (group, arm)]
@@ -99,6 +103,8 @@ def tabulate(results: Results) -> tuple[list[str], list[list[str]]]:
                 cells.append(format_difference(difference))
         cells.append(f"{statistics.mean(row['images'] for row in found):,.0f}")
         cells.append(f"{statistics.mean(row['seconds'] for row in found):,.0f}")
+        if has_speed:
+            cells.append(f"{statistics.mean(row[SPEED] for row in found):,.0f}")
         lines.append(cells)
     return head, lines
 
