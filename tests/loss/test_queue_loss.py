@@ -529,33 +529,29 @@ def test_unmix_names_what_is_wrong_with_its_arguments() -> None:
 # torch.compile and activation checkpointing
 
 
-def compiled_and_eager(loss: str, **options: object) -> tuple[nn.Module, nn.Module, Problem]:
-    torch.compiler.reset()
+# That the other losses compile with a queue is in test_compile.py.
+def test_moco_form_compiles_with_the_enqueue_alone_outside_the_graph() -> None:
+    def compiled_and_eager(**options: object) -> tuple[nn.Module, nn.Module]:
+        torch.compiler.reset()
+        criterion = criterion_of(problem("moco"))
+        eager = copy.deepcopy(criterion)
+        return torch.compile(criterion, backend="aot_eager", **options), eager
+
     p = problem("moco")
-    criterion = criterion_of(p, loss)
-    return torch.compile(criterion, backend="aot_eager", **options), copy.deepcopy(criterion), p
-
-
-# UnMixLoss has the forward of MixCoLoss.
-@pytest.mark.parametrize("loss", ["mixco", "imix"])
-def test_moco_form_compiles_with_the_enqueue_alone_outside_the_graph(loss: str) -> None:
-    compiled, eager, p = compiled_and_eager(loss)
+    compiled, eager = compiled_and_eager()
     for _ in range(3):
         ours, expected = leaves(p), leaves(p)
-        result = compiled(*arguments_of(ours, loss))
-        expected_result = eager(*arguments_of(expected, loss))
-        result.backward()
-        expected_result.backward()
-        torch.testing.assert_close(result, expected_result, rtol=0, atol=1e-12)
-        pairs = zip(gradients(ours, loss), gradients(expected, loss), strict=True)
-        for grad, expected_grad in pairs:
+        loss, expected_loss = compiled(*ours.args), eager(*expected.args)
+        loss.backward()
+        expected_loss.backward()
+        torch.testing.assert_close(loss, expected_loss, rtol=0, atol=1e-12)
+        for grad, expected_grad in zip(gradients(ours), gradients(expected), strict=True):
             torch.testing.assert_close(grad, expected_grad, rtol=0, atol=1e-12)
         assert torch.equal(compiled.queue.keys, eager.queue.keys)
         assert torch.equal(compiled.queue.position, eager.queue.position)
     # Without the enqueue there is nothing that breaks the graph.
-    compiled, eager, p = compiled_and_eager(loss, fullgraph=True)
-    args = arguments_of(p, loss)
-    torch.testing.assert_close(compiled.eval()(*args), eager.eval()(*args), rtol=0, atol=1e-12)
+    compiled, eager = compiled_and_eager(fullgraph=True)
+    torch.testing.assert_close(compiled.eval()(*p.args), eager.eval()(*p.args), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(
