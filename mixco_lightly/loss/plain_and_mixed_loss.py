@@ -188,9 +188,8 @@ class PlainAndMixedLoss(QueueLoss):
             mix = z0.new_zeros(())
             for z, mixture, keys in mixed:
                 first, second, lam = pairs_on(z.device, mixture, offset)
-                mix = mix + self._mixture_term(z, keys, first, second, lam, mixed_queue_lse) / len(
-                    mixed
-                )
+                term = self._mixture_term(z, keys, first, second, lam, mixed_queue_lse)
+                mix = mix + term / len(mixed)
             total = contrast + self.mix_weight * mix
 
         self._finish(all_z1, step)
