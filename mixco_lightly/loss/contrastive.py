@@ -59,6 +59,7 @@ def key_cross_entropy(
 def _key_cross_entropies(
     queries: Tensor, keys: Tensor, temperature: float, queue_lse: Tensor
 ) -> Tensor:
+    """Returns the cross-entropies of :func:`key_cross_entropy`, one for each query."""
     positive = (queries * keys).sum(dim=1) / temperature  # nc,nc->n
     return torch.logaddexp(queue_lse, positive) - positive
 

@@ -1,7 +1,4 @@
-"""The loss of two terms, one of plain images and one of mixtures, without the mixtures' objective.
-
-MixCoLoss and UnMixLoss are this loss with an objective each.
-"""
+"""The base of MixCoLoss and UnMixLoss, which differ in the term of the mixtures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shares the queue, the gathering and the precision between the losses of mixtures."""
+"""The base of the losses of mixtures: the queue, the gathering and the precision."""
 
 from __future__ import annotations
 

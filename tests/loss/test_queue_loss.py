@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import mixco_lightly.machine as machine
 from mixco_lightly import IMixLoss, Mixture, UnMixLoss
+from mixco_lightly.loss import queue_loss
 from tests import reference
 from tests.loss.problems import (
     CASES,
@@ -185,6 +187,20 @@ def test_queue_is_extended_only_in_training_and_only_if_the_query_requires_grad(
 
 
 @pytest.mark.parametrize("loss", LOSSES)
+def test_warning_of_separate_queues_names_the_loss_and_comes_once(
+    loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue_loss.dist, "world_size", lambda: 2)
+    p = problem("moco")
+    criterion = criterion_of(p, loss)
+    with pytest.warns(UserWarning, match=rf"^{type(criterion).__name__} has a queue .* 2 proc"):
+        criterion(*in_training(p, loss))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        criterion(*in_training(p, loss))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 def test_backward_after_the_enqueue_has_the_gradient_of_a_frozen_queue(loss: str) -> None:
     p, frozen = leaves(problem("moco")), leaves(problem("moco"))
     criterion = criterion_of(p, loss)
@@ -220,7 +236,7 @@ def test_queue_is_saved_and_a_resumed_loss_continues_with_the_same_values(loss: 
     [
         (loss, form, t)
         for loss, form in CASES
-        for t in (TEMPERATURES if loss == "mixco" else (1.0, 0.05, 0.01))
+        for t in (TEMPERATURES if loss == "mixco" else (0.2, 0.01))
     ],
 )
 @pytest.mark.parametrize("rows_are", ROWS_ARE)
@@ -529,7 +545,7 @@ def test_unmix_names_what_is_wrong_with_its_arguments() -> None:
 # torch.compile and activation checkpointing
 
 
-# That the other losses compile with a queue is in test_compile.py.
+# The other losses' compiled steps with a queue are in test_compile.py.
 def test_moco_form_compiles_with_the_enqueue_alone_outside_the_graph() -> None:
     def compiled_and_eager(**options: object) -> tuple[nn.Module, nn.Module]:
         torch.compiler.reset()
@@ -561,7 +577,8 @@ def test_moco_form_compiles_with_the_enqueue_alone_outside_the_graph() -> None:
         ("mixco", "moco", False),
         ("mixco", "simclr", True),
         ("mixco", "simclr", False),
-        *((loss, form, True) for loss, form in NEW),
+        ("imix", "moco", True),
+        ("unmix", "simclr", True),
     ],
 )
 def test_under_autocast_to_bfloat16_the_loss_compiles_as_one_graph(
