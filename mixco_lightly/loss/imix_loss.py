@@ -32,8 +32,9 @@ class IMixLoss(QueueLoss):
     queue, its ``mocon`` with one. In ``mocon`` the keys of the batch are candidates beside the
     queue, unlike in MoCo. The differences are:
 
-    - The code computes all logits and subtracts the two weighted cross-entropies; here the two
-      are one, because they have the same candidates. The values are equal.
+    - The code adds the weighted cross-entropies of a mixture's two keys; here they are one soft
+      cross-entropy, because they have the same candidates. The values are equal.
+    - The code's symmetric option is the sum of two calls, the second with the views exchanged.
     - The code gathers keys in ``mocon`` whenever there are several processes, and in ``npair``
       never; here ``gather_distributed`` decides for both.
     - Any batch size fits any queue.
