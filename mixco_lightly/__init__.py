@@ -27,10 +27,12 @@ if TYPE_CHECKING:
         linear_probe as linear_probe,
     )
     from mixco_lightly.loss import (
+        IMixLoss as IMixLoss,
         KeyQueue as KeyQueue,
         MixCoLoss as MixCoLoss,
         MixCoLossComponents as MixCoLossComponents,
         SelfConLoss as SelfConLoss,
+        UnMixLoss as UnMixLoss,
     )
 
 __version__ = "0.1.0"
@@ -43,5 +45,5 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "Features ProbeResult MutualInformation "
         "extract_features knn_probe linear_probe estimate_mutual_information"
     ),
-    loss="KeyQueue MixCoLoss MixCoLossComponents SelfConLoss",
+    loss="IMixLoss KeyQueue MixCoLoss MixCoLossComponents SelfConLoss UnMixLoss",
 )

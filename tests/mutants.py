@@ -33,6 +33,9 @@ TIME_LIMIT = 200  # seconds for a run of tests
 
 CONTRASTIVE = ("tests/loss/test_contrastive.py",)
 MIXCO = ("tests/loss/test_mixco_loss.py",)
+IMIX = ("tests/loss/test_imix_loss.py",)
+UNMIX = ("tests/loss/test_unmix_loss.py",)
+SHARED = ("tests/loss/test_queue_loss.py", "-k", "not compile")
 HAND_SET = ("tests/loss/test_mixco_loss.py", "-k", "hand_set")
 QUEUE = ("tests/loss/test_key_queue.py",)
 SELFCON = ("tests/loss/test_selfcon_loss.py",)
@@ -58,7 +61,12 @@ PRECISION = ("tests/evaluation/test_evaluation_precision.py", "-k", "moco")
 
 _BLOCKWISE = "mixco_lightly/loss/blockwise.py"
 _CONTRASTIVE = "mixco_lightly/loss/contrastive.py"
+_TWO_TERMS = "mixco_lightly/loss/plain_and_mixed_loss.py"
+_QUEUE_LOSS = "mixco_lightly/loss/queue_loss.py"
 _MIXCO = "mixco_lightly/loss/mixco_loss.py"
+_IMIX = "mixco_lightly/loss/imix_loss.py"
+_UNMIX = "mixco_lightly/loss/unmix_loss.py"
+_CHECKS = "mixco_lightly/loss/argument_checks.py"
 _QUEUE = "mixco_lightly/loss/key_queue.py"
 _GATHER = "mixco_lightly/loss/gather.py"
 _SELFCON = "mixco_lightly/loss/selfcon_loss.py"
@@ -85,8 +93,8 @@ class Mutant(NamedTuple):
 MUTANTS = [
     # The first one is that of the default run: its tests are the fastest.
     Mutant(
-        "the mean over the two mixtures is a sum", _MIXCO,
-        ") / len(mixed)", ")", HAND_SET,
+        "the mean over the two mixtures is a sum", _TWO_TERMS,
+        "mix = mix + term / len(mixed)", "mix = mix + term", HAND_SET,
     ),
     Mutant(
         "a wrapped batch piles up in the last row", _QUEUE,
@@ -145,7 +153,7 @@ MUTANTS = [
     ),
     Mutant(
         "the positive is not in the denominator", _CONTRASTIVE,
-        "(torch.logaddexp(queue_lse, positive) - positive)", "(queue_lse - positive)", CONTRASTIVE,
+        "torch.logaddexp(queue_lse, positive) - positive", "queue_lse - positive", CONTRASTIVE,
     ),
     Mutant(
         "lam weights the second key", _CONTRASTIVE,
@@ -164,40 +172,124 @@ MUTANTS = [
     ),
     # MixCo's loss
     Mutant(
-        "the bound on the logits is that of the higher temperature", _MIXCO,
-        "1.001 / min(self.temperature", "1.001 / max(self.temperature", MIXCO,
+        "the bound on the logits is that of the higher temperature", _TWO_TERMS,
+        "min(self.temperature", "max(self.temperature", MIXCO,
     ),
     Mutant(
-        "mix_weight is left out", _MIXCO,
+        "mix_weight is left out", _TWO_TERMS,
         "total = contrast + self.mix_weight * mix", "total = contrast + mix", MIXCO,
     ),
     Mutant(
-        "mixtures are contrasted with their own view", _MIXCO,
+        "mixtures are contrasted with their own view", _TWO_TERMS,
         "(unit_rows(mixed0), mixture0, all_z1)", "(unit_rows(mixed0), mixture0, all_z0)", MIXCO,
     ),
     Mutant(
         "mixtures have the temperature of plain images", _MIXCO,
-        "                    self.mix_temperature,\n                    mixed_queue_lse",
-        "                    self.temperature,\n                    mixed_queue_lse", MIXCO,
+        "self.mix_temperature, queue_lse", "self.temperature, queue_lse", MIXCO,
     ),
     Mutant(
-        "evaluation extends the queue", _MIXCO,
-        "self.queue is not None and self.training and out0.requires_grad",
-        "self.queue is not None and out0.requires_grad", MIXCO,
+        "evaluation extends the queue", _QUEUE_LOSS,
+        "self.training and queries.requires_grad", "queries.requires_grad", SHARED,
     ),
     Mutant(
-        "a frozen query extends the queue", _MIXCO,
-        "self.training and out0.requires_grad", "self.training", MIXCO,
+        "a frozen query extends the queue", _QUEUE_LOSS,
+        "self.training and queries.requires_grad", "self.training", SHARED,
     ),
     Mutant(
-        "a repeated forward finds the queue of the next step", _MIXCO,
-        "self.queue.keys_before(all_z1) if is_repeated else self.queue.keys", "self.queue.keys",
-        MIXCO,
+        "a repeated forward finds the queue of the next step", _QUEUE_LOSS,
+        "self.queue.keys_before(keys) if step.is_repeated else self.queue.keys", "self.queue.keys",
+        SHARED,
     ),
     Mutant(
-        "autocast reaches the positives", _MIXCO,
-        "with torch.autocast(device_type=device_type, enabled=False):",
-        "with torch.autocast(device_type, enabled=torch.is_autocast_enabled(device_type)):", MIXCO,
+        "autocast reaches the positives", _TWO_TERMS,
+        "out0.device.type, enabled=False)",
+        "out0.device.type, enabled=torch.is_autocast_enabled(out0.device.type))", SHARED,
+    ),
+    # The losses of i-Mix and Un-Mix
+    Mutant(
+        "only the mixture's first key counts", _CONTRASTIVE,
+        "(lam * first_loss + (1 - lam) * second_loss)", "first_loss", UNMIX,
+    ),
+    Mutant(
+        "both keys have the weight of the first", _CONTRASTIVE,
+        "lam * first_loss + (1 - lam) * second_loss", "lam * first_loss + lam * second_loss", UNMIX,
+    ),
+    Mutant(
+        "the second key is the first", _CONTRASTIVE,
+        "_key_cross_entropies(queries, keys[source], temperature, queue_lse)  # n",
+        "_key_cross_entropies(queries, keys[first], temperature, queue_lse)  # n", UNMIX,
+    ),
+    Mutant(
+        "Un-Mix's two keys compete", _UNMIX,
+        "return weighted_key_cross_entropy(",
+        "from mixco_lightly.loss.contrastive import mixed_cross_entropy as compete\n"
+        "            return compete(", UNMIX,
+    ),
+    Mutant(
+        "a mixture is a candidate of itself", _CONTRASTIVE,
+        "itself = torch.cat([row, first, second])", "itself = torch.cat([first, first, second])",
+        UNMIX,
+    ),
+    Mutant(
+        "the keys of mixtures are no anchors", _CONTRASTIVE,
+        "torch.cat([torch.ones_like(lam), lam, 1 - lam]) / (2 * len(lam))",
+        "torch.cat([torch.ones_like(lam), 0 * lam, 0 * lam]) / len(lam)", UNMIX,
+    ),
+    Mutant(
+        "the keys of mixtures have the weight of mixtures", _CONTRASTIVE,
+        "torch.cat([torch.ones_like(lam), lam, 1 - lam]) / (2 * len(lam))",
+        "torch.ones(3 * len(lam)).to(lam) / (3 * len(lam))", UNMIX,
+    ),
+    Mutant(
+        "mixtures are no candidates of mixtures", _CONTRASTIVE,
+        "candidates = torch.cat([keys, all_mixed])",
+        "candidates = torch.cat([keys, all_mixed[row - len(keys)] * 0])", UNMIX,
+    ),
+    Mutant(
+        "the mixtures of a process start at row 0 of all", _UNMIX,
+        "(all_z,), offset = self._gather(z)", "(all_z,), offset = self._gather(z)[0], 0", RANKS,
+    ),
+    Mutant(
+        "mixtures of other processes are no candidates", _UNMIX,
+        "(all_z,), offset = self._gather(z)", "all_z, offset = z, 0", RANKS,
+    ),
+    Mutant(
+        "the queue gives i-Mix's keys a gradient", _IMIX,
+        "keys = keys.detach()", "pass", IMIX,
+    ),
+    Mutant(
+        "i-Mix's keys have no gradient without a queue", _IMIX,
+        "self._gather(unit_rows(keys))", "self._gather(unit_rows(keys.detach()))", IMIX,
+    ),
+    Mutant(
+        "i-Mix leaves the queue out of its candidates", _IMIX,
+        "self.temperature, queue_lse)", "self.temperature, None)", IMIX,
+    ),
+    Mutant(
+        "i-Mix's queue has a temperature of 1", _IMIX,
+        "queries = z / self.temperature", "queries = z", IMIX,
+    ),
+    Mutant(
+        "i-Mix enqueues the mixtures", _IMIX,
+        "self._finish(all_keys, step)", "self._finish(z.detach(), step)", SHARED,
+    ),
+    Mutant(
+        "i-Mix extends its queue by the keys' gradient", _IMIX,
+        "step = self._start(mixed)", "step = self._start(keys)", SHARED,
+    ),
+    Mutant(
+        "autocast reaches i-Mix's targets", _IMIX,
+        "mixed.device.type, enabled=False)",
+        "mixed.device.type, enabled=torch.is_autocast_enabled(mixed.device.type))", SHARED,
+    ),
+    Mutant(
+        "i-Mix's keys are those of one process", _IMIX,
+        "(all_keys,), offset = self._gather(unit_rows(keys))",
+        "all_keys, offset = unit_rows(keys), 0", RANKS,
+    ),
+    Mutant(
+        "a mixture of another batch is accepted", _CHECKS,
+        "if pairs.min() < 0 or pairs.max() >= n:", "if pairs.min() < 0:", SHARED,
     ),
     # Queue
     Mutant(
@@ -237,16 +329,17 @@ MUTANTS = [
         "torch.cat(dist.gather(x))", "torch.cat(dist.gather(x)[::-1])", RANKS,
     ),
     Mutant(
-        "pairs are those of the first process", _MIXCO,
-        "first + offset", "first", RANKS,
+        "pairs are those of the first process", _QUEUE_LOSS,
+        "return first + offset", "return first", RANKS,
     ),
     Mutant(
-        "a process enqueues its own keys alone", _MIXCO,
-        "self.queue.enqueue(all_z1,", "self.queue.enqueue(z1,", RANKS,
+        "a process enqueues its own keys alone", _TWO_TERMS,
+        "self._finish(all_z1, step)", "self._finish(z1, step)", RANKS,
     ),
     Mutant(
-        "the first view is not gathered", _MIXCO,
-        "gather_rows(z0) if self.queue is None else z0", "z0", RANKS,
+        "the first view is not gathered", _TWO_TERMS,
+        "(all_z0, all_z1), offset = self._gather(z0, z1)",
+        "all_z0, ((all_z1,), offset) = z0, self._gather(z1)", RANKS,
     ),
     Mutant(
         "without labels the images of all processes have the same", _SELFCON,
@@ -388,8 +481,8 @@ MUTANTS = [
         "        self.follow(keys.device)\n", "", ON_GPU,
     ),
     Mutant(
-        "the loss's queue stays where it was made", _MIXCO,
-        "self.queue.follow(device)", "pass", ON_GPU,
+        "the loss's queue stays where it was made", _QUEUE_LOSS,
+        "self.queue.follow(queries.device)", "pass", ON_GPU,
     ),
     Mutant(
         "a mixture is moved with blocking copies", _MIXTURE,
@@ -404,11 +497,11 @@ MUTANTS = [
         'backend.fp32_precision = "ieee"', "pass", (*CONTRASTIVE, "-k", "precision"),
     ),
     Mutant(
-        "float64 rows are multiplied in bfloat16", _MIXCO,
-        "and queries.dtype == torch.float32", "", (*MIXCO, "-k", "float64_projections"),
+        "float64 rows are multiplied in bfloat16", _QUEUE_LOSS,
+        "and queries.dtype == torch.float32", "", (SHARED[0], "-k", "float64_projections"),
     ),
     Mutant(
-        "compile leaves forward_components eager", _MIXCO,
+        "compile leaves forward_components eager", _TWO_TERMS,
         "self.forward_components = compiled", "self._compiled = compiled", COMPILED,
     ),
     Mutant(

@@ -1,8 +1,8 @@
 """The formulas as loops: plain Python floats, one anchor and one candidate at a time.
 
 Nothing here is shared with the package but the shapes of the arguments. Sources: MixCo, Eqs. 1, 3
-and 4, with the candidates and means of the authors' code; MoCo, Eq. 1; SimCLR, Eq. 1; SupCon,
-Eq. 2 (L_out); SelfCon, with the sets of the authors' code.
+and 4, with the candidates and means of the authors' code; i-Mix and Un-Mix, from the authors' code;
+MoCo, Eq. 1; SimCLR, Eq. 1; SupCon, Eq. 2 (L_out); SelfCon, with the sets of the authors' code.
 """
 
 from __future__ import annotations
@@ -83,6 +83,53 @@ def mixed_cross_entropy(
             targets.append(0.0)
         losses.append(cross_entropy(logits, targets))
     return math.fsum(losses) / len(losses)
+
+
+def weighted_info_nce(
+    mixed: Tensor,
+    keys: Tensor,
+    first: Tensor,
+    second: Tensor,
+    lam: Tensor,
+    temperature: float,
+    queue: Tensor,
+) -> float:
+    """Un-Mix with MoCo: candidates are one of the two keys and the queue, once for each key."""
+    q, k, negatives = units(mixed), units(keys), queue.double().tolist()
+    losses = []
+    for m in range(len(q)):
+        in_queue = [similarity(q[m], negative) / temperature for negative in negatives]
+        for source, weight in [(first[m], float(lam[m])), (second[m], 1.0 - float(lam[m]))]:
+            logits = [similarity(q[m], k[int(source)]) / temperature, *in_queue]
+            targets = [1.0] + [0.0] * len(negatives)
+            losses.append(weight * cross_entropy(logits, targets))
+    return math.fsum(losses) / len(q)
+
+
+def mixed_nt_xent(
+    mixed: Tensor,
+    keys: Tensor,
+    first: Tensor,
+    second: Tensor,
+    lam: Tensor,
+    temperature: float,
+) -> float:
+    """Un-Mix with SimCLR: a mixture and one of its keys are each other's positive.
+
+    Both are anchors; the candidates are all keys and all mixtures but the anchor.
+    """
+    z = units(keys) + units(mixed)
+    n = len(keys)
+    logits = [[similarity(a, b) / temperature for b in z] for a in z]
+    losses = []
+    for m in range(len(mixed)):
+        for source, weight in [(first[m], float(lam[m])), (second[m], 1.0 - float(lam[m]))]:
+            for anchor, positive in [(n + m, int(source)), (int(source), n + m)]:
+                others = [j for j in range(len(z)) if j != anchor]
+                targets = [1.0 if j == positive else 0.0 for j in others]
+                loss = cross_entropy([logits[anchor][j] for j in others], targets)
+                losses.append(weight * loss / 2)
+    return math.fsum(losses) / len(mixed)
 
 
 def nt_xent(out0: Tensor, out1: Tensor, temperature: float) -> float:
@@ -204,7 +251,7 @@ def draw_selfcon(method: str, seed: int) -> SelfConProblem:
 
 
 class Problem(NamedTuple):
-    """Arguments of a MixCo loss; ``queue`` is None for SimCLR, a mixture where there is none."""
+    """Arguments of a loss of mixtures; ``queue`` is None for SimCLR, a mixture if missing."""
 
     out0: Tensor
     out1: Tensor
@@ -219,7 +266,7 @@ class Problem(NamedTuple):
 
     @property
     def args(self) -> tuple[Tensor | Mixture | None, ...]:
-        """The arguments of ``MixCoLoss.forward``."""
+        """The arguments of ``MixCoLoss.forward`` and ``UnMixLoss.forward``."""
         return self[:6]
 
 
@@ -231,18 +278,51 @@ class Terms(NamedTuple):
 
 def mixco(problem: Problem) -> Terms:
     """The MixCo loss of MoCo (with a queue) or of SimCLR (without), and its two terms."""
+
+    def term(mixed: Tensor, mixture: Mixture, keys: Tensor) -> float:
+        _, first, second, lam = mixture
+        return mixed_cross_entropy(
+            mixed, keys, first, second, lam, problem.mix_temperature, problem.queue
+        )
+
+    return two_terms(problem, term)
+
+
+def unmix(problem: Problem) -> Terms:
+    """The Un-Mix loss and its two terms; one temperature for both."""
+
+    def term(mixed: Tensor, mixture: Mixture, keys: Tensor) -> float:
+        _, first, second, lam = mixture
+        if problem.queue is None:
+            return mixed_nt_xent(mixed, keys, first, second, lam, problem.temperature)
+        return weighted_info_nce(
+            mixed, keys, first, second, lam, problem.temperature, problem.queue
+        )
+
+    return two_terms(problem, term)
+
+
+def imix(problem: Problem) -> float:
+    """The i-Mix loss of view 0's mixtures with view 1's keys."""
     p = problem
+    _, first, second, lam = p.mixture0
+    return mixed_cross_entropy(p.mixed0, p.out1, first, second, lam, p.temperature, p.queue)
+
+
+def two_terms(p: Problem, term: Callable[[Tensor, Mixture, Tensor], float]) -> Terms:
+    """The loss of the plain images, and the mean of a term over the mixtures of both views."""
     if p.queue is None:
         contrast = nt_xent(p.out0, p.out1, p.temperature)
     else:
         contrast = info_nce(p.out0, p.out1, p.queue, p.temperature)
-    terms = []
-    for mixed, mixture, keys in [(p.mixed0, p.mixture0, p.out1), (p.mixed1, p.mixture1, p.out0)]:
-        if mixed is not None and mixture is not None:
-            _, first, second, lam = mixture
-            terms.append(
-                mixed_cross_entropy(mixed, keys, first, second, lam, p.mix_temperature, p.queue)
-            )
+    terms = [
+        term(mixed, mixture, keys)
+        for mixed, mixture, keys in [
+            (p.mixed0, p.mixture0, p.out1),
+            (p.mixed1, p.mixture1, p.out0),
+        ]
+        if mixed is not None and mixture is not None
+    ]
     mix = math.fsum(terms) / len(terms) if terms else 0.0
     return Terms(contrast + p.mix_weight * mix, contrast, mix)
 

@@ -17,13 +17,14 @@ import json, sys, tempfile
 from pathlib import Path
 from tests.mutants import HAND_SET, MUTANTS, Gate, Mutant, import_libraries
 
-FILE, TOTAL = "mixco_lightly/loss/mixco_loss.py", "total = contrast + self.mix_weight * mix"
+FILE = "mixco_lightly/loss/plain_and_mixed_loss.py"
+TOTAL = "total = contrast + self.mix_weight * mix"
 NO_TESTS = (HAND_SET[0], "-k", "no_such_test")
 mutants = MUTANTS[:1] + [
     Mutant("changes nothing", FILE, TOTAL, TOTAL + "  # really", HAND_SET),
     Mutant("is not there", FILE, "no such text", "", HAND_SET),
     Mutant("is everywhere", FILE, "self", "this", HAND_SET),
-    Mutant("cannot be imported", FILE, "import math", "import no_such_module", HAND_SET),
+    Mutant("cannot be imported", FILE, "import torch\\n", "import no_such_module\\n", HAND_SET),
     Mutant("has no tests", FILE, TOTAL, "total = contrast", NO_TESTS),
 ]
 import_libraries()

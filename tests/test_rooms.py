@@ -99,7 +99,7 @@ def own_imports_of(module, type_checking=True):
 def test_the_search_sees_the_package_and_its_imports():
     assert len(MODULES) > 60
     assert {"data", "loss.key_queue", "recipes.moco"} <= MODULES.keys()
-    assert "data.mixture" in own_imports_of("loss.mixco_loss")
+    assert "data.mixture" in own_imports_of("loss.plain_and_mixed_loss")
     assert "data.mixture" in own_imports_of("data")
     assert "data.mixture" not in own_imports_of("data", type_checking=False)
     assert set(map(room_of, MODULES)) - {""} == set(RANKS)

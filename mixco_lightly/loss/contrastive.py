@@ -53,8 +53,50 @@ def key_cross_entropy(
     Returns:
         Mean over the queries, scalar.
     """
+    return _key_cross_entropies(queries, keys, temperature, queue_lse).mean()
+
+
+def _key_cross_entropies(
+    queries: Tensor, keys: Tensor, temperature: float, queue_lse: Tensor
+) -> Tensor:
+    """Returns the cross-entropies of :func:`key_cross_entropy`, one for each query."""
     positive = (queries * keys).sum(dim=1) / temperature  # nc,nc->n
-    return (torch.logaddexp(queue_lse, positive) - positive).mean()
+    return torch.logaddexp(queue_lse, positive) - positive
+
+
+def weighted_key_cross_entropy(
+    queries: Tensor,
+    keys: Tensor,
+    first: Tensor,
+    second: Tensor,
+    lam: Tensor,
+    temperature: float,
+    queue_lse: Tensor,
+) -> Tensor:
+    """Computes the weighted cross-entropies of mixtures with the keys of their two images.
+
+    Un-Mix, with the candidates of the authors' MoCo code: each of a mixture's two keys alone
+    against the queue. The two keys do not compete with each other, nor with the other keys of the
+    batch, so the minimum is 0.
+
+    Args:
+        queries: Unit rows of the mixtures, shape (n, c).
+        keys: Unit rows of the other view's images, shape (m, c).
+        first: Row in ``keys`` of each mixture's first image, shape (n,).
+        second: Row in ``keys`` of each mixture's second image, shape (n,).
+        lam: Weight of the first key's term, shape (n,). The second key's has ``1 - lam``.
+        temperature: Divides all similarities.
+        queue_lse: ``queue_logsumexp(queries / temperature, queue)``, shape (n,).
+
+    Returns:
+        Mean over the mixtures, scalar.
+    """
+    lam = lam.to(queries)
+    first_loss, second_loss = (
+        _key_cross_entropies(queries, keys[source], temperature, queue_lse)  # n
+        for source in (first, second)
+    )
+    return (lam * first_loss + (1 - lam) * second_loss).mean()
 
 
 def mixed_cross_entropy(
@@ -118,3 +160,49 @@ def nt_xent(
     candidates = torch.cat([all_z0, all_z1])
     # The two anchors of an image are each other's positive: they share one similarity.
     return mean_cross_entropy(anchors, candidates, torch.cat([positive, positive]), itself)
+
+
+def mixed_nt_xent(
+    mixed: Tensor,
+    keys: Tensor,
+    all_mixed: Tensor,
+    first: Tensor,
+    second: Tensor,
+    lam: Tensor,
+    offset: int,
+    temperature: float,
+) -> Tensor:
+    """Computes SimCLR's loss of mixtures and the keys of their images, weighted as in Un-Mix.
+
+    It is ``lam * nt_xent(mixed, keys[first]) + (1 - lam) * nt_xent(mixed, keys[second])``, with
+    each mixture's own weight. The anchors are the mixtures and their keys; an anchor's candidates
+    are all keys and all mixtures without itself. A mixture's two terms have one softmax, in which
+    its two keys compete.
+
+    Args:
+        mixed: Unit rows of this process's mixtures, shape (n, c).
+        keys: Unit rows of the other view's images, of all processes, shape (m, c).
+        all_mixed: Unit rows of the mixtures of all processes.
+        first: Row in ``keys`` of each mixture's first image, shape (n,).
+        second: Row in ``keys`` of each mixture's second image, shape (n,).
+        lam: Weight of the first key's terms, shape (n,). The second key's have ``1 - lam``.
+        offset: Row of ``all_mixed`` at which this process's mixtures start.
+        temperature: Divides all similarities.
+
+    Returns:
+        Mean over the mixtures and their keys, scalar.
+    """
+    lam = lam.to(mixed)
+    row = torch.arange(len(mixed), device=mixed.device) + offset + len(keys)
+    anchors = torch.cat([mixed, keys[first], keys[second]]) / temperature  # 3n x c
+    itself = torch.cat([row, first, second])  # 3n
+    first_logit, second_logit = (
+        (mixed * keys[source]).sum(dim=1) / temperature  # nc,nc->n
+        for source in (first, second)
+    )
+    target_logits = torch.cat(
+        [torch.lerp(second_logit, first_logit, lam), first_logit, second_logit]
+    )
+    weights = torch.cat([torch.ones_like(lam), lam, 1 - lam]) / (2 * len(lam))  # 3n
+    candidates = torch.cat([keys, all_mixed])
+    return mean_cross_entropy(anchors, candidates, target_logits, itself, query_weights=weights)

@@ -12,6 +12,7 @@ import torch
 from lightly.utils import dist
 from torch import Tensor, distributed, nn
 
+from mixco_lightly.loss.argument_checks import check_temperature
 from mixco_lightly.loss.blockwise import mean_cross_entropy, product
 from mixco_lightly.loss.contrastive import unit_rows
 from mixco_lightly.loss.gather import check_equal_sizes, gather_rows, warn_without_process_group
@@ -158,8 +159,7 @@ class SelfConLoss(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in [("temperature", temperature), ("base_temperature", base_temperature)]:
-            if not (isinstance(value, (int, float)) and 0 < value < math.inf):
-                raise ValueError(f"{name} must be a positive finite number, got {value!r}.")
+            check_temperature(name, value)
         if subnetwork_weight is not None and not (
             isinstance(subnetwork_weight, (int, float)) and 0 <= subnetwork_weight < math.inf
         ):

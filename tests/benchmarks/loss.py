@@ -11,6 +11,8 @@ training step does with projections that are there: normalise, compare, backward
     authors   the authors' MixCo formula: dense logits and dense soft labels of the mixtures
     plain     MixCoLoss without mixtures
     mixco     MixCoLoss with mixtures of half the batch (SimCLR: of both views)
+    unmix     UnMixLoss with the same mixtures
+    imix      IMixLoss with as many mixtures as images, and no plain images
     products  the matrix products alone that no exact method can do without
 
 With --check the exit code is 1 when a ratio misses its limit.
@@ -36,14 +38,14 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, softmax
 
-from mixco_lightly import KeyQueue, MixCoLoss, Mixture
+from mixco_lightly import IMixLoss, KeyQueue, MixCoLoss, Mixture, UnMixLoss
 from mixco_lightly.machine import has_fast_bfloat16
 
 DIM = 128
 QUEUES = [4096, 16384, 65536, 262144, 1048576]
 BATCHES = [64, 256, 1024, 4096]
 TEMPERATURE, MIX_TEMPERATURE = 0.2, 0.05  # the authors' for MoCo
-ARMS = ["lightly", "authors", "plain", "mixco", "products"]
+ARMS = ["lightly", "authors", "plain", "mixco", "unmix", "imix", "products"]
 Arms = dict[str, Callable[[], object]]
 Result = dict[str, Any]
 
@@ -95,6 +97,10 @@ def moco_arms(batch: int, queue_length: int) -> Arms:
     lightly = NTXentLoss(TEMPERATURE, memory_bank_size=(queue_length, DIM))
     authors = AuthorsMixCo(queue_length)
     ours = MixCoLoss(TEMPERATURE, MIX_TEMPERATURE, memory_bank_size=(queue_length, DIM))
+    unmix, imix = UnMixLoss(memory_bank_size=(1, DIM)), IMixLoss(memory_bank_size=(1, DIM))
+    unmix.queue = imix.queue = ours.queue  # the longest take gigabytes
+    images = torch.arange(batch)
+    all_mixed = Mixture(torch.empty(batch, 0), images, images.flip(0), torch.rand(batch))
 
     def products() -> None:
         """Similarities, and sums of keys weighted by them: n = 1.5 batches, in cached blocks."""
@@ -110,6 +116,8 @@ def moco_arms(batch: int, queue_length: int) -> Arms:
         "authors": lambda: authors(query, key, mixed, mixture).backward(),
         "plain": lambda: ours(query, key).backward(),
         "mixco": lambda: ours(query, key, mixed, mixture).backward(),
+        "unmix": lambda: unmix(query, key, mixed, mixture).backward(),
+        "imix": lambda: imix(query, key, all_mixed).backward(),
         "products": products,
     }
 
@@ -117,7 +125,9 @@ def moco_arms(batch: int, queue_length: int) -> Arms:
 def simclr_arms(batch: int) -> Arms:
     """The arms without a queue, with the authors' temperatures for SimCLR."""
     (out0, out1, mixed0, mixed1), (mixture0, mixture1) = draw(batch)
-    lightly, ours = NTXentLoss(0.5), MixCoLoss(0.5, 0.5)
+    lightly, ours, unmix, imix = NTXentLoss(0.5), MixCoLoss(0.5, 0.5), UnMixLoss(0.5), IMixLoss(0.5)
+    images = torch.arange(batch)
+    all_mixed = Mixture(torch.empty(batch, 0), images, images.flip(0), torch.rand(batch))
 
     def products() -> None:
         """Logits, and their gradients for both sides: all views with all, mixtures with views."""
@@ -134,6 +144,8 @@ def simclr_arms(batch: int) -> Arms:
         "lightly": lambda: lightly(out0, out1).backward(),
         "plain": lambda: ours(out0, out1).backward(),
         "mixco": lambda: ours(out0, out1, mixed0, mixture0, mixed1, mixture1).backward(),
+        "unmix": lambda: unmix(out0, out1, mixed0, mixture0, mixed1, mixture1).backward(),
+        "imix": lambda: imix(out0, out1, all_mixed).backward(),
         "products": products,
     }
 
@@ -243,6 +255,7 @@ def limits(results: list[Result]) -> list[tuple[str, float, float]]:
         ("mixco / Lightly's plain loss, time", ratio(moco, "mixco", "lightly"), 0.42),
         ("mixco / the authors' formula, time", ratio(moco, "mixco", "authors"), 0.21),
         ("mixco / the matrix products, time", ratio(moco, "mixco", "products"), 1.25),
+        ("unmix / mixco, time", ratio(moco, "unmix", "mixco"), 1.05),
         (
             "mixco / Lightly's plain loss, extra memory",
             ratio(moco, "mixco", "lightly", "extra_megabytes"),

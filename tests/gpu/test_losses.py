@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mixco_lightly import KeyQueue, MixCoLoss, Mixture, SelfConLoss
+from mixco_lightly import IMixLoss, KeyQueue, MixCoLoss, Mixture, SelfConLoss, UnMixLoss
 from tests.gpu.conftest import DEVICE
 
 N, DIM = 32, 64
-FORMS = ["moco", "simclr", "selfcon", "selfcon-labels", "selfcon-weighted"]
+QUEUED = ["moco", "imix", "unmix"]
+FORMS = [*QUEUED, "simclr", "imix-npair", "unmix-simclr"]
+FORMS += ["selfcon", "selfcon-labels", "selfcon-weighted"]
 # Largest deviation from the CPU in float32, as a part of the largest value. bfloat16 has 8 bits,
 # also in the products with the queue; float16 has 11, and its gradients are rounded only.
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 3e-2}
@@ -32,15 +34,16 @@ def create_case(form, dtype=torch.float32):
     lam = torch.rand(m, generator=generator)
     first = torch.arange(m)
     mixture = Mixture(torch.zeros(m, 3, 2, 2), first, first + m, lam)
-    if form == "moco":
-        return MixCoLoss(memory_bank_size=(256, DIM)), [
-            rows(N, DIM),
-            rows(N, DIM),
-            rows(m, DIM),
-            mixture,
-        ]
-    parts = [rows(N, DIM), rows(N, DIM), rows(m, DIM), mixture, rows(m, DIM), mixture]
-    return MixCoLoss(temperature=0.5, mix_temperature=0.5), parts
+    size = (256, DIM) if form in QUEUED else 0
+    out0, out1, mixed = rows(N, DIM), rows(N, DIM), rows(m, DIM)
+    if form.startswith("imix"):
+        return IMixLoss(memory_bank_size=size), [mixed, out1, mixture]
+    parts = [out0, out1, mixed, mixture] if size else [out0, out1, mixed, mixture, rows(m, DIM)]
+    parts += [] if size else [mixture]
+    if form.startswith("unmix"):
+        return UnMixLoss(memory_bank_size=size), parts
+    settings = {} if size else {"temperature": 0.5, "mix_temperature": 0.5}
+    return MixCoLoss(memory_bank_size=size, **settings), parts
 
 
 def move(argument, dtype):
@@ -90,7 +93,7 @@ def test_loss_and_gradients_are_those_of_the_cpu(form, dtype, moved):
         assert (actual is None) == (gradient is None)
         if actual is not None:
             assert_near(actual, gradient, TOLERANCES[dtype])
-    if form == "moco":
+    if form in QUEUED:
         assert criterion.queue.keys.device.type == DEVICE.type
         assert_near(criterion.queue.keys, reference.queue.keys, 1e-6)
         assert int(criterion.queue.position) == int(reference.queue.position) == N
@@ -152,7 +155,7 @@ class Recorder(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("form", ["moco", "simclr"])
+@pytest.mark.parametrize("form", ["moco", "simclr", "unmix-simclr"])
 def test_operators_keep_the_rules_of_torch_library(form, dtype):
     criterion, arguments = create_case(form, dtype)
     arguments = [move(argument, dtype) for argument in arguments]
@@ -178,6 +181,9 @@ def test_operators_keep_the_rules_of_torch_library(form, dtype):
         ("moco", torch.float32),
         ("moco", torch.bfloat16),
         ("simclr", torch.bfloat16),
+        ("imix", torch.bfloat16),
+        ("unmix", torch.float32),
+        ("unmix-simclr", torch.float32),
         ("selfcon-labels", torch.float32),
     ],
     ids=str,

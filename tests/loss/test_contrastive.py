@@ -8,14 +8,16 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mixco_lightly import MixCoLoss, Mixture, SelfConLoss
+from mixco_lightly import IMixLoss, MixCoLoss, Mixture, SelfConLoss, UnMixLoss
 from mixco_lightly.loss import blockwise
 from mixco_lightly.loss.blockwise import mean_cross_entropy, product, queue_logsumexp
 from mixco_lightly.loss.contrastive import (
     key_cross_entropy,
     mixed_cross_entropy,
+    mixed_nt_xent,
     nt_xent,
     unit_rows,
+    weighted_key_cross_entropy,
 )
 from tests import reference
 from tests.benchmarks.measure import peak_bytes
@@ -320,7 +322,9 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("form", ["moco", "simclr", "selfcon", "supcon"])
+@pytest.mark.parametrize(
+    "form", ["moco", "simclr", "imix", "npair", "unmix", "unmix simclr", "selfcon", "supcon"]
+)
 def test_losses_multiply_in_full_precision_whatever_is_set_and_leave_the_setting(
     form: str, lowered_precision: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,16 +343,18 @@ def test_losses_multiply_in_full_precision_whatever_is_set_and_leave_the_setting
         spy(owner, name)
     x = [rows(6, 4, seed=i).float().requires_grad_() for i in range(3)]
     with Products() as outside:
-        if form in ("moco", "simclr"):
-            criterion = MixCoLoss(memory_bank_size=(8, 4) if form == "moco" else 0)
-            indices = torch.arange(6)
-            mixture = Mixture(torch.empty(6, 0), indices, indices.flip(0), torch.rand(6))
-            loss = criterion(*x, mixture)
-        else:
+        if form in ("selfcon", "supcon"):
             exits = 2 if form == "selfcon" else 1
             loss = SelfConLoss()(torch.stack(x[:exits], dim=1), torch.tensor([0, 0, 1, 1, 2, 3]))
+        else:
+            size = (8, 4) if form in ("moco", "imix", "unmix") else 0
+            create = {"imix": IMixLoss, "npair": IMixLoss, "moco": MixCoLoss, "simclr": MixCoLoss}
+            criterion = create.get(form, UnMixLoss)(memory_bank_size=size)
+            indices = torch.arange(6)
+            mixture = Mixture(torch.empty(6, 0), indices, indices.flip(0), torch.rand(6))
+            loss = criterion(*x[: 2 if isinstance(criterion, IMixLoss) else 3], mixture)
         loss.backward()
-    assert len(inside) > 3
+    assert len(inside) >= 2  # products of the forward
     assert all(settings == ["ieee", "ieee"] for settings in inside)
     assert outside.names == []
     assert precision_settings() == lowered_precision
@@ -492,6 +498,37 @@ def test_nt_xent_gradcheck_in_own_and_in_gathered_rows() -> None:
 def test_nt_xent_gradcheck_on_one_process() -> None:
     inputs = (rows(3, 4, seed=1, grad=True), rows(3, 4, seed=2, grad=True))
     assert gradcheck(lambda a, b: nt_xent(a, b, a, b, 0, 0.5), inputs)
+
+
+def test_weighted_key_cross_entropy_gradcheck_in_queries_keys_and_queue_term() -> None:
+    first, second = torch.tensor([0, 3, 0]), torch.tensor([2, 4, 0])
+    lam = torch.tensor([0.3, 0.9, 1.0], dtype=torch.float64)
+    lse = torch.tensor([0.5, 1.5, -1.0], dtype=torch.float64, requires_grad=True)
+    inputs = (rows(3, 4, seed=1, grad=True), rows(5, 4, seed=2, grad=True), lse)
+    assert gradcheck(
+        lambda q, k, lse: weighted_key_cross_entropy(q, k, first, second, lam, 0.2, lse), inputs
+    )
+
+
+def test_mixed_nt_xent_gradcheck_in_own_and_in_gathered_rows() -> None:
+    first, second = torch.tensor([2, 3]), torch.tensor([3, 2])
+    lam = torch.tensor([0.3, 0.9], dtype=torch.float64)
+    inputs = tuple(rows(n, 3, seed=n + i, grad=True) for i, n in enumerate([2, 5, 4]))
+    assert gradcheck(lambda a, k, b: mixed_nt_xent(a, k, b, first, second, lam, 2, 0.5), inputs)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_mixed_nt_xent_of_slices_with_their_offset_averages_to_the_whole(world_size: int) -> None:
+    m, n = 2, 4
+    mixed, keys = (unit_rows(rows(world_size * k, 3, seed=k)) for k in (m, n))
+    first, second = torch.arange(world_size * m), torch.arange(world_size * m).flip(0) + 1
+    lam = torch.rand(world_size * m, generator=torch.Generator().manual_seed(0)).double()
+    parts = [
+        mixed_nt_xent(mixed[own], keys, mixed, first[own], second[own], lam[own], own.start, 0.5)
+        for own in (slice(rank * m, (rank + 1) * m) for rank in range(world_size))
+    ]
+    expected = reference.mixed_nt_xent(mixed, keys, first, second, lam, 0.5)
+    assert torch.stack(parts).mean().item() == pytest.approx(expected, rel=1e-9)
 
 
 # The queue term keeps only its first derivative, so a second one would be wrong without a word.

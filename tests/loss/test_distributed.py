@@ -20,7 +20,15 @@ import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing
 
-from mixco_lightly import KeyQueue, MixCoLoss, Mixture, SelfConLoss, create_backbone
+from mixco_lightly import (
+    IMixLoss,
+    KeyQueue,
+    MixCoLoss,
+    Mixture,
+    SelfConLoss,
+    UnMixLoss,
+    create_backbone,
+)
 from mixco_lightly.models.moco import MoCo
 
 N, IN_DIM, DIM, STEPS = 5, 6, 4, 10  # N images per process: odd, the last one stays out
@@ -28,8 +36,10 @@ M = N // 2
 TIME_LIMIT = 60.0  # seconds, for importing torch in each process and for all runs
 # 7 keys are fewer than two processes enqueue at once, 33 are no multiple of any batch.
 QUEUES = {"moco, short queue": 7, "moco, long queue": 33, "simclr": 0}
+QUEUES |= {"imix, queue": 7, "imix": 0, "unmix, queue": 33, "unmix": 0}
 RUNS = [(form, gather) for form in QUEUES for gather in (True, False)]
-NAMES = ["out0", "out1", "mixed0", "mixed1"]
+NAMES = {form: ["out0", "out1", "mixed0", *([] if QUEUES[form] else ["mixed1"])] for form in QUEUES}
+NAMES |= {"imix, queue": ["mixed0"], "imix": ["mixed0", "out1"]}  # what has a gradient
 # Exits, views, whether there are labels, and settings of each form of the SelfCon loss.
 SELFCON: dict[str, tuple[int, int, bool, dict[str, Any]]] = {
     "SelfCon-S": (3, 1, True, {}),
@@ -80,18 +90,31 @@ def part(
     ]
 
 
+def create(form: str, gather: bool = True) -> IMixLoss | MixCoLoss | UnMixLoss:
+    """The loss of a form."""
+    size = (QUEUES[form], DIM) if QUEUES[form] else 0
+    if form.startswith("imix"):
+        return IMixLoss(0.5, size, gather)
+    if form.startswith("unmix"):
+        return UnMixLoss(0.5, 0.7, size, gather)
+    return MixCoLoss(0.5, 0.2, 0.7, size, gather)
+
+
+def draw_arguments(form: str, n: int, generator: torch.Generator | None = None) -> list[Any]:
+    """A query and n keys of one process, and only for i-Mix mixtures; the keys come second."""
+    query, keys = (torch.randn(n, DIM, generator=generator) for _ in range(2))
+    if not form.startswith("imix"):
+        return [query.requires_grad_(), keys]
+    pairs = Mixture(torch.empty(2, 0), torch.tensor([0, 1]), torch.tensor([2, 3]), torch.rand(2))
+    return [query[:2].requires_grad_(), keys, pairs]
+
+
 def train(form: str, gather: bool, rank: int | None, world_size: int) -> dict[str, Any]:
     """Some steps of SGD with a linear encoder; ``rank`` None is one process with everything."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(IN_DIM, DIM, dtype=torch.float64, generator=generator, requires_grad=True)
     length = QUEUES[form]
-    criterion = MixCoLoss(
-        temperature=0.5,
-        mix_temperature=0.2,
-        mix_weight=0.7,
-        memory_bank_size=(length, DIM) if length else 0,
-        gather_distributed=gather,
-    ).double()
+    criterion = create(form, gather).double()
     if length:
         start = torch.randn(length, DIM, dtype=torch.float64, generator=generator)
         criterion.queue.keys.copy_(torch.nn.functional.normalize(start, dim=1))
@@ -101,25 +124,29 @@ def train(form: str, gather: bool, rank: int | None, world_size: int) -> dict[st
         inputs, mixtures = whole_batch(step, world_size)
         if rank is not None:
             inputs, mixtures = part(inputs, mixtures, rank)
+        # The keys keep their graph, to compare their gradient too.
         out0, out1, mixed0, mixed1 = outs = [x @ weight for x in inputs]
-        if length:  # the keys keep their graph, to compare their gradient too
-            args = (out0, out1, mixed0, mixtures[0])
-            outs = outs[:3]
-        else:
-            args = (out0, out1, mixed0, mixtures[0], mixed1, mixtures[1])
         for out in outs:
             out.retain_grad()
-        loss = criterion.forward_components(*args)
+        if form.startswith("imix"):
+            terms = [criterion(mixed0, out1, mixtures[0])]
+        else:
+            args = (out0, out1, mixed0, mixtures[0])
+            args = args if length else (*args, mixed1, mixtures[1])
+            terms = [*criterion.forward_components(*args)]
         weight.grad = None
-        loss.total.backward()
+        terms[0].backward()
         if rank is not None:
             distributed.all_reduce(weight.grad)
             weight.grad /= world_size
         steps.append(
             {
-                "terms": torch.stack(loss).detach(),
+                "terms": torch.stack(terms).detach(),
                 "weight": weight.grad.clone(),
-                "outs": {name: out.grad for name, out in zip(NAMES, outs, strict=False)},
+                "outs": {
+                    name: out.grad
+                    for name, out in zip(["out0", "out1", "mixed0", "mixed1"], outs, strict=True)
+                },
                 "queue": {k: v.clone() for k, v in criterion.state_dict().items()},
             }
         )
@@ -158,10 +185,20 @@ def contrast_exits(
 def ragged(form: str, rank: int) -> str:
     """The error of a loss whose last process has one image less than the others."""
     n = N - (rank == distributed.get_world_size() - 1)
-    queue = (QUEUES[form], DIM) if QUEUES[form] else 0
-    criterion = MixCoLoss(memory_bank_size=queue, gather_distributed=True)
     try:
-        criterion(torch.randn(n, DIM, requires_grad=True), torch.randn(n, DIM))
+        create(form)(*draw_arguments(form, n))
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
+def ragged_mixtures(rank: int) -> str:
+    """The error of mixtures that are candidates, of which the last process has one less."""
+    m = M - (rank == distributed.get_world_size() - 1)
+    first = torch.arange(m)
+    pairs = Mixture(torch.empty(m, 0), first, first + M, torch.rand(m))
+    try:
+        create("unmix")(torch.randn(N, DIM), torch.randn(N, DIM), torch.randn(m, DIM), pairs)
     except ValueError as error:
         return str(error)
     return "no error"
@@ -170,28 +207,26 @@ def ragged(form: str, rank: int) -> str:
 def nan_on_one_rank(form: str, rank: int) -> dict[str, Any]:
     """A step with a NaN in the last process alone, and a clean step after it."""
     world_size = distributed.get_world_size()
-    length = QUEUES[form]
     torch.manual_seed(0)  # equal queues
-    criterion = MixCoLoss(memory_bank_size=(length, DIM) if length else 0, gather_distributed=True)
+    criterion = create(form)
     before = {name: x.clone() for name, x in criterion.state_dict().items()}
-    generator = torch.Generator().manual_seed(rank)
-    out0, out1 = (torch.randn(N, DIM, generator=generator) for _ in range(2))
-    bad = out1.clone()
-    bad[0, 0] = torch.nan if rank == world_size - 1 else bad[0, 0]
+    arguments = draw_arguments(form, N, torch.Generator().manual_seed(rank))
+    bad = [arguments[0], arguments[1].clone(), *arguments[2:]]
+    bad[1][0, 0] = torch.nan if rank == world_size - 1 else bad[1][0, 0]
     loss, error = None, ""
     try:
-        loss = criterion(out0.requires_grad_(), bad).detach()
+        loss = criterion(*bad).detach()
     except FloatingPointError as raised:
         error = str(raised)
     after = {name: x.clone() for name, x in criterion.state_dict().items()}
     torch.manual_seed(0)
-    clean = MixCoLoss(memory_bank_size=(length, DIM) if length else 0, gather_distributed=True)
+    clean = create(form)
     return {
         "loss": loss,
         "error": error,
         "queue is untouched": all(torch.equal(before[name], after[name]) for name in before),
-        "next": criterion(out0, out1).detach(),
-        "next without it": clean(out0, out1).detach(),
+        "next": criterion(*arguments).detach(),
+        "next without it": clean(*arguments).detach(),
     }
 
 
@@ -215,11 +250,10 @@ def exchanges(rank: int) -> dict[str, Any]:
         patch.object(distributed, "new_group", noted_new_group),
         patch.object(distributed, "get_backend_config", lambda group=None: "cuda:nccl"),
     ):
-        for form, length in QUEUES.items():
-            queue = (length, DIM) if length else 0
-            criterion = MixCoLoss(memory_bank_size=queue, gather_distributed=True)
+        for form in QUEUES:
+            criterion = create(form)
             for _ in range(2):
-                criterion(torch.randn(N, DIM, requires_grad=True), torch.randn(N, DIM))
+                criterion(*draw_arguments(form, N))
             notes[form] = sizes.copy()
             sizes.clear()
         for exits in (1, 2):
@@ -280,6 +314,7 @@ def process(rank: int, world_size: int, folder: str) -> None:
     result["exchanges"] = exchanges(rank)
     result["warnings"] = {gather: queue_warnings(gather) for gather in (True, False)}
     result["shuffle"] = ragged_shuffle(rank)
+    result["ragged mixtures"] = ragged_mixtures(rank)
     result["no positives"] = contrast_exits("SupCon-S", True, rank, world_size, distinct)
     torch.save(result, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
@@ -341,7 +376,7 @@ def test_mean_of_the_parameter_gradients_is_that_of_the_whole_batch(
 
 @pytest.mark.parametrize(
     ("form", "name"),
-    [(form, name) for form in QUEUES for name in (NAMES if form == "simclr" else NAMES[:3])],
+    [(form, name) for form in QUEUES for name in NAMES[form]],
 )
 def test_gradients_of_projections_are_the_slices_of_the_whole_batch(
     results: list[dict], form: str, name: str
@@ -352,7 +387,7 @@ def test_gradients_of_projections_are_the_slices_of_the_whole_batch(
         assert_equal(torch.cat(grads) / len(results), expected["outs"][name])
 
 
-@pytest.mark.parametrize("form", ["moco, short queue", "moco, long queue"])
+@pytest.mark.parametrize("form", [form for form, length in QUEUES.items() if length])
 def test_queues_are_one_and_hold_all_keys_in_the_order_of_the_ranks(
     results: list[dict], form: str
 ) -> None:
@@ -373,11 +408,15 @@ def test_without_gather_distributed_the_result_is_not_that_of_the_whole_batch(
     expected = train(form, False, None, len(results))["steps"][0]
     first_steps = [r[form, False]["steps"][0] for r in results]
     mean = torch.stack([step["terms"] for step in first_steps]).mean(dim=0)
-    assert (mean - expected["terms"])[0].abs() > 1e-2
-    assert (first_steps[0]["weight"] - expected["weight"]).abs().max() > 1e-3
-    if form != "simclr":
-        # MoCo's plain term has no other keys of the batch: at equal queues it is the same.
-        assert_equal(mean[1], expected["terms"][1])
+    if form == "unmix, queue":
+        # Neither term has other keys of the batch: at equal queues nothing changes.
+        assert_equal(mean, expected["terms"])
+    else:
+        assert (mean - expected["terms"])[0].abs() > 1e-2
+        assert (first_steps[0]["weight"] - expected["weight"]).abs().max() > 1e-3
+    if form.startswith("moco"):
+        assert_equal(mean[1], expected["terms"][1])  # nor has MoCo's plain term
+    if QUEUES[form]:
         assert not torch.equal(
             first_steps[0]["queue"]["queue.keys"], first_steps[1]["queue"]["queue.keys"]
         )
@@ -390,6 +429,14 @@ def test_batches_of_unequal_sizes_are_an_error_in_every_process(
     sizes = [N] * (len(results) - 1) + [N - 1]
     for result in results:
         assert f"need batches of one size, got {sizes}" in result[form]
+
+
+def test_different_numbers_of_mixtures_that_are_candidates_are_an_error_in_every_process(
+    results: list[dict],
+) -> None:
+    sizes = [M] * (len(results) - 1) + [M - 1]
+    for result in results:
+        assert f"need batches of one size, got {sizes}" in result["ragged mixtures"]
 
 
 def test_batch_sizes_are_exchanged_once_a_step_on_the_cpu_so_that_a_gpu_does_not_wait(

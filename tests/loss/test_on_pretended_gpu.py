@@ -3,16 +3,19 @@
 import pytest
 import torch
 
-from mixco_lightly import KeyQueue, MixCoLoss, SelfConLoss, mix_pairs
+from mixco_lightly import IMixLoss, KeyQueue, MixCoLoss, SelfConLoss, UnMixLoss, mix_pairs
 from tests.pretended_gpu import pretended_gpu
 
-CASES = ["moco", "simclr", "selfcon", "supcon", "selfcon star", "selfcon without labels"]
+MIXTURE_LOSSES = {"moco": MixCoLoss, "simclr": MixCoLoss, "imix": IMixLoss, "npair": IMixLoss}
+MIXTURE_LOSSES |= {"unmix": UnMixLoss, "unmix simclr": UnMixLoss}
+CASES = [*MIXTURE_LOSSES, "selfcon", "supcon", "selfcon star", "selfcon without labels"]
 
 
 def create(case):
     torch.manual_seed(0)
-    if case in ("moco", "simclr"):
-        return MixCoLoss(memory_bank_size=(10, 4) if case == "moco" else 0)
+    if case in MIXTURE_LOSSES:
+        has_queue = case in ("moco", "imix", "unmix")
+        return MIXTURE_LOSSES[case](memory_bank_size=(10, 4) if has_queue else 0)
     return SelfConLoss(subnetwork_weight=0.5 if case == "selfcon star" else None)
 
 
@@ -20,9 +23,11 @@ def inputs_of(case):
     """Two batches of arguments: projections, mixtures' projections, the mixtures, or labels."""
     torch.manual_seed(1)
     for _ in range(3):
-        if case == "moco":
+        if case in ("imix", "npair"):
+            yield [torch.randn(3, 4), torch.randn(6, 4), mixture()]
+        elif case in ("moco", "unmix"):
             yield [torch.randn(6, 4), torch.randn(6, 4), torch.randn(3, 4), mixture()]
-        elif case == "simclr":
+        elif case in ("simclr", "unmix simclr"):
             mixed = [torch.randn(3, 4), mixture(), torch.randn(3, 4), mixture()]
             yield [torch.randn(6, 4), torch.randn(6, 4), *mixed]
         else:

@@ -1,6 +1,8 @@
-"""Checks of the projections and mixtures that a loss is called with."""
+"""Checks of a loss's settings, and of the projections and mixtures that it is called with."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -8,7 +10,19 @@ from torch import Tensor
 from mixco_lightly.data.mixture import Mixture
 
 
-def check_inputs(
+def check_temperature(name: str, value: float) -> None:
+    """Raises a ValueError if a temperature is not a positive finite number."""
+    if not (isinstance(value, (int, float)) and 0 < value < math.inf):
+        raise ValueError(f"{name} must be a positive finite number, got {value!r}.")
+
+
+def check_mix_weight(value: float) -> None:
+    """Raises a ValueError if mix_weight is not a finite number of at least 0."""
+    if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
+        raise ValueError(f"mix_weight must be a finite number of at least 0, got {value!r}.")
+
+
+def check_views(
     out0: Tensor,
     out1: Tensor,
     mixed0: Tensor | None,
@@ -17,7 +31,7 @@ def check_inputs(
     mixture1: Mixture | None,
     queue_dim: int | None,
 ) -> None:
-    """Checks what a loss was called with, without making a GPU wait.
+    """Checks two views and their mixtures, without making a GPU wait.
 
     Args:
         out0: Projections of the first view, shape (N, dim).
@@ -33,33 +47,22 @@ def check_inputs(
         ValueError: If shapes, dtypes or values do not fit together. Values of indices and weights
             are checked on a CPU only.
     """
+    arguments = "(out0, out1, mixed0, mixture0, mixed1, mixture1)"
     for name, out in [("out0", out0), ("out1", out1)]:
-        if not isinstance(out, Tensor):
-            raise TypeError(
-                f"{name} must be a tensor of projections, got {type(out).__name__}. The "
-                "arguments are (out0, out1, mixed0, mixture0, mixed1, mixture1)."
-            )
+        _check_is_tensor(name, out, arguments)
     if out0.dim() != 2 or out0.shape != out1.shape:
         raise ValueError(
             "out0 and out1 must have the same shape (N, dim), "
             f"got {tuple(out0.shape)} and {tuple(out1.shape)}."
         )
     n, dim = out0.shape
-    if queue_dim is None and n < 2:
-        raise ValueError(f"Without a queue the batch needs at least 2 images, got {n}.")
-    if n < 1:
-        raise ValueError("The batch is empty: out0 and out1 need at least 1 row.")
-    if queue_dim is not None and queue_dim != dim:
-        raise ValueError(
-            f"memory_bank_size has dim {queue_dim}, the projections have {dim}. Give the loss "
-            f"memory_bank_size=(n, {dim})."
-        )
+    _check_batch("out0 and out1 need", n, dim, queue_dim)
     if queue_dim is not None and (mixed1 is not None or mixture1 is not None):
         raise ValueError(
             "mixed1 and mixture1 need a loss without a queue: with a queue only the query view is "
             "mixed. Leave them out, or pass memory_bank_size=0."
         )
-    for view, mixed, mixture in [(0, mixed0, mixture0), (1, mixed1, mixture1)]:
+    for view, mixed, mixture in [("0", mixed0, mixture0), ("1", mixed1, mixture1)]:
         if (mixed is None) != (mixture is None):
             given, missing = ("mixed", "mixture") if mixture is None else ("mixture", "mixed")
             raise ValueError(
@@ -70,7 +73,51 @@ def check_inputs(
             _check_mixture(view, mixed, mixture, n, dim)
 
 
-def _check_mixture(view: int, mixed: object, mixture: object, n: int, dim: int) -> None:
+def check_mixtures_and_keys(
+    mixed: Tensor, keys: Tensor, mixture: Mixture, queue_dim: int | None
+) -> None:
+    """Checks mixtures and the keys of their images, without making a GPU wait.
+
+    Args:
+        mixed: Projections of ``mixture.images``, shape (M, dim).
+        keys: Projections of the images, shape (N, dim).
+        mixture: Mixtures of the images.
+        queue_dim: Dimension of the keys in the queue, or None if the loss has no queue.
+
+    Raises:
+        TypeError: If a projection is no tensor or the mixture no :class:`Mixture`.
+        ValueError: If shapes, dtypes or values do not fit together. Values of indices and weights
+            are checked on a CPU only.
+    """
+    _check_is_tensor("keys", keys, "(mixed, keys, mixture)")
+    if keys.dim() != 2:
+        raise ValueError(f"keys must have shape (N, dim), got {tuple(keys.shape)}.")
+    n, dim = keys.shape
+    _check_batch("keys needs", n, dim, queue_dim)
+    _check_mixture("", mixed, mixture, n, dim)
+
+
+def _check_is_tensor(name: str, out: object, arguments: str) -> None:
+    if not isinstance(out, Tensor):
+        raise TypeError(
+            f"{name} must be a tensor of projections, got {type(out).__name__}. The "
+            f"arguments are {arguments}."
+        )
+
+
+def _check_batch(names_need: str, n: int, dim: int, queue_dim: int | None) -> None:
+    if queue_dim is None and n < 2:
+        raise ValueError(f"Without a queue the batch needs at least 2 images, got {n}.")
+    if n < 1:
+        raise ValueError(f"The batch is empty: {names_need} at least 1 row.")
+    if queue_dim is not None and queue_dim != dim:
+        raise ValueError(
+            f"memory_bank_size has dim {queue_dim}, the projections have {dim}. Give the loss "
+            f"memory_bank_size=(n, {dim})."
+        )
+
+
+def _check_mixture(view: str, mixed: object, mixture: object, n: int, dim: int) -> None:
     if not isinstance(mixed, Tensor) or not isinstance(mixture, Mixture):
         if isinstance(mixed, Mixture) and isinstance(mixture, Tensor):
             advice = f"Swap the two: mixed{view} comes first."
@@ -89,9 +136,10 @@ def _check_mixture(view: int, mixed: object, mixture: object, n: int, dim: int) 
             f"{tuple(mixture.lam.shape)}."
         )
     if m == 0:
+        advice = f" Leave out mixed{view} and mixture{view} for a batch without mixtures."
         raise ValueError(
-            f"mixture{view} is empty: mixing needs a batch of at least 2 images. Leave out "
-            f"mixed{view} and mixture{view} for a batch without mixtures."
+            f"mixture{view} is empty: mixing needs a batch of at least 2 images."
+            + (advice if view else "")
         )
     if mixed.shape != (m, dim):
         raise ValueError(
