@@ -331,9 +331,9 @@ def test_a_mask_may_have_another_grid(grid):
 
 
 def test_the_coin_of_mixup_or_cutmix_is_fair_and_one_for_the_batch():
-    images = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 1, 16, 16)
+    images = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 1, 9, 9)
     coins = []
-    for seed in range(400):
+    for seed in range(200):
         mixed, first, second, lam = Mixer("mixup-or-cutmix", "reversed", 0.8)(
             images, generator(seed)
         )
@@ -342,7 +342,7 @@ def test_the_coin_of_mixup_or_cutmix_is_fair_and_one_for_the_batch():
         is_cut = ((mixed == first.view(-1, 1, 1, 1)) | (mixed == second.view(-1, 1, 1, 1))).all()
         assert is_mixup.all() != is_cut
         coins.append(bool(is_mixup.all()))
-    assert 160 < sum(coins) < 240
+    assert 75 < sum(coins) < 125
 
 
 def test_every_permutation_is_equally_likely():
@@ -505,7 +505,7 @@ def test_cut_views_follow_alpha():
 def test_views_that_cannot_be_cut_together_are_named():
     with pytest.raises(ValueError, match=r"one shape .*\(4, 3, 8, 8\) and .*\(4, 3, 8, 9\)"):
         cut_views(rand(4, 3, 8, 8), rand(4, 3, 8, 9))
-    with pytest.raises(ValueError, match="one dtype.*float32 .*float16"):
+    with pytest.raises(ValueError, match=r"one dtype.*float32 .*float16"):
         cut_views(rand(4, 3, 8, 8), rand(4, 3, 8, 8).half())
     with pytest.raises(ValueError, match=r"\(N, C, H, W\)"):
         cut_views(rand(3, 8, 8), rand(3, 8, 8))
