@@ -120,7 +120,6 @@ class MixCoCollate(MixCollate):
     ) -> None:
         super().__init__(partial(mix_pairs, alpha=alpha), views, collate_fn)
         check_alpha(alpha)
-        self.alpha = alpha
 
 
 def _checked_views(views: Sequence[int]) -> tuple[int, ...]:
@@ -198,7 +197,7 @@ def find_mixtures(batch: Sequence[Any], count: int, check_views: bool = False) -
     """Returns the mixtures of the first ``count`` views of a batch.
 
     Args:
-        batch: A batch of :class:`MixCoCollate`.
+        batch: A batch of :class:`MixCollate`.
         count: Number of mixed views that the caller needs.
         check_views: Whether to check that the mixtures come from these views in their order. The
             check compares the first mixed image with the views. It makes the CPU wait for a GPU, so

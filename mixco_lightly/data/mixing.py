@@ -29,6 +29,11 @@ def pair_halves(count: int, device: torch.device | str | None = None) -> tuple[T
 
     Returns:
         first and second, int64 of shape (count // 2,). For an odd count the last image has no pair.
+
+    Examples:
+        >>> from mixco_lightly.data import pair_halves
+        >>> pair_halves(5)
+        (tensor([0, 1]), tensor([2, 3]))
     """
     first = torch.arange(count // 2, device=device)
     return first, first + count // 2
@@ -41,8 +46,8 @@ def pair_permuted(
 ) -> tuple[Tensor, Tensor]:
     """Pairs each image with one of a random permutation, as i-Mix does.
 
-    A permutation may leave images where they are. Such an image is paired with itself, on average
-    one in each batch, as in the authors' code.
+    A random permutation leaves one image in its place on average. Such an image is paired with
+    itself, as in the authors' code.
 
     Args:
         count: Number of images.
@@ -66,6 +71,11 @@ def pair_reversed(count: int, device: torch.device | str | None = None) -> tuple
     Returns:
         first and second, int64 of shape (count,). For an odd count the middle image is paired with
         itself.
+
+    Examples:
+        >>> from mixco_lightly.data import pair_reversed
+        >>> pair_reversed(4)
+        (tensor([0, 1, 2, 3]), tensor([3, 2, 1, 0]))
     """
     first = torch.arange(count, device=device)
     return first, first.flip(0)
@@ -73,7 +83,9 @@ def pair_reversed(count: int, device: torch.device | str | None = None) -> tuple
 
 @torch.no_grad()
 def mixup(images: Tensor, first: Tensor, second: Tensor, lam: Tensor) -> Mixture:
-    """Mixes pairs of images by weighted sums (mixup, https://arxiv.org/abs/1710.09412).
+    """Mixes each pair of images by a weighted sum, as mixup [0] does.
+
+    - [0]: mixup: Beyond Empirical Risk Minimization, 2017, https://arxiv.org/abs/1710.09412
 
     Args:
         images: Batch of images, shape (N, C, H, W), floating point.
@@ -83,6 +95,16 @@ def mixup(images: Tensor, first: Tensor, second: Tensor, lam: Tensor) -> Mixture
 
     Returns:
         M mixtures ``lam * images[first] + (1 - lam) * images[second]``.
+
+    Raises:
+        TypeError: If ``images`` is not a tensor.
+        ValueError: If the images cannot be mixed, or the shapes do not fit together.
+
+    Examples:
+        >>> import torch
+        >>> from mixco_lightly.data import mixup, pair_halves
+        >>> mixup(torch.rand(6, 3, 8, 8), *pair_halves(6), torch.rand(3)).images.shape
+        torch.Size([3, 3, 8, 8])
     """
     _check_pairs(images, first, second, lam)
     weight = lam.to(images.dtype).view(-1, 1, 1, 1)
@@ -98,11 +120,14 @@ def cutmix(
     lam: Tensor,
     generator: torch.Generator | None = None,
 ) -> Mixture:
-    """Pastes a box of each pair's second image into the first (https://arxiv.org/abs/1905.04899).
+    """Pastes a box of each pair's second image into the first, as CutMix [0] does.
 
-    The box has the image's height and width times sqrt(1 - lam). Its centre is uniform over the
-    image, and what lies outside the image is cut off. So the first image keeps more than lam of
-    the area: the mixture's ``lam`` is the part that it keeps, as in the authors' code.
+    The sides of the box are those of the image times sqrt(1 - lam), rounded down to even numbers.
+    Its centre is uniform over the image, and what lies outside the image is cut off. So the first
+    image keeps at least lam of the area. The mixture's ``lam`` is the part that it keeps.
+
+    - [0]: CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features,
+      2019, https://arxiv.org/abs/1905.04899
 
     Args:
         images: Batch of images, shape (N, C, H, W), floating point.
@@ -113,6 +138,10 @@ def cutmix(
 
     Returns:
         M mixtures.
+
+    Raises:
+        TypeError: As :func:`mixup`.
+        ValueError: As :func:`mixup`.
     """
     _check_pairs(images, first, second, lam)
     is_first = _outside_a_box(lam, images.shape[-2:], generator)
@@ -129,14 +158,18 @@ def mask_mix(
     generator: torch.Generator | None = None,
     grid: int = 8,
 ) -> Mixture:
-    """Fills the pairs' images by a mask of blocks (MixMask, https://arxiv.org/abs/2210.11456).
+    """Shows each pair's first image in random blocks and the second elsewhere, as MixMask [0] does.
 
-    The image is divided into ``grid x grid`` cells. Random blocks of at least four cells and of
-    aspect ratios from 0.3 to 1 / 0.3, as in BEiT, show the first image until it has
-    ``round(lam * grid ** 2)`` cells. The mixture's ``lam`` is the part of the area that it has.
+    The image is divided into ``grid x grid`` cells. As in BEiT [1], blocks have at least four cells
+    and aspect ratios from 0.3 to 1 / 0.3. They are added until the first image has
+    ``round(lam * grid**2)`` cells. The mixture's ``lam`` is the part of the area that it has.
 
     The authors' code drops a block that is too large, and may stop before it has all cells. Here
     the last block is cut along a line of random direction, and the number of cells is exact.
+
+    - [0]: MixMask: Revisiting Masking Strategy for Siamese ConvNets, 2022,
+      https://arxiv.org/abs/2210.11456
+    - [1]: BEiT: BERT Pre-Training of Image Transformers, 2021, https://arxiv.org/abs/2106.08254
 
     Args:
         images: Batch of images, shape (N, C, H, W), floating point.
@@ -148,6 +181,10 @@ def mask_mix(
 
     Returns:
         M mixtures.
+
+    Raises:
+        TypeError: As :func:`mixup`.
+        ValueError: As :func:`mixup`, or if ``grid`` is not positive.
     """
     _check_pairs(images, first, second, lam)
     if grid < 1:
@@ -176,6 +213,10 @@ def mixup_or_cutmix(
 
     Returns:
         M mixtures, all by mixup or all by cutmix.
+
+    Raises:
+        TypeError: As :func:`mixup`.
+        ValueError: As :func:`mixup`.
     """
     _check_pairs(images, first, second, lam)
     is_first = _outside_a_box(lam, images.shape[-2:], generator)
@@ -194,11 +235,14 @@ def cut_views(
     alpha: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Mixture:
-    """Pastes a box of one view of each image into another view of it, as ScaleMix does.
+    """Pastes a box of one view of each image into another view of it, as ScaleMix [0] does.
 
     The result is a view of the same image, so its target is one-hot: ``first`` and ``second`` are
     equal, and the losses do not depend on ``lam``. Use its images in place of the query view, and
-    a third view for the keys. ScaleMix and its gain are in https://arxiv.org/abs/2204.00613.
+    a third view for the keys.
+
+    - [0]: On the Importance of Asymmetry for Siamese Representation Learning, 2022,
+      https://arxiv.org/abs/2204.00613
 
     Args:
         view0: Views of a batch of images, shape (N, C, H, W), floating point.
