@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     )
     from mixco_lightly.data import (
         MixCoCollate as MixCoCollate,
+        MixCollate as MixCollate,
+        Mixer as Mixer,
         Mixture as Mixture,
         mix_pairs as mix_pairs,
     )
@@ -40,7 +42,7 @@ __version__ = "0.1.0"
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     backbones="Backbone create_backbone MultiExitBackbone export_backbone load_backbone",
-    data="MixCoCollate Mixture mix_pairs",
+    data="MixCoCollate MixCollate Mixer Mixture mix_pairs",
     evaluation=(
         "Features ProbeResult MutualInformation "
         "extract_features knn_probe linear_probe estimate_mutual_information"

@@ -42,6 +42,7 @@ SELFCON = ("tests/loss/test_selfcon_loss.py",)
 RANKS = ("tests/loss/test_distributed.py", "-k", "2 and processes")
 MIXTURE = ("tests/data/test_mixture.py",)
 COLLATE = ("tests/data/test_collate.py",)
+MIXERS = ("tests/data/test_mixers.py",)
 MODULES = ("tests/models/test_lightning_modules.py",)
 OPTIMIZER = ("tests/models/test_optimizer.py", "-k", "decay")
 RATES = ("tests/training/test_optimiser.py", "-k", "base_learning_rate")
@@ -71,6 +72,8 @@ _QUEUE = "mixco_lightly/loss/key_queue.py"
 _GATHER = "mixco_lightly/loss/gather.py"
 _SELFCON = "mixco_lightly/loss/selfcon_loss.py"
 _MIXTURE = "mixco_lightly/data/mixture.py"
+_MIXING = "mixco_lightly/data/mixing.py"
+_MIXERS = "mixco_lightly/data/mixers.py"
 _COLLATE = "mixco_lightly/data/collate.py"
 _MOCO = "mixco_lightly/models/moco.py"
 _SIMCLR = "mixco_lightly/models/simclr.py"
@@ -384,17 +387,18 @@ MUTANTS = [
     # Mixing
     Mutant(
         "one weight for the whole batch", _MIXTURE,
-        "lam = torch.rand(num_pairs, dtype=lam_dtype, device=images.device, generator=generator)",
-        "lam = torch.rand(1, device=images.device, generator=generator).expand(num_pairs)",
+        "lam = torch.rand(count, dtype=dtype, device=device, generator=generator)",
+        "lam = torch.rand(1, device=device, generator=generator).expand(count)",
         MIXTURE,
     ),
     Mutant(
         "the generator is not used", _MIXTURE,
-        "device=images.device, generator=generator)", "device=images.device)", MIXTURE,
+        "lam = torch.rand(count, dtype=dtype, device=device, generator=generator)",
+        "lam = torch.rand(count, dtype=dtype, device=device)", MIXTURE,
     ),
     Mutant(
         "alpha is doubled", _MIXTURE,
-        "(num_pairs, 2), alpha,", "(num_pairs, 2), 2 * alpha,", MIXTURE,
+        "(count, 2), alpha,", "(count, 2), 2 * alpha,", MIXTURE,
     ),
     Mutant(
         "an image is mixed with its neighbour", _MIXTURE,
@@ -402,8 +406,79 @@ MUTANTS = [
     ),
     Mutant(
         "both mixtures are of the first view", _COLLATE,
-        "mix_pairs(views[view], alpha=self.alpha)", "mix_pairs(views[0], alpha=self.alpha)",
-        COLLATE,
+        "[self.mixer(views[view]) for", "[self.mixer(views[0]) for", COLLATE,
+    ),
+    # Mixers
+    Mutant(
+        "a cut mixture keeps the drawn weight", _MIXING,
+        "return Mixture(mixed, first, second, _one_each(_area(is_first, lam), first))\n\n\n"
+        "@torch.no_grad()\ndef mask_mix(",
+        "return Mixture(mixed, first, second, _one_each(lam, first))\n\n\n"
+        "@torch.no_grad()\ndef mask_mix(", MIXERS,
+    ),
+    Mutant(
+        "mixup or cutmix forgets the area", _MIXING,
+        "torch.where(is_mixup, lam, _area(is_first, lam))", "lam", MIXERS,
+    ),
+    Mutant(
+        "the box has the area of the first image", _MIXING,
+        "side = (1 - lam).sqrt()", "side = lam.sqrt()", MIXERS,
+    ),
+    Mutant(
+        "the box's side is its area", _MIXING,
+        "side = (1 - lam).sqrt()", "side = 1 - lam", MIXERS,
+    ),
+    Mutant(
+        "the box is one pixel too large", _MIXING,
+        "(offset < half[:, None])", "(offset <= half[:, None])", MIXERS,
+    ),
+    Mutant(
+        "rows and columns of a box are exchanged", _MIXING,
+        "~(rows[:, None, :, None] & columns[:, None, None, :])",
+        "~(columns[:, None, :, None] & rows[:, None, None, :])", MIXERS,
+    ),
+    Mutant(
+        "boxes lie inside the image", _MIXING,
+        "torch.arange(length, device=lam.device) - centre[:, None]",
+        "torch.arange(length, device=lam.device) - centre.clamp(1, length - 1)[:, None]", MIXERS,
+    ),
+    Mutant(
+        "the blocks show the second image", _MIXING,
+        "(rank < count)", "(rank >= count)", MIXERS,
+    ),
+    Mutant(
+        "cells are filled without regard to the blocks", _MIXING,
+        "(4 * grid * block + along)", "along", MIXERS,
+    ),
+    Mutant(
+        "the last block is cut from the top", _MIXING,
+        "angle = 2 * math.pi * torch.rand(", "angle = 0 * torch.rand(", MIXERS,
+    ),
+    Mutant(
+        "a permutation on the CPU for images on a GPU", _MIXING,
+        "torch.randperm(count, device=device, generator=generator)",
+        "torch.randperm(count, generator=generator)", MIXERS,
+    ),
+    Mutant(
+        "folded weights favour the second image", _MIXTURE,
+        "torch.maximum(lam, 1 - lam)", "torch.minimum(lam, 1 - lam)", MIXERS,
+    ),
+    Mutant(
+        "each pair has a weight although it is shared", _MIXERS,
+        "1 if self.shared_weight else len(first)", "len(first)", MIXERS,
+    ),
+    Mutant(
+        "i-CutMix has a box for each image", _MIXERS,
+        'shared_weight=mixing != "mixup", folded', "folded", MIXERS,
+    ),
+    Mutant(
+        "the mixer reads its coin on the CPU", _MIXING,
+        "torch.where(is_mixup, lam.view(-1, 1, 1, 1), is_first)",
+        "lam.view(-1, 1, 1, 1) if is_mixup else is_first", MIXERS,
+    ),
+    Mutant(
+        "two views of an image pass for two images", _MIXING,
+        "image, image, _area", "image, image.flip(0), _area", MIXERS,
     ),
     # Networks
     Mutant(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         get_dataset as get_dataset,
         has_labels as has_labels,
     )
-    from mixco_lightly.data.collate import MixCoCollate as MixCoCollate
+    from mixco_lightly.data.collate import MixCoCollate as MixCoCollate, MixCollate as MixCollate
     from mixco_lightly.data.device_transforms import DeviceTransform as DeviceTransform
     from mixco_lightly.data.image_files import ImageFiles as ImageFiles
     from mixco_lightly.data.images import (
@@ -28,7 +28,22 @@ if TYPE_CHECKING:
         have_one_size as have_one_size,
         open_image as open_image,
     )
-    from mixco_lightly.data.mixture import Mixture as Mixture, mix_pairs as mix_pairs
+    from mixco_lightly.data.mixers import Mixer as Mixer
+    from mixco_lightly.data.mixing import (
+        cut_views as cut_views,
+        cutmix as cutmix,
+        mask_mix as mask_mix,
+        mixup as mixup,
+        mixup_or_cutmix as mixup_or_cutmix,
+        pair_halves as pair_halves,
+        pair_permuted as pair_permuted,
+        pair_reversed as pair_reversed,
+    )
+    from mixco_lightly.data.mixture import (
+        Mixture as Mixture,
+        beta_weights as beta_weights,
+        mix_pairs as mix_pairs,
+    )
     from mixco_lightly.data.subset import choose_part as choose_part
     from mixco_lightly.data.transforms import (
         create_pretrain_transform as create_pretrain_transform,
@@ -41,14 +56,18 @@ __getattr__, __dir__, __all__ = lazy_exports(
     archive="ArchiveError",
     batches="in_batches",
     catalogue="DATASETS create_dataset create_train_test find_dataset get_dataset has_labels",
-    collate="MixCoCollate",
+    collate="MixCoCollate MixCollate",
     device_transforms="DeviceTransform",
     image_files="ImageFiles",
     images=(
         "DatasetSpec ImageArray ImageError ImageFacts LabelledImages "
         "broken_images have_one_size open_image"
     ),
-    mixture="Mixture mix_pairs",
+    mixers="Mixer",
+    mixing=(
+        "cut_views cutmix mask_mix mixup mixup_or_cutmix pair_halves pair_permuted pair_reversed"
+    ),
+    mixture="Mixture beta_weights mix_pairs",
     subset="choose_part",
     transforms="create_pretrain_transform create_probe_transform create_test_transform",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,49 +13,51 @@ from torch.utils.data import default_collate
 from mixco_lightly.data.mixture import Mixture, check_alpha, mix_pairs
 
 
-class MixCoCollate:
-    """Collates samples of several views and appends the mixtures of chosen views.
+class MixCollate:
+    """Collates samples of several views and appends mixtures of chosen views.
 
     Keeps what the inner collate function returns: ``batch[0]`` is the list of views, ``batch[1]``
     the targets and, with a LightlyDataset, ``batch[2]`` the file names. Appends a list of
     :class:`Mixture`, one for each view in ``views``.
 
-    Draws the weights from torch's global generator. In worker processes, the DataLoader seeds that
+    The mixer draws from torch's global generator. In worker processes, the DataLoader seeds that
     generator for every worker and epoch from its own ``generator``. So each worker and epoch draws
     other weights, and the same loader seed draws the same weights again. With ``num_workers=0`` it
     is the main process's generator, which ``torch.manual_seed`` seeds.
 
     Args:
+        mixer: Called with a view's images (N, C, H, W), returns their :class:`Mixture`; usually a
+            :class:`Mixer`.
         views: Indices of the views to mix. MoCo mixes the query view only, ``(0,)``; SimCLR
             mixes both, ``(0, 1)``.
-        alpha: The weights follow Beta(alpha, alpha); 1 is the paper's uniform distribution.
         collate_fn: Collates the samples first. torch's default accepts torchvision's
             (views, target) and Lightly's (views, target, filename).
 
     Raises:
-        TypeError: If ``views`` is not a sequence of integers.
+        TypeError: If ``mixer`` is not callable, or ``views`` is not a sequence of integers.
         ValueError: If ``views`` is empty, negative, names a view twice, or names a view that the
             samples do not have; if the samples or the collated batch do not start with a list of
             views; if the images of a view differ in size; or if a batch has fewer than two samples.
 
     Examples:
         >>> import torch
-        >>> from mixco_lightly import MixCoCollate
+        >>> from mixco_lightly import MixCollate, Mixer
         >>> samples = [([torch.rand(3, 8, 8), torch.rand(3, 8, 8)], 0) for _ in range(4)]
-        >>> views, targets, (mixture,) = MixCoCollate()(samples)
+        >>> views, targets, (mixture,) = MixCollate(Mixer.unmix())(samples)
         >>> views[0].shape, mixture.images.shape
-        (torch.Size([4, 3, 8, 8]), torch.Size([2, 3, 8, 8]))
+        (torch.Size([4, 3, 8, 8]), torch.Size([4, 3, 8, 8]))
     """
 
     def __init__(
         self,
+        mixer: Callable[[Tensor], Mixture],
         views: Sequence[int] = (0,),
-        alpha: float = 1.0,
         collate_fn: Callable[[list[Any]], Any] = default_collate,
     ) -> None:
+        if not callable(mixer):
+            raise TypeError(f"mixer must be callable, such as Mixer.unmix(), got {mixer!r}.")
+        self.mixer = mixer
         self.views = _checked_views(views)
-        check_alpha(alpha)
-        self.alpha = alpha
         self.collate_fn = collate_fn
 
     def __call__(self, batch: list[Any]) -> list[Any]:
@@ -81,7 +84,42 @@ class MixCoCollate:
                 raise ValueError(
                     f"views names view {view}, but each sample has {len(views)} views."
                 )
-        return [*collated, [mix_pairs(views[view], alpha=self.alpha) for view in self.views]]
+        return [*collated, [self.mixer(views[view]) for view in self.views]]
+
+
+class MixCoCollate(MixCollate):
+    """Collates samples of several views and appends MixCo's mixtures of chosen views.
+
+    It is :class:`MixCollate` with :func:`mix_pairs`, which mixes the halves of the batch.
+
+    Args:
+        views: Indices of the views to mix. MoCo mixes the query view only, ``(0,)``; SimCLR
+            mixes both, ``(0, 1)``.
+        alpha: The weights follow Beta(alpha, alpha); 1 is the paper's uniform distribution.
+        collate_fn: Collates the samples first. torch's default accepts torchvision's
+            (views, target) and Lightly's (views, target, filename).
+
+    Raises:
+        TypeError: As :class:`MixCollate`.
+        ValueError: As :class:`MixCollate`, or if ``alpha`` is not positive and finite.
+
+    Examples:
+        >>> import torch
+        >>> from mixco_lightly import MixCoCollate
+        >>> samples = [([torch.rand(3, 8, 8), torch.rand(3, 8, 8)], 0) for _ in range(4)]
+        >>> views, targets, (mixture,) = MixCoCollate()(samples)
+        >>> views[0].shape, mixture.images.shape
+        (torch.Size([4, 3, 8, 8]), torch.Size([2, 3, 8, 8]))
+    """
+
+    def __init__(
+        self,
+        views: Sequence[int] = (0,),
+        alpha: float = 1.0,
+        collate_fn: Callable[[list[Any]], Any] = default_collate,
+    ) -> None:
+        super().__init__(partial(mix_pairs, alpha=alpha), views, collate_fn)
+        check_alpha(alpha)
 
 
 def _checked_views(views: Sequence[int]) -> tuple[int, ...]:
@@ -159,7 +197,7 @@ def find_mixtures(batch: Sequence[Any], count: int, check_views: bool = False) -
     """Returns the mixtures of the first ``count`` views of a batch.
 
     Args:
-        batch: A batch of :class:`MixCoCollate`.
+        batch: A batch of :class:`MixCollate`.
         count: Number of mixed views that the caller needs.
         check_views: Whether to check that the mixtures come from these views in their order. The
             check compares the first mixed image with the views. It makes the CPU wait for a GPU, so

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,36 +12,44 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mixco_lightly.data.catalogue import create_dataset, get_dataset
-from mixco_lightly.data.collate import MixCoCollate
+from mixco_lightly.data.mixers import Mixer
+from mixco_lightly.data.mixing import pair_halves
+from mixco_lightly.data.mixing_names import MixingName
+from mixco_lightly.data.mixture import Mixture
 from mixco_lightly.data.transforms import create_pretrain_transform
 
 
 class PicturedMixtures(NamedTuple):
-    """Mixtures and what they were mixed from, in [0, 1].
+    """Mixtures of one batch and what they were mixed from, in [0, 1].
 
     Attributes:
         query: Query views, shape (M, 3, H, W).
         partner: Their partners, of the same shape.
-        mixed: Their mixtures, of the same shape.
-        lam: Weights of the query views, shape (M,).
+        mixtures: Their mixtures by each mixing.
     """
 
     query: Tensor
     partner: Tensor
-    mixed: Tensor
-    lam: Tensor
+    mixtures: dict[MixingName, Mixture]
 
 
 def load_mixtures(
-    dataset: str, data_dir: str, image_size: int | None, pairs: int, alpha: float, seed: int
+    dataset: str,
+    data_dir: str,
+    image_size: int | None,
+    mixings: Sequence[MixingName],
+    pairs: int,
+    alpha: float,
+    seed: int,
 ) -> PicturedMixtures:
-    """Loads a batch as MoCo trains on it.
+    """Loads a batch as MoCo trains on it, and mixes its halves.
 
     Args:
         dataset: The dataset's name.
         data_dir: Folder of the data.
         image_size: Height and width in pixels. Default: the dataset's.
-        pairs: Number of mixtures.
+        mixings: The mixings, each with weights of its own.
+        pairs: Number of mixtures by each mixing.
         alpha: Their weights follow Beta(alpha, alpha).
         seed: Seed of the images, the augmentations and the weights.
 
@@ -59,19 +68,23 @@ def load_mixtures(
         images,  # type: ignore[arg-type]
         batch_size=2 * pairs,
         shuffle=True,
-        collate_fn=MixCoCollate(alpha=alpha),
     )
-    (view, _), _, (mixture,) = next(iter(loader))
+    (view, _), _ = next(iter(loader))
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (spec.facts.mean, spec.facts.std))
-    query, partner, mixed = (
-        (x * std + mean).clamp(0, 1)
-        for x in (view[mixture.first], view[mixture.second], mixture.images)
-    )
-    return PicturedMixtures(query, partner, mixed, mixture.lam)
+
+    def show(images: Tensor) -> Tensor:
+        return (images * std + mean).clamp(0, 1)
+
+    mixtures = {}
+    for mixing in mixings:
+        mixture = Mixer.mixco(mixing, alpha)(view)
+        mixtures[mixing] = mixture._replace(images=show(mixture.images))
+    first, second = pair_halves(len(view))
+    return PicturedMixtures(show(view[first]), show(view[second]), mixtures)
 
 
 def draw_mixtures(pictured: PicturedMixtures, output: Path) -> None:
-    """Draws one column for each pair.
+    """Draws one column for each pair, and two rows for each mixing: weights and mixtures.
 
     Args:
         pictured: The mixtures.
@@ -79,22 +92,37 @@ def draw_mixtures(pictured: PicturedMixtures, output: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(1.1 * len(pictured.lam) + 0.9, 4), layout="constrained")
+    pairs, count = len(pictured.query), len(pictured.mixtures)
+    figure = Figure(figsize=(1.1 * pairs + 0.9, 2 + 2 * count), layout="constrained")
+    heights = [1, 1] + [0.25, 1] * count
     rows = figure.subplots(
-        4, len(pictured.lam), squeeze=False, gridspec_kw={"height_ratios": [1, 1, 0.25, 1]}
+        len(heights), pairs, squeeze=False, gridspec_kw={"height_ratios": heights}
     )
-    names = ["query view", "partner", "weight λ", "mixture"]
-    for axes, name in zip(rows[:, 0], names, strict=True):
-        axes.set_ylabel(name, rotation=0, ha="right", va="center")
-    for column in range(len(pictured.lam)):
-        weight = pictured.lam[column].item()
-        for row, images in [(0, pictured.query), (1, pictured.partner), (3, pictured.mixed)]:
-            rows[row, column].imshow(images[column].permute(1, 2, 0).numpy())
-        rows[2, column].barh([0], [weight], color="tab:blue")
-        rows[2, column].barh([0], [1 - weight], left=[weight], color="tab:orange")
-        rows[2, column].set(xlim=(0, 1), title=f"{weight:.2f}")
-        rows[2, column].title.set_fontsize(9)
+    _draw_images(rows[0], "query view", pictured.query)
+    _draw_images(rows[1], "partner", pictured.partner)
+    for at, (mixing, mixture) in enumerate(pictured.mixtures.items()):
+        _draw_weights(rows[2 + 2 * at], mixture.lam)
+        _draw_images(rows[3 + 2 * at], mixing, mixture.images)
     for axes in rows.flat:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
     figure.savefig(output, dpi=100)
+
+
+def _draw_images(axes: Any, name: str, images: Tensor) -> None:
+    _name_row(axes, name)
+    for column, image in zip(axes, images, strict=True):
+        column.imshow(image.permute(1, 2, 0).numpy())
+
+
+def _draw_weights(axes: Any, lam: Tensor) -> None:
+    _name_row(axes, "weight λ")
+    for column, weight in zip(axes, lam.tolist(), strict=True):
+        column.barh([0], [weight], color="tab:blue")
+        column.barh([0], [1 - weight], left=[weight], color="tab:orange")
+        column.set(xlim=(0, 1), title=f"{weight:.2f}")
+        column.title.set_fontsize(9)
+
+
+def _name_row(axes: Any, name: str) -> None:
+    axes[0].set_ylabel(name, rotation=0, ha="right", va="center")

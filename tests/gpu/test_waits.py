@@ -2,15 +2,17 @@
 
 import contextlib
 import warnings
+from typing import get_args
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.apply_func import move_data_to_device
 
-from mixco_lightly import KeyQueue, Mixture, estimate_mutual_information, mix_pairs
+from mixco_lightly import KeyQueue, Mixer, Mixture, estimate_mutual_information, mix_pairs
 from mixco_lightly.data.catalogue import get_dataset
 from mixco_lightly.data.device_transforms import DeviceTransform
+from mixco_lightly.data.mixing_names import MixingName, PairingName
 from mixco_lightly.data.transforms import create_pretrain_transform
 from tests.gpu.conftest import DEVICE
 from tests.gpu.training import (
@@ -113,6 +115,16 @@ def test_mixing_does_not_wait(alpha):
     mix_pairs(images, alpha)
     with no_waits():
         mix_pairs(images, alpha)
+
+
+@pytest.mark.parametrize("mixing", get_args(MixingName))
+@pytest.mark.parametrize("pairing", get_args(PairingName))
+def test_a_mixer_does_not_wait(mixing, pairing):
+    images = torch.rand(8, 3, 16, 16, device=DEVICE)
+    mixer = Mixer(mixing, pairing, 0.5)
+    mixer(images)
+    with no_waits():
+        mixer(images)
 
 
 @pytest.mark.parametrize(

@@ -127,10 +127,17 @@ def test_help_has_a_line_for_every_option(recipe, run_here):
         assert described or lines[at + 1][0].isupper(), name
 
 
-def test_draw_mixtures_writes_a_picture(tmp_path, run_here):
-    code, _, _ = run_here("draw_mixtures", "--pairs", 3, "--output", tmp_path / "mixtures.png")
+@pytest.mark.parametrize("mixing", [None, "cutmix"])
+def test_draw_mixtures_writes_a_picture_of_one_mixing_or_of_all(mixing, tmp_path, run_here):
+    output = tmp_path / "mixtures.png"
+    options = ["--mixing", mixing] if mixing else []
+    code, printed, _ = run_here("draw_mixtures", "--pairs", 3, "--output", output, *options)
     assert code == 0
-    assert (tmp_path / "mixtures.png").read_bytes().startswith(b"\x89PNG")
+    assert output.read_bytes().startswith(b"\x89PNG")
+    drawn = mixing or "mixup, cutmix, mask, mixup-or-cutmix"
+    assert printed.strip().endswith(f"3 mixtures of digits are in {output}: {drawn}.")
+    height = int.from_bytes(output.read_bytes()[20:24], "big")
+    assert height == (400 if mixing else 1000)
 
 
 BAD_OPTIONS = {
