@@ -7,11 +7,15 @@ from dataclasses import replace
 
 from torch import nn
 
-from mixco_lightly.backbones.optimiser_facts import choose_optimizer
+from mixco_lightly.backbones.optimiser_facts import choose_optimizer, is_depthwise
 from mixco_lightly.training.options import Config, OptimiserDefaults
 
 # Published weights are near an optimum, which the rate of a training from scratch leaves.
 _PRETRAINED_FACTOR = 0.1
+# Of the epochs. MoCo's queue begins with random keys: whoever turns all projections into one
+# direction, that of the first real keys, has solved its first steps. With the first gradients of a
+# depthwise network SGD does so, and then has no gradient left.
+_DEPTHWISE_WARMUP = 0.1
 
 
 def complete_optimiser(config: Config, network: nn.Module) -> tuple[Config, str]:
@@ -44,9 +48,12 @@ def complete_optimiser(config: Config, network: nn.Module) -> tuple[Config, str]
     elif rate is None:
         rate = default.learning_rate
     decay = default.weight_decay if config.weight_decay is None else config.weight_decay
-    warmup = config.warmup_epochs
+    warmup, cause = config.warmup_epochs, ""
     if warmup is None:
         warmup = default.warmup * config.epochs
+        if name == "sgd" and is_depthwise(network):
+            warmup = max(warmup, _DEPTHWISE_WARMUP * config.epochs)
+            cause = ", as most convolutions are depthwise"
     config = replace(
         config,
         optimizer=name,
@@ -56,7 +63,7 @@ def complete_optimiser(config: Config, network: nn.Module) -> tuple[Config, str]
         warmup_epochs=warmup,
     )
     line = f"Optimiser: {name}{reason}; learning rate {rate:g}{origin}, weight decay {decay:g}"
-    return config, f"{line}, {warmup:g} epochs of warm-up."
+    return config, f"{line}, {warmup:g} epochs of warm-up{cause}."
 
 
 def scale_rate(optimizer: str, base: float, images: int) -> float:

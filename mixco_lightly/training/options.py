@@ -125,8 +125,8 @@ class OptimiserOptions:
             by the images of a step / 256, with adamw by the root of that.
         weight_decay: L2 penalty: on all weights with sgd; with adamw and lars on all but norms,
             biases, positions and tokens. Default: the method's for the optimiser.
-        warmup_epochs: Epochs of linear warm-up. Default: 0 with sgd, a tenth of the epochs with
-            adamw and lars.
+        warmup_epochs: Epochs of linear warm-up. Default: a tenth of the epochs with adamw, with
+            lars and for depthwise convolutions; otherwise 0.
         gradient_clip: Largest norm of the gradient, which is made shorter if need be; 0 for any.
         accumulate: Batches whose gradients are added up to one step.
     """

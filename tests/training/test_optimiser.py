@@ -41,6 +41,19 @@ def test_a_transformer_trains_with_adamw_and_warm_up():
     assert "adamw, chosen for attention" in line
 
 
+def test_depthwise_convolutions_warm_up_with_sgd_unless_the_user_says_otherwise():
+    config, line = complete("mobilenetv3_small_050", epochs=20)
+    assert (config.optimizer, config.learning_rate, config.warmup_epochs) == ("sgd", 0.06, 2)
+    assert line.endswith("2 epochs of warm-up, as most convolutions are depthwise.")
+    config, line = complete("mobilenetv3_small_050", epochs=20, warmup_epochs=0.0)
+    assert config.warmup_epochs == 0
+    assert line.endswith(" 0 epochs of warm-up.")
+    # ConvNeXt's are depthwise too, and AdamW warms up in any case.
+    config, line = complete("test_convnext", epochs=20)
+    assert config.warmup_epochs == 2
+    assert line.endswith(" 2 epochs of warm-up.")
+
+
 def test_what_the_user_gives_is_used():
     given = {"learning_rate": 0.5, "weight_decay": 0.0, "warmup_epochs": 1.0}
     config, line = complete("test_vit", optimizer="sgd", pretrained=True, **given)
