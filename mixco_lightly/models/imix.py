@@ -190,4 +190,4 @@ class IMixNPair(LightningModule):
 
 def _check_loss(module: str, criterion: IMixLoss) -> None:
     if not isinstance(criterion, IMixLoss):
-        raise TypeError(f"{module} needs an IMixLoss, got a {type(criterion).__name__}.")
+        raise TypeError(f"{module} needs an IMixLoss, got {type(criterion).__name__}.")

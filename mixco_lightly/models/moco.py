@@ -81,7 +81,7 @@ class MoCo(MomentumModule):
     ) -> None:
         if not isinstance(criterion, PlainAndMixedLoss):
             raise TypeError(
-                f"MoCo needs a MixCoLoss or an UnMixLoss, got a {type(criterion).__name__}. For an "
+                f"MoCo needs a MixCoLoss or an UnMixLoss, got {type(criterion).__name__}. For an "
                 "IMixLoss use IMixMoCo."
             )
         super().__init__(

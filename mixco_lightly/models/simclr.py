@@ -67,7 +67,7 @@ class SimCLR(LightningModule):
         super().__init__()
         if not isinstance(criterion, PlainAndMixedLoss):
             raise TypeError(
-                f"SimCLR needs a MixCoLoss or an UnMixLoss, got a {type(criterion).__name__}. For "
+                f"SimCLR needs a MixCoLoss or an UnMixLoss, got {type(criterion).__name__}. For "
                 "an IMixLoss use IMixNPair."
             )
         if criterion.queue is not None:
