@@ -45,11 +45,12 @@ COLLATE = ("tests/data/test_collate.py",)
 MIXERS = ("tests/data/test_mixers.py",)
 MODULES = ("tests/models/test_lightning_modules.py",)
 FAMILY = ("tests/models/test_family.py",)
-MIXING = ("tests/training/test_mixing.py",)
+MIXING = ("tests/training/test_mixing.py", "-k", "recipe_mixes")
 OPTIMIZER = ("tests/models/test_optimizer.py", "-k", "decay")
 RATES = ("tests/training/test_optimiser.py", "-k", "base_learning_rate")
 FILES = ("tests/training/test_resume.py", "-k", "sweep or failed or metrics")
 OPTIONS = ("tests/training/test_resume.py", "-k", "options")
+EARLIER = ("tests/training/test_mixing.py", "-k", "begun_before")
 KILLS_MOCO = ("tests/training/test_resume.py", "-k", "two_kills and moco")
 KILLS_WORKERS = ("tests/training/test_resume.py", "-k", "two_kills and simclr")
 DEVICES = ("tests/training/test_devices.py", "-k", "simclr_on_two_processes")
@@ -567,7 +568,7 @@ MUTANTS = [
     ),
     Mutant(
         "a run of an earlier version does not resume", _RUN,
-        '_EARLIER = {"mixing": "mixup"}', "_EARLIER: dict[str, str] = {}", OPTIONS,
+        '_EARLIER = {"mixing": "mixup"}', "_EARLIER: dict[str, str] = {}", EARLIER,
     ),
     # Resume
     Mutant(
