@@ -97,9 +97,7 @@ class IMixMoCo(MomentumModule):
         if is_logged_step(self):
             assert self.criterion.queue is not None
             # Of a mixture and the key of its first image; before the loss, which adds the keys.
-            similarities = queue_similarities(
-                mixed, keys[mixture.first], self.criterion.queue.keys
-            )
+            similarities = queue_similarities(mixed, keys[mixture.first], self.criterion.queue.keys)
         loss: Tensor = self.criterion(mixed, keys, mixture)
         if similarities:
             values = {"loss": loss, "lam": mixture.lam.mean(), **similarities}

@@ -57,7 +57,9 @@ class MomentumModule(LightningModule):
         super().__init__()
         name = type(self).__name__
         if criterion.queue is None:
-            raise ValueError(f"{name} needs a loss with a queue: set its memory_bank_size=(n, dim).")
+            raise ValueError(
+                f"{name} needs a loss with a queue: set its memory_bank_size=(n, dim)."
+            )
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum must be in [0, 1], got {momentum}.")
         if final_momentum is not None and not 0 <= final_momentum <= 1:

@@ -34,8 +34,8 @@ class SimCLR(LightningModule):
 
     Args:
         backbone: From :func:`mixco_lightly.create_backbone`.
-        criterion: :class:`MixCoLoss` or :class:`UnMixLoss` without a queue. With ``mix_weight=0`` this is plain SimCLR and batches
-            need no mixtures.
+        criterion: :class:`MixCoLoss` or :class:`UnMixLoss` without a queue. With ``mix_weight=0``
+            this is plain SimCLR and batches need no mixtures.
         projection_dim: Dimension of the projections; 128 in SimCLR and in the authors' code.
         learning_rate: Highest learning rate. The default 0.3 is the authors' for batches of 256.
         weight_decay: The default 1e-6 is SimCLR's and the authors'.

@@ -1,4 +1,4 @@
-"""The queue of MoCo and i-Mix on two processes under Lightning: equal with gathered keys, each its own without."""
+"""A queue on two processes under Lightning: equal with gathered keys, each its own without."""
 
 import os
 import socket
@@ -47,7 +47,7 @@ class Notes(pl.Callback):
 
 
 def train(gather, rank, folder, ckpt_path=None, imix=False):
-    """Fits MoCo or i-Mix, whose queue starts otherwise in each process; returns the process's notes."""
+    """Fits a module whose queue starts otherwise in each process; returns the process's notes."""
     torch.manual_seed(0)
     backbone = create_backbone("test_resnet", image_size=16)
     torch.manual_seed(1 + rank)

@@ -158,13 +158,13 @@ def test_null_leaves_out_an_option_that_the_recipe_of_a_change_does_not_have(com
     assert "mix_weight" not in options["i-Mix"]
     assert [options[arm]["mix_weight"] for arm in ("plain", "MixCo")] == [0, 1]
     # Only that option, only there, and only if the base has it.
-    for changes, message in [
+    for wrong, message in [
         ({"i-Mix": {"recipe": "imix"}}, "base: imix.py has no option mix_weight"),
         ({**changes, "other": {"recipe": "imix"}}, "base: imix.py has no option mix_weight"),
         ({"i-Mix": {"recipe": "imix", "mix_weight": None, "mix_wieght": None}}, "mix_wieght"),
         ({"MixCo": {"mix_weight": None}}, "mix_weight"),
     ]:
-        config, folder = study(compare, tmp_path, changes=changes)
+        config, folder = study(compare, tmp_path, changes=wrong)
         with pytest.raises(ValueError, match=message):
             plan(compare, config, folder)
 
