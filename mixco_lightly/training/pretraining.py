@@ -162,7 +162,7 @@ def create_mixer(config: PretrainConfig) -> Mixer:
     return Mixer.mixco(config.mixing, config.alpha)
 
 
-def create_data(recipe: Method[Config], config: PretrainConfig, images: RunImages) -> PretrainData:
+def create_data(recipe: Method[Config], config: Config, images: RunImages) -> PretrainData:
     """Creates the batches."""
     assert config.image_size is not None
     assert config.num_workers is not None
@@ -192,9 +192,11 @@ def create_data(recipe: Method[Config], config: PretrainConfig, images: RunImage
 def announce(run: Run[Config], stem: str) -> None:
     """Prints what the run is, and what it leaves out."""
     config, images = run.config, run.images
-    mixing = ""
-    if isinstance(config, MixingOptions):
-        mixing = f"{config.mixing}, mix_weight {config.mix_weight:g}, "
+    mixing = (
+        f"{config.mixing}, mix_weight {config.mix_weight:g}, "
+        if isinstance(config, MixingOptions)
+        else ""
+    )
     print_on_rank_zero(
         f"{run.recipe.method} on {config.dataset}: {len(run.data.part):,} images of "
         f"{config.image_size} pixels, {config.backbone} (stem {stem}), {config.epochs} epochs, "
