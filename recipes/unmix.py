@@ -41,8 +41,8 @@ class UnMixConfig(PretrainConfig):
         mixing: How two images are mixed: mixup, weighted sums; cutmix, a box of one in the other;
             mask, blocks of one in the other, which is MixMask; mixup-or-cutmix, one of the two for
             each batch.
-        pairing: reversed, the authors': each image and that of the reversed batch, one weight for
-            the batch; halves, MixCo's: half as many pairs, a weight for each.
+        pairing: Which images are mixed: reversed, the authors', each with that of the reversed
+            batch, one weight for the batch; halves, MixCo's, half as many pairs, a weight for each.
         alpha: The weights follow Beta(alpha, alpha); 1 is uniform. Default: 1, and a weight of 1/2
             for the mask of reversed pairs, as in MixMask.
         memory_bank_size: Number of keys in the queue.
