@@ -6,8 +6,8 @@
     python recipes/imix.py --config cifar10-imix --data_dir data      (the authors' settings)
 
 Each image is mixed with one of a random permutation of the batch, and has the larger weight. Only
-the mixtures go through the query encoder, so a step costs as much as one of plain MoCo v2. A
-mixture of plain images does not exist here: the baseline is `moco.py --mix_weight 0`.
+the mixtures go through the query encoder, so a step costs as much as one of plain MoCo v2. There is
+no term for plain images: the baseline is `python recipes/moco.py --mix_weight 0`.
 
 RESULT
 """

@@ -175,6 +175,7 @@ def create_data(recipe: Method[Config], config: Config, images: RunImages) -> Pr
         config.augmentations,
         recipe.num_views,
     )
+    # A method without the option, such as i-Mix, always mixes.
     is_mixed = getattr(config, "mix_weight", 1.0) > 0
     return PretrainData(
         images.train,

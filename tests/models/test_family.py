@@ -85,8 +85,8 @@ def test_imix_loss_is_that_of_mixtures_alone_with_the_updated_encoders_keys_and_
     assert keys_sizes == [N]
 
     keys, queue = keys_of(twin, key_images), twin.criterion.queue.keys
-    mixed = unit(twin.projection_head(twin.backbone(mixture.images)))
-    expected = soft_cross_entropy(mixed.detach(), keys, queue, mixture)
+    mixed = unit(twin.projection_head(twin.backbone(mixture.images))).detach()
+    expected = soft_cross_entropy(mixed, keys, queue, mixture)
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
     torch.testing.assert_close(model.criterion.queue.keys[:N], keys)
     assert int(model.criterion.queue.position) == N
