@@ -10,7 +10,9 @@ Un-Mix adds a term for mixtures to MoCo's, as MixCo does. The key of each of a m
 stands alone against the queue, weighted by its part of the mixture. Each image is mixed with that
 of the reversed batch. The baseline is `--mix_weight 0`, or `moco.py --mix_weight 0`.
 
-RESULT
+Without options it trains on the digits images that scikit-learn embeds: linear probe 98.2% (random
+initialisation 90.6%), kNN 94.0% (66.4%); seed 0, last of 30 epochs, in float32 (--precision
+32-true). With the package installed, `mixco-lightly unmix` is the same command.
 """
 
 from __future__ import annotations
