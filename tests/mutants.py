@@ -44,10 +44,13 @@ MIXTURE = ("tests/data/test_mixture.py",)
 COLLATE = ("tests/data/test_collate.py",)
 MIXERS = ("tests/data/test_mixers.py",)
 MODULES = ("tests/models/test_lightning_modules.py",)
+FAMILY = ("tests/models/test_family.py",)
+MIXING = ("tests/training/test_mixing.py", "-k", "recipe_mixes")
 OPTIMIZER = ("tests/models/test_optimizer.py", "-k", "decay")
 RATES = ("tests/training/test_optimiser.py", "-k", "base_learning_rate")
 FILES = ("tests/training/test_resume.py", "-k", "sweep or failed or metrics")
 OPTIONS = ("tests/training/test_resume.py", "-k", "options")
+EARLIER = ("tests/training/test_mixing.py", "-k", "begun_before")
 KILLS_MOCO = ("tests/training/test_resume.py", "-k", "two_kills and moco")
 KILLS_WORKERS = ("tests/training/test_resume.py", "-k", "two_kills and simclr")
 DEVICES = ("tests/training/test_devices.py", "-k", "simclr_on_two_processes")
@@ -76,6 +79,8 @@ _MIXING = "mixco_lightly/data/mixing.py"
 _MIXERS = "mixco_lightly/data/mixers.py"
 _COLLATE = "mixco_lightly/data/collate.py"
 _MOCO = "mixco_lightly/models/moco.py"
+_MOMENTUM = "mixco_lightly/models/momentum_module.py"
+_IMIX_MODULES = "mixco_lightly/models/imix.py"
 _SIMCLR = "mixco_lightly/models/simclr.py"
 _DATA = "mixco_lightly/training/data_module.py"
 _RUN = "mixco_lightly/training/run_folder.py"
@@ -482,7 +487,7 @@ MUTANTS = [
     ),
     # Networks
     Mutant(
-        "the momentum encoder moves by m and not by 1 - m", _MOCO,
+        "the momentum encoder moves by m and not by 1 - m", _MOMENTUM,
         "get_ema_multi_avg_fn(self.current_momentum())",
         "get_ema_multi_avg_fn(1 - self.current_momentum())", MODULES,
     ),
@@ -500,17 +505,70 @@ MUTANTS = [
         'if optimizer == "adamw" else', 'if optimizer == "adam" else', RATES,
     ),
     Mutant(
-        "the momentum encoder stands still", _MOCO,
+        "the momentum encoder stands still", _MOMENTUM,
         "if is_first_batch_of_step(self, batch_idx):", "if False:", MODULES,
     ),
     Mutant(
-        "the momentum encoder moves with every accumulated batch", _MOCO,
+        "the momentum encoder moves with every accumulated batch", _MOMENTUM,
         "if is_first_batch_of_step(self, batch_idx):", "if True:", MODULES,
     ),
     Mutant(
         "the views' mixtures are exchanged", _SIMCLR,
         "(z0, z1, mixed0, mixture0, mixed1, mixture1)",
         "(z0, z1, mixed1, mixture0, mixed0, mixture1)", MODULES,
+    ),
+    # Hosts of the family
+    Mutant(
+        "i-Mix's queries are plain images", _IMIX_MODULES,
+        "        _, key_images = find_views(batch, count=2)\n"
+        "        (mixture,) = find_mixtures(batch, count=1, check_views=batch_idx == 0)\n"
+        "        self.update_momentum_encoder(batch_idx)\n"
+        "        mixed = self.projection_head(self.backbone(mixture.images))\n",
+        "        images, key_images = find_views(batch, count=2)\n"
+        "        (mixture,) = find_mixtures(batch, count=1, check_views=batch_idx == 0)\n"
+        "        self.update_momentum_encoder(batch_idx)\n"
+        "        mixed = self.projection_head(self.backbone(images))\n", FAMILY,
+    ),
+    Mutant(
+        "i-Mix's momentum encoder moves after the keys", _IMIX_MODULES,
+        "        self.update_momentum_encoder(batch_idx)\n"
+        "        mixed = self.projection_head(self.backbone(mixture.images))\n"
+        "        keys = self.compute_keys(key_images)\n",
+        "        mixed = self.projection_head(self.backbone(mixture.images))\n"
+        "        keys = self.compute_keys(key_images)\n"
+        "        self.update_momentum_encoder(batch_idx)\n", FAMILY,
+    ),
+    Mutant(
+        "N-pair's keys have no gradient", _IMIX_MODULES,
+        "self.criterion(mixed, keys, mixture)\n        if is_logged",
+        "self.criterion(mixed, keys.detach(), mixture)\n        if is_logged", FAMILY,
+    ),
+    Mutant(
+        "N-pair's keys have a forward of their own", _IMIX_MODULES,
+        "projections = self.projection_head(self.backbone(images))",
+        "projections = torch.cat([self.projection_head(self.backbone(x)) for x in "
+        "images.split([len(mixture.images), len(key_images)])])", FAMILY,
+    ),
+    Mutant(
+        "i-Mix logs the similarity of the second image's key", _IMIX_MODULES,
+        "keys[mixture.first], self.criterion", "keys[mixture.second], self.criterion", FAMILY,
+    ),
+    Mutant(
+        "queries and mixtures are split in the other order", _MOCO,
+        "queries, mixed = projections.split([len(query_images), len(mixture.images)])",
+        "mixed, queries = projections.split([len(mixture.images), len(query_images)])", FAMILY,
+    ),
+    Mutant(
+        "the option --mixing decides nothing", "mixco_lightly/training/pretraining.py",
+        "Mixer.mixco(config.mixing, config.alpha)", "Mixer.mixco(alpha=config.alpha)", MIXING,
+    ),
+    Mutant(
+        "the recipe's mixer is not asked", "mixco_lightly/training/pretraining.py",
+        "(recipe.create_mixer or create_mixer)(config)", "create_mixer(config)", MIXING,
+    ),
+    Mutant(
+        "a run of an earlier version does not resume", _RUN,
+        '_EARLIER = {"mixing": "mixup"}', "_EARLIER: dict[str, str] = {}", EARLIER,
     ),
     # Resume
     Mutant(

@@ -10,6 +10,7 @@ import sklearn.datasets  # noqa: F401
 import mixco_lightly.evaluation.image_probes
 import mixco_lightly.evaluation.linear_sklearn
 import mixco_lightly.evaluation.subjects
+import mixco_lightly.models.imix
 import mixco_lightly.models.moco
 import mixco_lightly.models.selfcon
 import mixco_lightly.models.simclr

@@ -1,5 +1,6 @@
 """The code of the README and of docs/ runs, and their links lead somewhere."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from lightly.loss import NTXentLoss
 from PIL import Image
 
 from mixco_lightly import create_backbone, export_backbone
+from mixco_lightly.data.catalogue import get_dataset
+from mixco_lightly.data.transforms import create_pretrain_transform
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
@@ -18,6 +21,7 @@ BLOCK = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
 (MOCO,) = BLOCK.findall(TEXT["README.md"])
 IN_STEP, SIMCLR, LIGHTNING, EVALUATE, FEATURES, SELFCON = BLOCK.findall(TEXT["docs/pipelines.md"])
 (RECIPE,) = BLOCK.findall(TEXT["docs/recipes.md"])
+FAMILY, *MIXED, SCALEMIX = BLOCK.findall(TEXT["docs/mixing.md"])
 DIFF = re.findall(r"```diff\n(.*?)```", TEXT["README.md"], flags=re.DOTALL)
 
 
@@ -59,7 +63,7 @@ def test_the_change_to_a_lightly_pipeline_is_three_lines_and_leaves_nothing_of_t
 
 def test_all_code_of_the_documents_is_tested():
     counts = {name: len(BLOCK.findall(text)) for name, text in TEXT.items()}
-    tested = {"README.md": 1, "docs/pipelines.md": 6, "docs/recipes.md": 1}
+    tested = {"README.md": 1, "docs/pipelines.md": 6, "docs/recipes.md": 1, "docs/mixing.md": 6}
     assert {name: count for name, count in counts.items() if count} == tested
 
 
@@ -114,6 +118,41 @@ def test_the_recipe_of_ones_own_builds_its_model(tmp_path, monkeypatch):
     model = mine.recipe.create_model(create_backbone("test_resnet", 32), config)
     assert model.criterion.mix_weight == 0.5
     assert model.projection_head(torch.rand(4, model.backbone.feature_dim)).shape == (4, 16)
+
+
+@pytest.mark.parametrize("code", MIXED, ids=["mixco", "imix", "n-pair", "unmix"])
+def test_each_mixing_is_three_lines_and_its_gradient_is_finite(code):
+    assert len(code.splitlines()) == 3
+    names = run(FAMILY + code + "loss.backward()\n")
+    assert names["encoder"][1].weight.grad.isfinite().all()
+    assert 0 < float(names["loss"].detach()) < 100
+    assert "lightly" not in code
+
+
+def test_scalemix_trains_on_three_views_whose_first_two_are_cut_together(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_scalemix.py").write_text(SCALEMIX)
+    import my_scalemix
+
+    recipe = my_scalemix.recipe
+    config = recipe.config_class(projection_dim=16, optimizer="sgd", learning_rate=0.1)
+    config = dataclasses.replace(config, weight_decay=0.0, warmup_epochs=0)
+    model = recipe.create_model(create_backbone("test_resnet", 32), config)
+    seen = []
+    model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    image = Image.new("RGB", (32, 32), "red")
+    transform = create_pretrain_transform(
+        recipe.transform, get_dataset("cifar10").facts, 32, num_views=recipe.num_views
+    )
+    assert len(transform(image)) == 3
+    views = [torch.full((4, 3, 32, 32), float(value)) for value in (0, 1, 5)]
+    loss = model.training_step([views, None, []], 0)
+    loss.backward()
+    assert loss.isfinite()
+    (queries,) = seen
+    assert set(queries.unique().tolist()) == {0.0, 1.0}
+    # No other image, and no mixture, is in a query: its own key is the only positive.
+    assert int(model.criterion.queue.position) == 4
 
 
 def anchors(text):

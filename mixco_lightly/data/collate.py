@@ -210,20 +210,20 @@ def find_mixtures(batch: Sequence[Any], count: int, check_views: bool = False) -
     mixtures = batch[-1]
     if not isinstance(mixtures, list) or not all(isinstance(m, Mixture) for m in mixtures):
         raise ValueError(
-            "The batch has no mixtures. Give the DataLoader collate_fn=MixCoCollate(), or set "
-            "mix_weight=0 to train without them."
+            "The batch has no mixtures. Give the DataLoader collate_fn=MixCoCollate() or "
+            "MixCollate(mixer). A loss with mix_weight=0 needs none."
         )
     if len(mixtures) < count:
         raise ValueError(
             f"The batch has mixtures of {len(mixtures)} view(s), but {count} are needed: set views "
-            f"of MixCoCollate to {tuple(range(count))}."
+            f"of MixCoCollate or MixCollate to {tuple(range(count))}."
         )
     mixtures = mixtures[:count]
     for view, mixture in enumerate(mixtures):
         if not len(mixture.images):
             raise ValueError(
-                f"The Mixture of view {view} is empty. Mix at least 2 images, or set mix_weight=0 "
-                "to train without mixtures."
+                f"The Mixture of view {view} is empty. Mix at least 2 images. A loss with "
+                "mix_weight=0 needs no mixtures."
             )
         if check_views:
             _check_view(mixture, view, batch[0], count)
@@ -263,5 +263,5 @@ def _check_view(mixture: Mixture, expected: int, views: Sequence[Tensor], count:
         if is_of(view):
             raise ValueError(
                 f"Mixtures of view {expected} are needed, but the batch has mixtures of view "
-                f"{other}: set views of MixCoCollate to {tuple(range(count))}."
+                f"{other}: set views of MixCoCollate or MixCollate to {tuple(range(count))}."
             )

@@ -50,14 +50,14 @@ def create_pretrain_transform(
         augmentations: "full", or "crop-flip": random crops and horizontal flips only, for images
             whose class may depend on colour or sharpness (i-Mix's setting with few domain
             augmentations, https://arxiv.org/abs/2010.08887).
-        num_views: One or two.
+        num_views: Number of views. All have the same steps.
 
     Returns:
         A transform from a PIL image to its views, a list of tensors (3, image_size, image_size).
 
     Raises:
         ValueError: If there is no such method or choice of augmentations, ``min_scale`` is not in
-            (0, 1], or ``num_views`` is neither 1 nor 2.
+            (0, 1], or ``num_views`` is not positive.
 
     Examples:
         >>> from PIL import Image
@@ -72,8 +72,8 @@ def create_pretrain_transform(
         raise ValueError(f"min_scale must be in (0, 1], got {min_scale}.")
     if augmentations not in ("full", "crop-flip"):
         raise ValueError(f"augmentations must be 'full' or 'crop-flip', got {augmentations!r}.")
-    if num_views not in (1, 2):
-        raise ValueError(f"num_views must be 1 or 2, got {num_views}.")
+    if num_views < 1:
+        raise ValueError(f"num_views must be at least 1, got {num_views}.")
     options: dict[str, Any] = {
         "input_size": image_size,
         "min_scale": min_scale or facts.min_scale or 0.2,
@@ -92,7 +92,7 @@ def create_pretrain_transform(
     if augmentations == "crop-flip":
         options["rr_prob"] = 0.0
     transform = MoCoV2Transform(**options) if method == "moco" else SimCLRTransform(**options)
-    transform.transforms = transform.transforms[:num_views]
+    transform.transforms = [transform.transforms[0]] * num_views
     return transform
 
 

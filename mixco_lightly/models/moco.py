@@ -1,41 +1,31 @@
-"""Trains MoCo v2 with MixCo, as a LightningModule."""
+"""Trains MoCo v2 with MixCo or Un-Mix, as a LightningModule."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightly.models.modules import MoCoProjectionHead
-from lightly.models.utils import batch_shuffle, batch_unshuffle, deactivate_requires_grad
-from lightly.utils import dist
-from lightly.utils.scheduler import cosine_schedule
-from pytorch_lightning import LightningModule
-from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor, distributed
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch import Tensor
 
 from mixco_lightly.backbones.backbone import Backbone
 from mixco_lightly.data.collate import find_mixtures, find_views
-from mixco_lightly.loss.gather import check_equal_sizes
-from mixco_lightly.loss.mixco_loss import MixCoLoss
-from mixco_lightly.models.optimizer import OptimizerName, count_steps, create_optimizer
-from mixco_lightly.models.step_log import (
-    is_first_batch_of_step,
-    is_logged_step,
-    log_step,
-    queue_similarities,
-)
-from mixco_lightly.models.sync_batchnorm import keep_activations
+from mixco_lightly.loss.plain_and_mixed_loss import PlainAndMixedLoss
+from mixco_lightly.models.momentum_module import MomentumModule
+from mixco_lightly.models.optimizer import OptimizerName
+from mixco_lightly.models.step_log import is_logged_step, log_step, queue_similarities
 
 
-class MoCo(LightningModule):
-    """MoCo v2 [0] with MixCo [1]: a query encoder, a momentum encoder and a queue of keys.
+class MoCo(MomentumModule):
+    """MoCo v2 [0] with MixCo [1] or Un-Mix [2]: query encoder, momentum encoder, queue of keys.
 
     View 0 is the query view, which is also mixed. The momentum encoder computes the keys from
-    view 1. As in the authors' code, queries and mixtures share one forward of the query encoder,
-    so its BatchNorm statistics are computed over 1.5 batches.
+    view 1. Queries and mixtures share one forward of the query encoder. With MixCo's n / 2
+    mixtures its BatchNorm statistics are computed over 1.5 batches, as in the authors' code.
+
+    Un-Mix's code runs queries and its n mixtures through the encoder one after the other, and its
+    CIFAR script also splits each batch into eight for BatchNorm. Here they share a forward too: it
+    costs the same, and MixCo and Un-Mix then differ only in their mixtures and their loss.
 
     BatchNorm statistics can reveal which keys were computed in the same batch as a query's
     positive. On several devices, images are therefore shuffled over the devices before the keys
@@ -48,11 +38,13 @@ class MoCo(LightningModule):
 
     - [0]: MoCo v2, 2020, https://arxiv.org/abs/2003.04297
     - [1]: MixCo, 2020, https://arxiv.org/abs/2010.06300
+    - [2]: Un-Mix, AAAI 2022, https://arxiv.org/abs/2003.05438
 
     Args:
         backbone: From :func:`mixco_lightly.create_backbone`.
-        criterion: Loss with a queue, whose dimension is also that of the projections. With
-            ``mix_weight=0`` this is plain MoCo v2 and batches need no mixtures.
+        criterion: :class:`MixCoLoss` or :class:`UnMixLoss` with a queue, whose dimension is also
+            that of the projections. With ``mix_weight=0`` this is plain MoCo v2 and batches need
+            no mixtures.
         momentum: Fraction of its weights that the momentum encoder keeps in each step. The
             default 0.999 is MoCo's; short runs need less, such as 0.99.
         final_momentum: Momentum in the last step; it follows half a cosine from ``momentum``, as in
@@ -64,6 +56,7 @@ class MoCo(LightningModule):
             batches.
 
     Raises:
+        TypeError: If the criterion is another loss.
         ValueError: If the criterion has no queue, or a momentum is not in [0, 1].
 
     Examples:
@@ -73,10 +66,12 @@ class MoCo(LightningModule):
         >>> model = MoCo(backbone, MixCoLoss(memory_bank_size=(4096, 128)))
     """
 
+    criterion: PlainAndMixedLoss
+
     def __init__(
         self,
         backbone: Backbone,
-        criterion: MixCoLoss,
+        criterion: PlainAndMixedLoss,
         momentum: float = 0.999,
         learning_rate: float = 0.03,
         weight_decay: float = 1e-4,
@@ -84,50 +79,21 @@ class MoCo(LightningModule):
         optimizer: OptimizerName = "sgd",
         final_momentum: float | None = None,
     ) -> None:
-        super().__init__()
-        if criterion.queue is None:
-            raise ValueError("MoCo needs a loss with a queue: set its memory_bank_size=(n, dim).")
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum must be in [0, 1], got {momentum}.")
-        if final_momentum is not None and not 0 <= final_momentum <= 1:
-            raise ValueError(f"final_momentum must be in [0, 1], got {final_momentum}.")
-        dim = backbone.feature_dim
-        self.backbone = backbone
-        self.projection_head = MoCoProjectionHead(dim, dim, criterion.queue.keys.shape[1])
-        self.backbone_momentum = copy.deepcopy(self.backbone)
-        self.projection_head_momentum = copy.deepcopy(self.projection_head)
-        deactivate_requires_grad(self.backbone_momentum)
-        deactivate_requires_grad(self.projection_head_momentum)
-        self.criterion = criterion
-        # DDP would broadcast rank 0's queue in each forward. That is not needed with gathered keys,
-        # which keep the queues equal, and wrong without them, as each rank has its own queue.
-        self._ddp_params_and_buffers_to_ignore = [
-            f"criterion.queue.{name}" for name, _ in criterion.queue.named_buffers()
-        ]
-        self.momentum = momentum
-        self.final_momentum = momentum if final_momentum is None else final_momentum
-        self._steps = 0  # of the whole training; known when it starts
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.warmup_epochs = warmup_epochs
-        self.optimizer = optimizer
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Computes features (N, feature_dim) of images (N, C, H, W)."""
-        features: Tensor = self.backbone(images)
-        return features
-
-    def setup(self, stage: str) -> None:
-        """Makes Lightning's ``sync_batchnorm`` keep the activations in timm's layers."""
-        keep_activations(self)
-
-    def on_train_start(self) -> None:
-        """Counts the steps; broadcasts rank 0's queue if gathered keys keep the queues equal."""
-        self._steps, _ = count_steps(self.trainer, 0)
-        if self.criterion.gather_distributed and dist.world_size() > 1:
-            assert self.criterion.queue is not None
-            for buffer in self.criterion.queue.buffers():
-                distributed.broadcast(buffer, src=0)
+        if not isinstance(criterion, PlainAndMixedLoss):
+            raise TypeError(
+                f"MoCo needs a MixCoLoss or an UnMixLoss, got {type(criterion).__name__}. For an "
+                "IMixLoss use IMixMoCo."
+            )
+        super().__init__(
+            backbone,
+            criterion,
+            momentum,
+            final_momentum,
+            learning_rate,
+            weight_decay,
+            warmup_epochs,
+            optimizer,
+        )
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """Runs one step: momentum update, queries with mixtures, keys, loss.
@@ -136,18 +102,17 @@ class MoCo(LightningModule):
         its first batch.
         """
         query_images, key_images = find_views(batch, count=2)
-        if is_first_batch_of_step(self, batch_idx):
-            self._update_momentum_encoder()
+        self.update_momentum_encoder(batch_idx)
 
         if self.criterion.mix_weight > 0:
             (mixture,) = find_mixtures(batch, count=1, check_views=batch_idx == 0)
-            images = torch.cat([query_images, mixture.images])  # 1.5n x C x H x W
+            images = torch.cat([query_images, mixture.images])  # (n + m) x C x H x W
             projections = self.projection_head(self.backbone(images))
             queries, mixed = projections.split([len(query_images), len(mixture.images)])
         else:
             queries = self.projection_head(self.backbone(query_images))
             mixed, mixture = None, None
-        keys = self._keys(key_images)
+        keys = self.compute_keys(key_images)
 
         similarities: dict[str, Tensor] = {}
         if is_logged_step(self):
@@ -158,36 +123,3 @@ class MoCo(LightningModule):
         if similarities:
             log_step(self, loss, similarities, [mixture] if mixture else [])
         return loss.total
-
-    def current_momentum(self) -> float:
-        """Returns the momentum of the trainer's current step; ``momentum`` without a trainer."""
-        if self.final_momentum == self.momentum or not self._steps:
-            return self.momentum
-        step = self.trainer.global_step
-        return cosine_schedule(step, self._steps, self.momentum, self.final_momentum)
-
-    def _update_momentum_encoder(self) -> None:
-        # Does what Lightly's update_momentum does, in one fused call for all parameters.
-        pairs = [
-            (self.backbone, self.backbone_momentum),
-            (self.projection_head, self.projection_head_momentum),
-        ]
-        new = [p.detach() for module, _ in pairs for p in module.parameters()]
-        old = [p for _, module in pairs for p in module.parameters()]
-        get_ema_multi_avg_fn(self.current_momentum())(old, new, None)
-
-    @torch.no_grad()
-    def _keys(self, images: Tensor) -> Tensor:
-        is_distributed = dist.world_size() > 1
-        if is_distributed:
-            # The shuffle gathers the images; gloo aborts the processes if batches are unequal.
-            check_equal_sizes(len(images))
-            images, shuffle = batch_shuffle(images, distributed=True)
-        keys: Tensor = self.projection_head_momentum(self.backbone_momentum(images))
-        return batch_unshuffle(keys, shuffle, distributed=True) if is_distributed else keys
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Returns the optimiser with a cosine schedule."""
-        return create_optimizer(
-            self, self.optimizer, self.learning_rate, self.weight_decay, self.warmup_epochs
-        )

@@ -1,4 +1,4 @@
-"""Trains SimCLR with MixCo, as a LightningModule."""
+"""Trains SimCLR with MixCo or Un-Mix, as a LightningModule."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from torch import Tensor
 from mixco_lightly.backbones.backbone import Backbone
 from mixco_lightly.data.collate import find_mixtures, find_views
 from mixco_lightly.data.mixture import Mixture
-from mixco_lightly.loss.mixco_loss import MixCoLoss
+from mixco_lightly.loss.plain_and_mixed_loss import PlainAndMixedLoss
 from mixco_lightly.models.optimizer import OptimizerName, create_optimizer
 from mixco_lightly.models.step_log import batch_similarities, is_logged_step, log_step
 from mixco_lightly.models.sync_batchnorm import keep_activations
 
 
 class SimCLR(LightningModule):
-    """SimCLR [0] with MixCo [1]: both views are mixed.
+    """SimCLR [0] with MixCo [1] or Un-Mix [2]: both views are mixed.
 
-    As in the authors' code, each view and the mixtures of each view have their own forward. A
+    As in MixCo's code, each view and the mixtures of each view have their own forward. A
     view's mixtures are contrasted with the plain projections of the other view, which get a
     gradient too, and the terms of the two views are averaged. (In a batch of two or three images
     each view has one mixture; the two share a forward, because BatchNorm needs at least two.)
 
     - [0]: SimCLR, 2020, https://arxiv.org/abs/2002.05709
     - [1]: MixCo, 2020, https://arxiv.org/abs/2010.06300
+    - [2]: Un-Mix, AAAI 2022, https://arxiv.org/abs/2003.05438
 
     Args:
         backbone: From :func:`mixco_lightly.create_backbone`.
-        criterion: Loss without a queue. With ``mix_weight=0`` this is plain SimCLR and batches
-            need no mixtures.
+        criterion: :class:`MixCoLoss` or :class:`UnMixLoss` without a queue. With ``mix_weight=0``
+            this is plain SimCLR and batches need no mixtures.
         projection_dim: Dimension of the projections; 128 in SimCLR and in the authors' code.
         learning_rate: Highest learning rate. The default 0.3 is the authors' for batches of 256.
         weight_decay: The default 1e-6 is SimCLR's and the authors'.
@@ -43,6 +44,7 @@ class SimCLR(LightningModule):
             batches.
 
     Raises:
+        TypeError: If the criterion is another loss.
         ValueError: If the criterion has a queue.
 
     Examples:
@@ -55,7 +57,7 @@ class SimCLR(LightningModule):
     def __init__(
         self,
         backbone: Backbone,
-        criterion: MixCoLoss,
+        criterion: PlainAndMixedLoss,
         projection_dim: int = 128,
         learning_rate: float = 0.3,
         weight_decay: float = 1e-6,
@@ -63,6 +65,11 @@ class SimCLR(LightningModule):
         optimizer: OptimizerName = "sgd",
     ) -> None:
         super().__init__()
+        if not isinstance(criterion, PlainAndMixedLoss):
+            raise TypeError(
+                f"SimCLR needs a MixCoLoss or an UnMixLoss, got {type(criterion).__name__}. For "
+                "an IMixLoss use IMixNPair."
+            )
         if criterion.queue is not None:
             raise ValueError("SimCLR needs a loss without a queue: set its memory_bank_size=0.")
         dim = backbone.feature_dim

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mixco_lightly.data.mixture import Mixture
 from mixco_lightly.loss.contrastive import unit_rows
-from mixco_lightly.loss.mixco_loss import MixCoLossComponents
+from mixco_lightly.loss.plain_and_mixed_loss import MixCoLossComponents
 
 
 def is_logged_step(module: LightningModule) -> bool:

@@ -25,7 +25,8 @@ class Study:
         recipe: Recipe of the runs: moco, simclr or selfcon; base, changes and groups may name
             another one.
         base: Options of the base.
-        changes: For each change, by name, the options that differ from the base.
+        changes: For each change, by name, the options that differ from the base. If a change names
+            another recipe, null leaves out an option of the base which that recipe does not have.
         groups: For each group, by name, the options that differ from the base, in the group's base
             and changes alike. Default: a single group.
         transfer: Other datasets to evaluate each backbone on, by name: options of evaluate.py
@@ -214,7 +215,7 @@ def _plan_arms(
     """Combines the options of base, groups and changes; a change wins over a group."""
     changes: dict[str, Options] = {study.base_name: {}, **study.changes}
     arms = []
-    checked: set[tuple[str, str]] = set()
+    checked: set[tuple[str, ...]] = set()
     for group, common in (study.groups or {"": {}}).items():
         for name, change in changes.items():
             options = {**study.base, **common, **change}
@@ -233,11 +234,19 @@ def _plan_arms(
                     f"{f'{group} {name}'.strip()}: transfer {further} must be names of the study's "
                     f"transfer, {list(transfer)}."
                 )
+            known = {option.name for option in fields(config_classes[recipe])}
+            left_out = {
+                option
+                for option in study.base.keys() | common.keys()
+                if option not in known and change.get(option, "") is None
+            }
             parts = {"base": study.base, f"group {group!r}": common, f"change {name!r}": change}
             for place, part in parts.items():
-                if (place, recipe) not in checked:
+                if (place, recipe, *sorted(left_out)) not in checked:
+                    part = {option: part[option] for option in part if option not in left_out}
                     _check_part(place, part, config_classes[recipe], recipe)
-                    checked.add((place, recipe))
+                    checked.add((place, recipe, *sorted(left_out)))
+            options = {option: options[option] for option in options if option not in left_out}
             if options.keys() & {"dataset", "data_dir"}:  # without them a run uses the digits
                 folder = options.get("data_dir", "data")
                 options["data_dir"] = str(Path(study.data_root) / folder)

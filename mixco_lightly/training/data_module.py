@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,13 +11,14 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from lightly.transforms.multi_view_transform import MultiViewTransform
+from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, Subset
 from torchvision.transforms import PILToTensor
 
 from mixco_lightly.data.batches import in_batches
 from mixco_lightly.data.device_transforms import DeviceTransform
 from mixco_lightly.data.images import LabelledImages
-from mixco_lightly.data.mixture import mix_pairs
+from mixco_lightly.data.mixture import Mixture
 from mixco_lightly.data.subset import choose_part
 
 
@@ -30,7 +31,7 @@ class PretrainData(pl.LightningDataModule):
         on_device: Whether the views are made in batches where the network runs, instead of image
             by image in the loader's processes.
         mixed_views: The views that are mixed.
-        alpha: The mixtures' weights follow Beta(alpha, alpha).
+        mixer: Mixes a view's images, usually a :class:`Mixer`.
         train_fraction: Part of the images, the same part of each class.
         batch_size: Images in a batch, on each device.
         num_workers: Processes that load images.
@@ -50,7 +51,7 @@ class PretrainData(pl.LightningDataModule):
         *,
         on_device: bool,
         mixed_views: Sequence[int],
-        alpha: float,
+        mixer: Callable[[Tensor], Mixture],
         train_fraction: float,
         batch_size: int,
         num_workers: int,
@@ -63,7 +64,7 @@ class PretrainData(pl.LightningDataModule):
         chosen = choose_part(torch.tensor(images.targets), train_fraction, seed)
         self.part: Subset[Any] = Subset(in_batches(images), chosen.tolist())
         self.mixed_views = mixed_views
-        self.alpha = alpha
+        self.mixer = mixer
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
@@ -108,7 +109,7 @@ class PretrainData(pl.LightningDataModule):
         images, targets = batch
         if self.device_transform is not None:
             images = self.device_transform.to(images.device)(images)
-        mixtures = [mix_pairs(images[view], self.alpha) for view in self.mixed_views]
+        mixtures = [self.mixer(images[view]) for view in self.mixed_views]
         return [images, targets, mixtures]
 
 

@@ -10,9 +10,11 @@ from mixco_lightly.training.options import Config
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
+    from torch import Tensor
 
     from mixco_lightly.backbones.backbone import Backbone
     from mixco_lightly.backbones.multi_exit import MultiExitBackbone
+    from mixco_lightly.data.mixture import Mixture
     from mixco_lightly.evaluation.evaluator import Extraction
     from mixco_lightly.evaluation.probe_result import ProbeResult
 
@@ -34,6 +36,7 @@ class Method(Generic[Config]):
     config_class: type[Config]
     create_model: Callable[[Backbone, Config], pl.LightningModule]
     mixed_views: Sequence[int] = ()
+    create_mixer: Callable[[Config], Callable[[Tensor], Mixture]] | None = None
     num_views: int = 2
     transform: str | None = None
     needs_labels: bool = False

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
+from mixco_lightly.data.mixing_names import MixingName
 from mixco_lightly.evaluation.protocols import DEFAULT_PROTOCOLS, ProtocolName
 from mixco_lightly.training.option_types import (
     NonNegativeFloat,
@@ -170,12 +171,15 @@ class MixingOptions:
         mix_temperature: Divides the similarities of mixtures.
         mix_weight: Weight of the mixtures' term; 0 is the plain baseline.
         alpha: The mixtures' weights follow Beta(alpha, alpha); 1 is uniform.
+        mixing: How two images are mixed: mixup, weighted sums; cutmix, a box of one in the other;
+            mask, blocks of one in the other; mixup-or-cutmix, one of the two for each batch.
     """
 
     temperature: PositiveFloat = 0.2
     mix_temperature: PositiveFloat = 0.2
     mix_weight: NonNegativeFloat = 1.0
     alpha: PositiveFloat = 1.0
+    mixing: MixingName = "mixup"
 
 
 @dataclass(frozen=True)

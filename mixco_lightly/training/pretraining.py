@@ -17,6 +17,7 @@ import torch
 
 import mixco_lightly.machine as machine
 from mixco_lightly.data.images import ImageError
+from mixco_lightly.data.mixers import Mixer
 from mixco_lightly.data.transforms import create_pretrain_transform
 from mixco_lightly.files import WriteError, replace_file
 from mixco_lightly.training.data_module import PretrainData
@@ -154,7 +155,14 @@ def prepare(recipe: Method[Config], config: Config) -> Run[Config]:
     return run
 
 
-def create_data(recipe: Method[Config], config: PretrainConfig, images: RunImages) -> PretrainData:
+def create_mixer(config: PretrainConfig) -> Mixer:
+    """Creates MixCo's mixer."""
+    if not isinstance(config, MixingOptions):
+        return Mixer.mixco()
+    return Mixer.mixco(config.mixing, config.alpha)
+
+
+def create_data(recipe: Method[Config], config: Config, images: RunImages) -> PretrainData:
     """Creates the batches."""
     assert config.image_size is not None
     assert config.num_workers is not None
@@ -167,13 +175,14 @@ def create_data(recipe: Method[Config], config: PretrainConfig, images: RunImage
         config.augmentations,
         recipe.num_views,
     )
-    mixes = isinstance(config, MixingOptions) and config.mix_weight > 0
+    # A method without the option, such as i-Mix, always mixes.
+    is_mixed = getattr(config, "mix_weight", 1.0) > 0
     return PretrainData(
         images.train,
         transform,
         on_device=config.augment == "device",
-        mixed_views=recipe.mixed_views if mixes else (),
-        alpha=config.alpha if isinstance(config, MixingOptions) else 1.0,
+        mixed_views=recipe.mixed_views if is_mixed else (),
+        mixer=(recipe.create_mixer or create_mixer)(config),
         train_fraction=config.train_fraction,
         batch_size=config.batch_size,
         num_workers=config.num_workers,
@@ -184,7 +193,11 @@ def create_data(recipe: Method[Config], config: PretrainConfig, images: RunImage
 def announce(run: Run[Config], stem: str) -> None:
     """Prints what the run is, and what it leaves out."""
     config, images = run.config, run.images
-    mixing = f"mix_weight {config.mix_weight:g}, " if isinstance(config, MixingOptions) else ""
+    mixing = (
+        f"{config.mixing}, mix_weight {config.mix_weight:g}, "
+        if isinstance(config, MixingOptions)
+        else ""
+    )
     print_on_rank_zero(
         f"{run.recipe.method} on {config.dataset}: {len(run.data.part):,} images of "
         f"{config.image_size} pixels, {config.backbone} (stem {stem}), {config.epochs} epochs, "

@@ -24,6 +24,8 @@ class Recipe(Method[Config]):
         config_class: The dataclass of the recipe's options.
         create_model: Makes the method's LightningModule from a backbone and the options.
         mixed_views: The views that are mixed, unless the option mix_weight is 0.
+        create_mixer: Returns the mixer, such as ``Mixer.unmix()``, for given options. Default:
+            MixCo's, by the options mixing and alpha.
         num_views: Number of views of each image.
         transform: The method whose augmentations are used: moco, simclr, selfcon or cross-entropy.
             Default: ``method`` if it is one of these, else simclr.

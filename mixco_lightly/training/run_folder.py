@@ -21,6 +21,8 @@ from mixco_lightly.training.options import options_of_use
 
 _FREE_OPTIONS = options_of_use("free")
 _COMMAND_OPTIONS = options_of_use("command")
+# Options that the files of earlier versions do not have, and what those versions did.
+_EARLIER = {"mixing": "mixup"}
 _RUN_FILES = (
     "metrics.csv",
     "broken_images.txt",
@@ -90,6 +92,7 @@ def prepare_run(run: Path, options: Mapping[str, Any], resume: bool, overwrite: 
 
 def find_changes(before: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
     """Returns the changed options that decide a run's result, so that it cannot resume."""
+    before = {**_EARLIER, **before}
     free = _FREE_OPTIONS | _COMMAND_OPTIONS
     # A process's random numbers depend on its rank among all processes, not on its node.
     if _count_processes(before) == _count_processes(options):

@@ -16,6 +16,9 @@ keys.
     naive    the same with mixtures and the authors' formula: dense logits and labels
     plain    this package's module without mixtures
     mixco    this package's module with mixtures
+    imix, unmix halves, unmix reversed
+             the other methods on MoCo, with ResNet-18 at 32 pixels; halves are MixCo's pairs,
+             reversed Un-Mix's own
     compiled the same after torch.compile (--compile of the recipes; only with --more)
 
 With --keep_memory glibc keeps freed memory, as in the recipes (mixco_lightly/machine.py), for all
@@ -51,7 +54,9 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
-from mixco_lightly import MixCoLoss, create_backbone, mix_pairs
+from mixco_lightly import IMixLoss, MixCoLoss, Mixer, UnMixLoss, create_backbone
+from mixco_lightly.backbones import Backbone
+from mixco_lightly.models.imix import IMixMoCo
 from mixco_lightly.models.moco import MoCo
 from mixco_lightly.models.simclr import SimCLR
 
@@ -84,7 +89,7 @@ def lightly_moco(network: str, size: int, mixed: bool) -> Callable[[Tensor, Tens
     def step(query_view: Tensor, key_view: Tensor) -> None:
         update_momentum(encoder, momentum_encoder, m=0.99)
         if mixed:
-            mixture = mix_pairs(query_view)
+            mixture = Mixer()(query_view)
             out = encoder(torch.cat([query_view, mixture.images]))
         else:
             out = encoder(query_view)
@@ -127,14 +132,39 @@ def ours(method: str, network: str, size: int, mix_weight: float) -> MoCo | SimC
     return model.to(memory_format=torch.channels_last)
 
 
-def step_of(model: MoCo | SimCLR) -> Callable[[Tensor, Tensor], None]:
-    """A step of this package's module, mixing included."""
+def family(network: str, size: int) -> dict[str, Callable[[Tensor, Tensor], None]]:
+    """Steps of the other methods on MoCo, as their recipes make them."""
+    queue = (QUEUE, DIM)
+
+    def backbone() -> Backbone:
+        return create_backbone(NETWORKS[network], size, stem="timm")
+
+    def unmix() -> MoCo:
+        return MoCo(backbone(), UnMixLoss(memory_bank_size=queue), momentum=0.99)
+
+    hosts = {
+        "imix": (IMixMoCo(backbone(), IMixLoss(memory_bank_size=queue), 0.99), Mixer.imix()),
+        "unmix halves": (unmix(), Mixer.mixco()),
+        "unmix reversed": (unmix(), Mixer.unmix()),
+    }
+    return {
+        name: step_of(model.to(memory_format=torch.channels_last), mixer)
+        for name, (model, mixer) in hosts.items()
+    }
+
+
+def step_of(
+    model: MoCo | IMixMoCo | SimCLR, mixer: Mixer | None = None
+) -> Callable[[Tensor, Tensor], None]:
+    """A step of this package's module, mixing included; MixCo's mixing by default."""
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.06)
-    views = (0,) if isinstance(model, MoCo) else (0, 1)
+    views = (0, 1) if isinstance(model, SimCLR) else (0,)
+    mix = mixer or Mixer.mixco()
+    is_mixed = isinstance(model, IMixMoCo) or model.criterion.mix_weight > 0
 
     def step(view0: Tensor, view1: Tensor) -> None:
         both = [view0, view1]
-        mixtures = [mix_pairs(both[view]) for view in views] if model.criterion.mix_weight else []
+        mixtures = [mix(both[view]) for view in views] if is_mixed else []
         model.training_step([both, None, mixtures], 0).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -156,7 +186,13 @@ def network_only(model: MoCo | SimCLR, view0: Tensor, view1: Tensor) -> None:
 
 
 def measure_step(
-    method: str, network: str, size: int, batch: int, repeats: int, compiled: bool = False
+    method: str,
+    network: str,
+    size: int,
+    batch: int,
+    repeats: int,
+    compiled: bool = False,
+    with_family: bool = False,
 ) -> Result:
     """Times of all arms of one network at one image size."""
     view0, view1 = torch.randn(2, batch, 3, size, size)
@@ -167,6 +203,8 @@ def measure_step(
         steps["naive"] = lightly_moco(network, size, mixed=True)
     else:
         steps["lightly"] = lightly_simclr(network, size)
+    if with_family:
+        steps |= family(network, size)
     if compiled:
         model = ours(method, network, size, 1.0)
         for part in model.children():
@@ -254,7 +292,7 @@ def settings(more: bool, data_dir: Path | None) -> list[functools.partial[Result
             step(measure_step, "simclr", "ViT-tiny", 224, 64, 1),
         ]
     checked = [
-        step(measure_step, "moco", "ResNet-18", 32, 256, 7),
+        step(measure_step, "moco", "ResNet-18", 32, 256, 7, with_family=True),
         step(measure_step, "moco", "ResNet-18", 64, 256, 5),
         step(measure_step, "simclr", "ResNet-18", 32, 256, 7),
     ]
@@ -281,6 +319,12 @@ def limits(results: list[Result]) -> list[tuple[str, float, float, bool]]:
             times = found[method, "ResNet-18", size]["milliseconds"]
             name = f"{method}, {size} px: mixco / {base}"
             rows.append((name, times["mixco"] / times[base], limit, False))
+    times = found.get(("moco", "ResNet-18", 32), {}).get("milliseconds", {})
+    if "imix" in times:
+        for name, limit in [("imix", 1.05), ("unmix halves", 1.42), ("unmix reversed", 1.80)]:
+            rows.append(
+                (f"moco, 32 px: {name} / plain", times[name] / times["plain"], limit, False)
+            )
     for r in results:
         if r["method"] == "recipe":
             value = r["recipe_images_per_second"] / r["network_images_per_second"]
@@ -290,7 +334,8 @@ def limits(results: list[Result]) -> list[tuple[str, float, float, bool]]:
 
 def print_results(results: list[Result], console: Console) -> None:
     """Tables of the steps and of the recipe."""
-    arms = ["lightly", "naive", "plain", "mixco", "compiled", "network"]
+    arms = ["lightly", "naive", "plain", "mixco", "imix", "unmix halves", "unmix reversed"]
+    arms += ["compiled", "network"]
     table = Table(title="One step, ms (peak memory beyond the weights, MB)")
     for name in ["method", "network", "pixels", "batch", *arms, "mixco/lightly", "mixco/plain"]:
         table.add_column(name, justify="right")

@@ -153,19 +153,21 @@ def test_selfcon_has_its_authors_steps_and_cross_entropy_crops_and_flips_only(im
 
 
 @pytest.mark.parametrize("method", ["simclr", "selfcon", "cross-entropy"])
-def test_one_view_is_the_first_of_two(method):
+def test_one_view_is_the_first_of_two_and_of_three(method):
     image = noise_image(40)
     views = []
-    for num_views in (1, 2):
+    for num_views in (1, 2, 3):
         torch.manual_seed(0)
         transform = create_pretrain_transform(
             method, get_dataset("cifar10").facts, 32, num_views=num_views
         )
         views.append(transform(image))
-    assert [len(x) for x in views] == [1, 2]
-    assert torch.equal(views[0][0], views[1][0])
-    with pytest.raises(ValueError, match="1 or 2, got 3"):
-        create_pretrain_transform(method, get_dataset("cifar10").facts, 32, num_views=3)
+    assert [len(x) for x in views] == [1, 2, 3]
+    assert torch.equal(views[0][0], views[2][0])
+    assert torch.equal(views[1][1], views[2][1])
+    assert not torch.equal(views[2][1], views[2][2])
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        create_pretrain_transform(method, get_dataset("cifar10").facts, 32, num_views=0)
 
 
 @pytest.mark.parametrize("method", METHODS)

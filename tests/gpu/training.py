@@ -5,10 +5,19 @@ import contextlib
 import pytorch_lightning as pl
 import torch
 
-from mixco_lightly import MixCoLoss, MultiExitBackbone, SelfConLoss, create_backbone, mix_pairs
+from mixco_lightly import (
+    IMixLoss,
+    MixCoLoss,
+    Mixer,
+    MultiExitBackbone,
+    SelfConLoss,
+    UnMixLoss,
+    create_backbone,
+)
 from mixco_lightly.data.catalogue import get_dataset
 from mixco_lightly.data.device_transforms import DeviceTransform
 from mixco_lightly.data.transforms import create_pretrain_transform
+from mixco_lightly.models.imix import IMixMoCo
 from mixco_lightly.models.moco import MoCo
 from mixco_lightly.models.selfcon import SelfCon
 from mixco_lightly.models.simclr import SimCLR
@@ -16,6 +25,8 @@ from tests.gpu.conftest import DEVICE
 
 SIZE, BATCH, DIM = 32, 16, 32
 MIXED_VIEWS = {"moco": (0,), "simclr": (0, 1), "selfcon": (), "selfcon-mixed": (0, 1)}
+MIXED_VIEWS |= {"moco-imix": (0,), "moco-unmix": (0,)}
+MIXERS = {"moco-imix": Mixer.imix("cutmix"), "moco-unmix": Mixer.unmix()}
 METHODS = list(MIXED_VIEWS)
 
 
@@ -34,6 +45,12 @@ def create_module(method):
     if method == "moco":
         criterion = MixCoLoss(memory_bank_size=(64, DIM))
         return MoCo(create_backbone("test_resnet", SIZE), criterion, momentum=0.9)
+    if method == "moco-imix":
+        criterion = IMixLoss(memory_bank_size=(64, DIM))
+        return IMixMoCo(create_backbone("test_resnet", SIZE), criterion, momentum=0.9)
+    if method == "moco-unmix":
+        criterion = UnMixLoss(memory_bank_size=(64, DIM))
+        return MoCo(create_backbone("test_resnet", SIZE), criterion, momentum=0.9)
     if method == "simclr":
         return SimCLR(create_backbone("test_resnet", SIZE), MixCoLoss(0.5, 0.5), DIM)
     network = MultiExitBackbone("test_resnet", SIZE, exits=(2,))
@@ -51,6 +68,12 @@ def create_module(method):
 def create_transform(method):
     facts = get_dataset("cifar10").facts
     return DeviceTransform(create_pretrain_transform(method.split("-")[0], facts, SIZE))
+
+
+def mix(method, views):
+    """The mixtures of a batch, as the method's recipe makes them."""
+    mixer = MIXERS.get(method, Mixer())
+    return [mixer(views[view]) for view in MIXED_VIEWS[method]]
 
 
 def create_images(n=BATCH, size=SIZE):
@@ -84,7 +107,7 @@ class Training:
         images = self.images.to(DEVICE, non_blocking=True)
         targets = self.targets.to(DEVICE, non_blocking=True)
         views = self.transform(images)
-        mixtures = [mix_pairs(views[view]) for view in MIXED_VIEWS[self.method]]
+        mixtures = mix(self.method, views)
         with torch.autocast(DEVICE.type, self.dtype, enabled=self.dtype != torch.float32):
             loss = self.module.training_step([views, targets, mixtures], self.index)
         self.index += 1  # the first step of an epoch looks at its mixtures
@@ -115,4 +138,4 @@ class Data(pl.LightningDataModule):
         with no_waits():
             images, targets = batch
             views = self.transform(images)
-            return [views, targets, [mix_pairs(views[view]) for view in MIXED_VIEWS[self.method]]]
+            return [views, targets, mix(self.method, views)]

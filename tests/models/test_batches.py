@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from mixco_lightly import MixCoCollate, MixCoLoss, MultiExitBackbone, SelfConLoss, create_backbone
+from mixco_lightly import (
+    IMixLoss,
+    MixCoCollate,
+    MixCoLoss,
+    MultiExitBackbone,
+    SelfConLoss,
+    UnMixLoss,
+    create_backbone,
+)
+from mixco_lightly.models.imix import IMixMoCo, IMixNPair
 from mixco_lightly.models.moco import MoCo
 from mixco_lightly.models.selfcon import SelfCon, SelfConClassifier
 from mixco_lightly.models.simclr import SimCLR
@@ -13,6 +22,12 @@ def create(name):
     torch.manual_seed(0)
     if name == "moco":
         return MoCo(create_backbone("test_resnet", 16), MixCoLoss(memory_bank_size=(10, 128)))
+    if name == "unmix":
+        return MoCo(create_backbone("test_resnet", 16), UnMixLoss(memory_bank_size=(10, 128)))
+    if name == "imix":
+        return IMixMoCo(create_backbone("test_resnet", 16), IMixLoss(memory_bank_size=(10, 128)))
+    if name == "npair":
+        return IMixNPair(create_backbone("test_resnet", 16), IMixLoss())
     if name == "simclr":
         return SimCLR(create_backbone("test_resnet", 16), MixCoLoss())
     network = MultiExitBackbone("test_resnet", 16, exits=(2,))
@@ -28,7 +43,13 @@ def samples_of(*sizes):
 
 @pytest.mark.parametrize(
     ("name", "views", "right"),
-    [("moco", (1,), (0,)), ("simclr", (1, 0), (0, 1)), ("selfcon", (1, 0), (0, 1))],
+    [
+        ("moco", (1,), (0,)),
+        ("imix", (1,), (0,)),
+        ("npair", (1,), (0,)),
+        ("simclr", (1, 0), (0, 1)),
+        ("selfcon", (1, 0), (0, 1)),
+    ],
 )
 def test_mixtures_of_the_wrong_view_are_refused_and_the_option_is_named(name, views, right):
     batch = MixCoCollate(views)(samples_of(16, 16))
@@ -38,6 +59,12 @@ def test_mixtures_of_the_wrong_view_are_refused_and_the_option_is_named(name, vi
     assert str(right) in str(error.value)
     batch = MixCoCollate(right)(samples_of(16, 16))
     assert model.training_step(batch, 0).isfinite()
+
+
+@pytest.mark.parametrize("name", ["imix", "npair"])
+def test_imix_without_mixtures_says_what_to_give_the_loader(name):
+    with pytest.raises(ValueError, match=r"no mixtures.*collate_fn=.*MixCollate\(mixer\)"):
+        create(name).training_step(MixCoCollate()(samples_of(16, 16))[:2], 0)
 
 
 @pytest.mark.parametrize("name", ["moco", "simclr", "selfcon"])
@@ -53,7 +80,7 @@ def test_an_empty_mixture_and_one_of_another_batch_are_refused(name):
         model.training_step(batch, 0)
 
 
-@pytest.mark.parametrize("name", ["moco", "simclr"])
+@pytest.mark.parametrize("name", ["moco", "simclr", "imix", "npair"])
 @pytest.mark.parametrize("sizes", [(16,), (16, 16, 8, 8)])
 def test_a_method_of_two_views_says_how_many_a_batch_has(name, sizes):
     batch = MixCoCollate()(samples_of(*sizes))

@@ -263,7 +263,7 @@ def test_a_batch_without_mixtures_says_what_to_set(create):
 
 
 def test_simclr_with_one_mixed_view_says_that_it_needs_two():
-    with pytest.raises(ValueError, match=r"views of MixCoCollate to \(0, 1\)"):
+    with pytest.raises(ValueError, match=r"views of MixCoCollate or MixCollate to \(0, 1\)"):
         create_simclr().training_step(create_batch(4, (0,)), 0)
 
 

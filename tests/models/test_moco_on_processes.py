@@ -1,4 +1,4 @@
-"""MoCo's queue on two processes under Lightning: equal with gathered keys, each its own without."""
+"""A queue on two processes under Lightning: equal with gathered keys, each its own without."""
 
 import os
 import socket
@@ -10,7 +10,8 @@ import pytorch_lightning as pl
 import torch
 from torch import multiprocessing
 
-from mixco_lightly import MixCoCollate, MixCoLoss, create_backbone
+from mixco_lightly import IMixLoss, MixCoCollate, MixCollate, MixCoLoss, Mixer, create_backbone
+from mixco_lightly.models.imix import IMixMoCo
 from mixco_lightly.models.moco import MoCo
 
 RANKS, BATCH, STEPS, QUEUE, DIM = 2, 4, 3, 32, 16
@@ -31,27 +32,30 @@ class Notes(pl.Callback):
                 for name, buffer in module.named_buffers()
                 if any(buffer is sent for sent in trainer.strategy.model.modules_buffers)
             ]
-            forward = module.criterion.forward_components
+            compute_keys = module.compute_keys
 
-            def noted_forward(queries, keys, *args):
-                self.notes["keys"].append(torch.nn.functional.normalize(keys.detach(), dim=1))
-                return forward(queries, keys, *args)
+            def noted_keys(images):
+                keys = compute_keys(images)
+                self.notes["keys"].append(torch.nn.functional.normalize(keys, dim=1))
+                return keys
 
-            module.criterion.forward_components = noted_forward
+            module.compute_keys = noted_keys
 
     def on_train_end(self, trainer, module):
         self.notes["end"] = module.criterion.queue.keys.clone()
         self.notes["position"] = int(module.criterion.queue.position)
 
 
-def train(gather, rank, folder, ckpt_path=None):
-    """Fits MoCo, whose queue starts otherwise in each process; returns the process's notes."""
+def train(gather, rank, folder, ckpt_path=None, imix=False):
+    """Fits a module whose queue starts otherwise in each process; returns the process's notes."""
     torch.manual_seed(0)
     backbone = create_backbone("test_resnet", image_size=16)
     torch.manual_seed(1 + rank)
-    criterion = MixCoLoss(memory_bank_size=(QUEUE, DIM), gather_distributed=gather)
+    loss = IMixLoss if imix else MixCoLoss
+    criterion = loss(memory_bank_size=(QUEUE, DIM), gather_distributed=gather)
+    collate_fn = MixCollate(Mixer.imix()) if imix else MixCoCollate()
     samples = [([torch.rand(3, 16, 16)] * 2, 0) for _ in range(STEPS * BATCH)]
-    loader = torch.utils.data.DataLoader(samples, batch_size=BATCH, collate_fn=MixCoCollate())
+    loader = torch.utils.data.DataLoader(samples, batch_size=BATCH, collate_fn=collate_fn)
     notes = Notes()
     trainer = pl.Trainer(
         max_epochs=1 if ckpt_path is None else 2,
@@ -64,10 +68,13 @@ def train(gather, rank, folder, ckpt_path=None):
         enable_model_summary=False,
         callbacks=[
             notes,
-            pl.callbacks.ModelCheckpoint(folder, f"gather={gather}", enable_version_counter=False),
+            pl.callbacks.ModelCheckpoint(
+                folder, "imix" if imix else f"gather={gather}", enable_version_counter=False
+            ),
         ],
     )
-    trainer.fit(MoCo(backbone, criterion), loader, ckpt_path=ckpt_path, weights_only=True)
+    model = (IMixMoCo if imix else MoCo)(backbone, criterion)
+    trainer.fit(model, loader, ckpt_path=ckpt_path, weights_only=True)
     return notes.notes
 
 
@@ -78,6 +85,7 @@ def process(rank, folder, port):
     os.environ |= {name: str(value) for name, value in variables.items()}
     torch.set_num_threads(1)
     result = {gather: train(gather, rank, folder) for gather in (True, False)}
+    result["imix"] = train(True, rank, folder, imix=True)
     # A checkpoint of this process's own, as where each node has a disk of its own.
     own = f"{folder}/rank{rank}.ckpt"
     checkpoint = torch.load(f"{folder}/gather=True.ckpt", weights_only=True)
@@ -109,7 +117,7 @@ def results(tmp_path_factory):
     return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 
-@pytest.mark.parametrize("run", [True, False, "resumed"])
+@pytest.mark.parametrize("run", [True, False, "resumed", "imix"])
 def test_ddp_broadcasts_the_networks_buffers_and_not_the_queue(results, run):
     for result in results:
         names = result[run]["broadcast"]
@@ -117,7 +125,7 @@ def test_ddp_broadcasts_the_networks_buffers_and_not_the_queue(results, run):
         assert any("running_mean" in name for name in names)
 
 
-@pytest.mark.parametrize("run", [True, "resumed"])
+@pytest.mark.parametrize("run", [True, "resumed", "imix"])
 def test_with_gathered_keys_the_queue_is_that_of_the_first_process_and_stays_equal(results, run):
     first, second = (result[run] for result in results)
     assert torch.equal(first["start"], second["start"])

@@ -10,7 +10,7 @@ from tests.models.test_batches import create, samples_of
 from tests.pretended_gpu import pretended_gpu
 
 DEVICE = torch.device("cuda", 0)
-METHODS = ["moco", "simclr", "selfcon", "classifier"]
+METHODS = ["moco", "unmix", "imix", "npair", "simclr", "selfcon", "classifier"]
 
 
 def attach(model):
@@ -58,7 +58,7 @@ def test_steps_on_a_gpu_are_those_on_the_cpu_without_waits(name):
     )
 
 
-@pytest.mark.parametrize("name", ["moco", "simclr", "selfcon"])
+@pytest.mark.parametrize("name", ["moco", "imix", "npair", "simclr", "selfcon"])
 def test_only_the_first_step_of_an_epoch_looks_at_the_mixtures(name):
     batch = MixCoCollate((0, 1))(samples_of(16, 16))
     model = attach(create(name))

@@ -8,19 +8,21 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from mixco_lightly import (
+    IMixLoss,
     MixCoCollate,
     MixCoLoss,
     MultiExitBackbone,
     SelfConLoss,
     create_backbone,
 )
+from mixco_lightly.models.imix import IMixNPair
 from mixco_lightly.models.moco import MoCo
 from mixco_lightly.models.selfcon import SelfCon, SelfConClassifier
 from mixco_lightly.models.simclr import SimCLR
 
 HIGHEST = 0.02
 # The part of the highest learning rate that the cosine of each module ends at.
-ENDS = {"MoCo": 0.0, "SimCLR": 0.0, "SelfCon": 1e-3, "SelfConClassifier": 1e-3}
+ENDS = {"MoCo": 0.0, "SimCLR": 0.0, "IMixNPair": 0.0, "SelfCon": 1e-3, "SelfConClassifier": 1e-3}
 pytestmark = pytest.mark.filterwarnings(
     "ignore::pytorch_lightning.utilities.warnings.PossibleUserWarning"
 )
@@ -43,6 +45,8 @@ def create(name, **options):
         return MoCo(backbone, MixCoLoss(memory_bank_size=(8, 16)), **options)
     if name == "SimCLR":
         return SimCLR(create_backbone("test_resnet", image_size=16), MixCoLoss(), 16, **options)
+    if name == "IMixNPair":
+        return IMixNPair(create_backbone("test_resnet", image_size=16), IMixLoss(), 16, **options)
     network = MultiExitBackbone("test_resnet", 16, exits=(2,))
     if name == "SelfCon":
         return SelfCon(network, SelfConLoss(), **options)

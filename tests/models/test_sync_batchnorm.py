@@ -10,6 +10,7 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from mixco_lightly import (
+    IMixLoss,
     MixCoCollate,
     MixCoLoss,
     MultiExitBackbone,
@@ -18,13 +19,14 @@ from mixco_lightly import (
     export_backbone,
     load_backbone,
 )
+from mixco_lightly.models.imix import IMixNPair
 from mixco_lightly.models.moco import MoCo
 from mixco_lightly.models.selfcon import SelfCon, SelfConClassifier
 from mixco_lightly.models.simclr import SimCLR
 from mixco_lightly.models.sync_batchnorm import TimmSyncBatchNorm
 
 WITH_ACTIVATION = "test_efficientnet"  # timm's smallest with BatchNormAct2d
-NAMES = ["MoCo", "SimCLR", "SelfCon", "SelfConClassifier"]
+NAMES = ["MoCo", "SimCLR", "IMixNPair", "SelfCon", "SelfConClassifier"]
 
 
 def create(name, backbone=WITH_ACTIVATION):
@@ -36,6 +38,8 @@ def create(name, backbone=WITH_ACTIVATION):
         return SelfConClassifier(network, 3, SelfConLoss())
     if name == "MoCo":
         return MoCo(create_backbone(backbone, 32), MixCoLoss(memory_bank_size=(8, 16)))
+    if name == "IMixNPair":
+        return IMixNPair(create_backbone(backbone, 32), IMixLoss(), 16)
     return SimCLR(create_backbone(backbone, 32), MixCoLoss(), 16)
 
 

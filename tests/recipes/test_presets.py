@@ -1,6 +1,7 @@
 """The presets against the figures of the authors' code, and of the decisions written in them."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,42 @@ EXPECTED = {
     "cifar100-moco": {"dataset": "cifar100", **CIFAR_MOCO},
     "cifar100-simclr": {"dataset": "cifar100", **AUTHORS_SIMCLR, **CIFAR},
 }
+# From the authors' code: kibok90/imix at d40fabe, szq0214/Un-Mix at 0911f77; for
+# MixMask the temperature of the command in its README, kirill-vish/MixMask at 392a0e7.
+_SMALL = {"dataset": "cifar10", **CIFAR, "backbone_kwargs": {"zero_init_last": False}}
+_SMALL |= {"projection_dim": 128, "memory_bank_size": 4096, "precision": "32-true"}
+UNMIX = _SMALL | {
+    "backbone": "resnet18",
+    "min_scale": 0.08,
+    "epochs": 1000,
+    "batch_size": 512,
+    "learning_rate": 0.06,
+    "weight_decay": 5e-4,
+    "warmup_epochs": 0,
+    "temperature": 0.1,
+    "mix_weight": 1.0,
+    "mixing": "mixup-or-cutmix",
+    "pairing": "reversed",
+    "momentum": 0.99,
+}
+FAMILY = {
+    "cifar10-imix": _SMALL
+    | {
+        "backbone": "resnet50",
+        "min_scale": 0.2,
+        "epochs": 4000,
+        "batch_size": 256,
+        "learning_rate": 0.125,
+        "weight_decay": 1e-4,
+        "warmup_epochs": 10,
+        "temperature": 0.2,
+        "mixing": "mixup",
+        "alpha": 1.0,
+        "momentum": 0.999,
+    },
+    "cifar10-unmix": UNMIX | {"alpha": 1.0},
+    "cifar10-mixmask": UNMIX | {"temperature": 0.2, "mixing": "mask"},
+}
 # Brightness, contrast, saturation, hue. At 32 pixels half of them, and no blur.
 JITTER = {"moco": (0.4, 0.4, 0.4, 0.1), "simclr": (0.8, 0.8, 0.8, 0.2)}
 
@@ -69,7 +106,46 @@ def read(name):
 def test_every_preset_is_a_small_one_or_a_study_or_has_its_figures_here():
     names = {path.stem for path in PRESETS.glob("*.yaml")}
     settled = {name for name in names if not name.endswith(("-study", "-selfcon"))}
-    assert {name for name in settled if not name.startswith(("small-", "start-"))} == set(EXPECTED)
+    others = {name for name in settled if not name.startswith(("small-", "start-"))}
+    assert others == {*EXPECTED, *FAMILY}
+
+
+@pytest.mark.parametrize(
+    ("name", "commit"),
+    [("cifar10-imix", "d40fabe"), ("cifar10-unmix", "0911f77"), ("cifar10-mixmask", "392a0e7")],
+)
+def test_a_preset_of_the_family_has_its_authors_figures_and_says_what_differs(name, commit):
+    assert read(name) == FAMILY[name]
+    head, recipe = read_head(name), "imix" if "imix" in name else "unmix"
+    for text in (
+        f"python recipes/{recipe}.py --config recipes/presets/{name}.yaml",
+        "not run here",
+        "measured settings begin with start-moco.yaml",
+        f"at commit {commit}",
+        "Where paper and code differ",
+        "What differs here from the code",
+        "Not known: ",
+        "--mix_weight 0",
+    ):
+        assert text in head
+    assert ("OUR DECISION" in head) == (name == "cifar10-mixmask")
+
+
+def test_the_family_studies_give_every_arm_the_same_tries_and_differ_in_nothing_else():
+    tuning, study = read("family-tuning-study"), read("family-study")
+    tries = Counter(name.rpartition(", rate")[0] for name in tuning["changes"])
+    tries["plain"] += 1  # the base
+    assert len(tries) == 8
+    assert set(tries.values()) == {7}
+    assert not set(tuning["seeds"]) & set(study["seeds"])
+    assert tuning["figures"] == ["held_out_knn_top1"]
+    tuned = {"epochs", "protocol", "temperature"}
+    assert {k: x for k, x in tuning["base"].items() if k not in tuned} == {
+        k: x for k, x in study["base"].items() if k not in tuned
+    }
+    assert tuning["groups"] == study["groups"]
+    # An image's own earlier key must not be in the queue.
+    assert study["base"]["memory_bank_size"] <= 5000 - study["base"]["batch_size"]
 
 
 # Of each preset to start with: its study and group, and where the longer run's figures are.
@@ -134,7 +210,7 @@ def test_a_preset_to_start_with_has_the_figures_of_its_study_and_no_others(name)
 
 
 def test_every_preset_with_the_authors_settings_says_so_at_once_and_names_a_measured_one():
-    authors = [*EXPECTED, "cifar100-selfcon", "cifar100-one-stage-selfcon"]
+    authors = [*EXPECTED, *FAMILY, "cifar100-selfcon", "cifar100-one-stage-selfcon"]
     for name in authors:
         assert "the authors' settings" in " ".join(read_head(name).split()[:40])
     for name in EXPECTED:

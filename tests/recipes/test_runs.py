@@ -103,7 +103,7 @@ def test_print_config_prints_yaml_that_config_takes_back(tmp_path, run_here):
 @pytest.mark.parametrize("preset", sorted((RECIPES / "presets").glob("*.yaml")), ids=str)
 def test_every_preset_is_read_by_the_recipe_in_its_name(preset, run_here):
     name = preset.stem.removesuffix("-crop-flip")
-    recipe = name.rpartition("-")[2].replace("study", "compare")
+    recipe = name.rpartition("-")[2].replace("study", "compare").replace("mixmask", "unmix")
     code, printed, _ = run_here(recipe, "--config", preset, "--print_config")
     assert code == 0
     options = yaml.safe_load(printed)
@@ -112,7 +112,8 @@ def test_every_preset_is_read_by_the_recipe_in_its_name(preset, run_here):
 
 
 @pytest.mark.parametrize(
-    "recipe", ["moco", "simclr", "selfcon", "evaluate", "compare", "draw_mixtures"]
+    "recipe",
+    ["moco", "simclr", "imix", "unmix", "selfcon", "evaluate", "compare", "draw_mixtures"],
 )
 def test_help_has_a_line_for_every_option(recipe, run_here):
     code, output, _ = run_here(recipe, "--help")

@@ -151,6 +151,24 @@ def test_an_unknown_option_is_named_with_its_place_in_the_file_and_its_closest_n
         plan(compare, config, folder)
 
 
+def test_null_leaves_out_an_option_that_the_recipe_of_a_change_does_not_have(compare, tmp_path):
+    changes = {"i-Mix": {"recipe": "imix", "mix_weight": None}, "MixCo": {"mix_weight": 1}}
+    config, folder = study(compare, tmp_path, changes=changes, seeds=[0])
+    options = {run.arm: run.options for run in plan(compare, config, folder)}
+    assert "mix_weight" not in options["i-Mix"]
+    assert [options[arm]["mix_weight"] for arm in ("plain", "MixCo")] == [0, 1]
+    # Only that option, only there, and only if the base has it.
+    for wrong, message in [
+        ({"i-Mix": {"recipe": "imix"}}, "base: imix.py has no option mix_weight"),
+        ({**changes, "other": {"recipe": "imix"}}, "base: imix.py has no option mix_weight"),
+        ({"i-Mix": {"recipe": "imix", "mix_weight": None, "mix_wieght": None}}, "mix_wieght"),
+        ({"MixCo": {"mix_weight": None}}, "mix_weight"),
+    ]:
+        config, folder = study(compare, tmp_path, changes=wrong)
+        with pytest.raises(ValueError, match=message):
+            plan(compare, config, folder)
+
+
 @pytest.mark.parametrize(
     ("options", "place"),
     [

@@ -162,3 +162,13 @@ def test_the_committed_studies_are_as_they_should_be(compare):
     for path in studies:
         preset = ROOT / "recipes" / "presets" / f"{path.parent.name}.yaml"
         check_study(compare, path.parent, yaml.safe_load(preset.read_text()), documents)
+
+
+@pytest.mark.parametrize("name", ["family-study", "family-tuning-study"])
+def test_a_study_that_has_not_run_yet_can_run(name, compare, tmp_path):
+    preset = yaml.safe_load((ROOT / "recipes" / "presets" / f"{name}.yaml").read_text())
+    config = compare.CompareConfig(**preset)
+    runs = plan(compare, config, tmp_path)
+    arms = len(config.seeds) * len(config.groups) * (1 + len(config.changes))
+    assert len({run.folder for run in runs}) == len(runs) == arms
+    assert {run.recipe for run in runs} == {"moco", "imix", "unmix"}

@@ -22,7 +22,8 @@ from mixco_lightly.training.option_types import (
 from tests.run_recipe import RECIPES, command
 
 PRESETS = RECIPES / "presets"
-COMMANDS = ["moco", "simclr", "selfcon", "evaluate", "compare", "backbones", "draw_mixtures"]
+COMMANDS = ["moco", "simclr", "imix", "unmix", "selfcon"]
+COMMANDS += ["evaluate", "compare", "backbones", "draw_mixtures"]
 
 
 @pytest.fixture
@@ -49,7 +50,8 @@ MEANT = [
     ("moco", "--learning-rate", "--learning_rate"),
     ("moco", "--temprature", "--temperature"),
     ("moco", "--device", "--devices"),
-    ("moco", "--mix", "--mix_temperature or --mix_weight"),
+    ("moco", "--mix", "--mix_temperature or --mix_weight or --mixing"),
+    ("imix", "--mix_weight", "--mixing"),
     ("evaluate", "--knn", "--knn_k"),
     ("compare", "--job", "--jobs"),
     ("backbones", "--image-size", "--image_size"),
@@ -79,6 +81,7 @@ VALUES = [
     ("moco", ["--image_size", "x"], "a whole number of at least 1, got 'x'"),
     ("moco", ["--momentum", "1.5"], "a number from 0 to 1, got '1.5'"),
     ("moco", ["--alpha", "x"], "a number above 0, got 'x'"),
+    ("unmix", ["--mixing", "cut"], "one of mixup, cutmix, mask, mixup-or-cutmix, got 'cut'"),
     ("moco", ["--resume", "maybe"], "true or false, got 'maybe'"),
     ("moco", ["--backbone_kwargs", "x"], "a mapping, such as '{\"name\": 1}', got 'x'"),
     ("evaluate", ["--protocol", "knn", "foo"], "one of torch, sklearn, knn"),

@@ -144,6 +144,7 @@ LEGAL = {
     **dict.fromkeys(["learning_rate", "base_learning_rate"], or_none(POSITIVE)),
     **dict.fromkeys(["weight_decay", "warmup_epochs"], or_none(is_number(0))),
     **dict.fromkeys(["mix_weight", "gradient_clip"], is_number(0)),
+    "mixing": one_of("mixup", "cutmix", "mask", "mixup-or-cutmix"),
     "optimizer": one_of("auto", "sgd", "adamw", "lars"),
     "accumulate": COUNT,
     "final_momentum": or_none(is_number(0, 1)),
