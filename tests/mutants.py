@@ -47,6 +47,7 @@ MODULES = ("tests/models/test_lightning_modules.py",)
 FAMILY = ("tests/models/test_family.py",)
 MIXING = ("tests/training/test_mixing.py", "-k", "recipe_mixes")
 OPTIMIZER = ("tests/models/test_optimizer.py", "-k", "decay")
+WARM_UP = ("tests/training/test_optimiser.py", "-k", "depthwise")
 RATES = ("tests/training/test_optimiser.py", "-k", "base_learning_rate")
 FILES = ("tests/training/test_resume.py", "-k", "sweep or failed or metrics")
 OPTIONS = ("tests/training/test_resume.py", "-k", "options")
@@ -499,6 +500,10 @@ MUTANTS = [
         "tokens and scales with more than one dimension decay",
         "mixco_lightly/backbones/optimiser_facts.py",
         'and name.endswith("weight")', "and True", OPTIMIZER,
+    ),
+    Mutant(
+        "depthwise networks do not warm up", "mixco_lightly/backbones/optimiser_facts.py",
+        "1 < layer.groups == layer.in_channels", "1 < layer.groups < layer.in_channels", WARM_UP,
     ),
     Mutant(
         "AdamW's rate is scaled linearly", "mixco_lightly/training/optimiser.py",

@@ -60,29 +60,26 @@ def choose_optimizer(network: nn.Module) -> OptimizerChoice:
     return OptimizerChoice("sgd", "convolutions with BatchNorm")
 
 
-def is_depthwise(network: nn.Module) -> bool:
-    """Returns whether most of a network's spatial convolutions are depthwise.
+def has_depthwise(network: nn.Module) -> bool:
+    """Returns whether a network has depthwise convolutions, as MobileNets and EfficientNets have.
 
-    MobileNets and EfficientNets are such. The first gradients of their stems can be several times
-    as long as the weights, so that SGD needs a warm-up.
+    The first gradients of their stems can be several times as long as the weights, so that SGD
+    needs a warm-up.
 
     Args:
         network: The network; it can be on the meta device.
 
     Examples:
         >>> import timm
-        >>> is_depthwise(timm.create_model("mobilenetv3_small_050"))
+        >>> has_depthwise(timm.create_model("test_efficientnet"))
         True
-        >>> is_depthwise(timm.create_model("test_resnet"))
+        >>> has_depthwise(timm.create_model("test_resnet"))
         False
     """
-    spatial = [
-        layer
+    return any(
+        isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels
         for layer in network.modules()
-        if isinstance(layer, nn.Conv2d) and max(layer.kernel_size) > 1
-    ]
-    depthwise = [layer for layer in spatial if 1 < layer.groups == layer.in_channels]
-    return 2 * len(depthwise) > len(spatial)
+    )
 
 
 def find_decayed(module: nn.Module) -> list[str]:

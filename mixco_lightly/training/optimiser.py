@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from mixco_lightly.backbones.optimiser_facts import choose_optimizer, is_depthwise
+from mixco_lightly.backbones.optimiser_facts import choose_optimizer, has_depthwise
 from mixco_lightly.training.options import Config, OptimiserDefaults
 
 # Published weights are near an optimum, which the rate of a training from scratch leaves.
@@ -51,9 +51,9 @@ def complete_optimiser(config: Config, network: nn.Module) -> tuple[Config, str]
     warmup, cause = config.warmup_epochs, ""
     if warmup is None:
         warmup = default.warmup * config.epochs
-        if name == "sgd" and is_depthwise(network):
+        if name == "sgd" and has_depthwise(network):
             warmup = max(warmup, _DEPTHWISE_WARMUP * config.epochs)
-            cause = ", as most convolutions are depthwise"
+            cause = ", for depthwise convolutions"
     config = replace(
         config,
         optimizer=name,

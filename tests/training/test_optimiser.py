@@ -44,7 +44,7 @@ def test_a_transformer_trains_with_adamw_and_warm_up():
 def test_depthwise_convolutions_warm_up_with_sgd_unless_the_user_says_otherwise():
     config, line = complete("mobilenetv3_small_050", epochs=20)
     assert (config.optimizer, config.learning_rate, config.warmup_epochs) == ("sgd", 0.06, 2)
-    assert line.endswith("2 epochs of warm-up, as most convolutions are depthwise.")
+    assert line.endswith("2 epochs of warm-up, for depthwise convolutions.")
     config, line = complete("mobilenetv3_small_050", epochs=20, warmup_epochs=0.0)
     assert config.warmup_epochs == 0
     assert line.endswith(" 0 epochs of warm-up.")
