@@ -386,9 +386,10 @@ def test_a_figure_that_the_base_lacks_is_not_compared_with_it(
 
 
 def test_methods_without_sub_networks_are_compared_with_those_that_have_them(
-    compare, tmp_path, run_here
+    compare, tmp_path, run_here, image_folder
 ):
-    base = {"dataset": "digits", "epochs": 1, "backbone": "test_resnet", "image_size": 16}
+    base = {"dataset": "imagefolder", "data_dir": str(image_folder), "batch_size": 10}
+    base |= {"epochs": 1, "backbone": "test_resnet", "image_size": 16, "knn_k": 5}
     base |= {"exits": [2], "protocol": ["knn"], "random_init": False, "objective": "supcon"}
     changes = {"SelfCon-S": {"objective": "selfcon-s"}}
     config, folder = study(compare, tmp_path, recipe="selfcon", base=base, changes=changes)
@@ -420,9 +421,7 @@ def test_what_goes_wrong_in_the_report_stops_the_study_at_once(compare, tmp_path
     assert len(ran) < 50  # of 100
 
 
-def test_an_interrupted_study_goes_on_where_it_was(
-    compare, tmp_path, monkeypatch, without_curves
-):
+def test_an_interrupted_study_goes_on_where_it_was(compare, tmp_path, monkeypatch, without_curves):
     config, folder = study(compare, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         run_study(compare, config, folder, monkeypatch, stop_after=4)
