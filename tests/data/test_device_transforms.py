@@ -73,9 +73,10 @@ def lightly_views(transform, image, count, seed=0):
 
 
 def device_views(transform, image, count, seed=1):
-    # In small batches, since the order of the colour jitter is drawn for each batch.
+    """First views of one image (3, H, W)."""
     seed_all(seed)
-    device_transform = DeviceTransform(transform)
+    # In small batches, since the order of the colour jitter is drawn for each batch.
+    device_transform = DeviceTransform(MultiViewTransform(transform.transforms[:1]))
     batches = image.expand(count, -1, -1, -1).split(50)
     return torch.cat([device_transform(batch)[0] for batch in batches])
 

@@ -31,6 +31,12 @@ def compare(monkeypatch):
     return importlib.import_module("compare")
 
 
+@pytest.fixture
+def without_curves(monkeypatch):
+    """Draws no curves, which a study does anew after each of its runs."""
+    monkeypatch.setattr(report, "draw", lambda results, file: None)
+
+
 BASE = {"dataset": "digits", "epochs": 1, "mix_weight": 0}
 
 
@@ -281,10 +287,9 @@ def test_a_run_has_at_least_one_thread(compare, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("columns", [None, 40, 300])
 def test_no_figure_of_the_table_is_cut_in_a_file_nor_on_a_narrow_terminal(
-    columns, compare, tmp_path, monkeypatch, capsys
+    columns, compare, tmp_path, monkeypatch, capsys, without_curves
 ):
     config, folder = study(compare, tmp_path, question="Does it help?")
-    monkeypatch.setattr(report, "draw", lambda results, file: None)
     run_study(compare, config, folder, monkeypatch)
     if columns is not None:
         monkeypatch.setenv("FORCE_COLOR", "1")
@@ -373,7 +378,9 @@ def test_a_study_reports_what_its_runs_measured(compare, tmp_path, monkeypatch):
     assert report.render(results) == table
 
 
-def test_a_table_has_the_figures_that_the_study_names(compare, tmp_path, monkeypatch):
+def test_a_table_has_the_figures_that_the_study_names(
+    compare, tmp_path, monkeypatch, without_curves
+):
     config, folder = study(compare, tmp_path, figures=["held_out_knn_top1"])
     run_study(compare, config, folder, monkeypatch)
     table = (folder / "results.md").read_text()
@@ -381,7 +388,9 @@ def test_a_table_has_the_figures_that_the_study_names(compare, tmp_path, monkeyp
     assert "linear" not in table.partition("```")[0]
 
 
-def test_a_figure_that_the_base_lacks_is_not_compared_with_it(compare, tmp_path, monkeypatch):
+def test_a_figure_that_the_base_lacks_is_not_compared_with_it(
+    compare, tmp_path, monkeypatch, without_curves
+):
     config, folder = study(compare, tmp_path)
     run_study(compare, config, folder, monkeypatch)
     results = json.loads((folder / "results.json").read_text())
@@ -395,9 +404,10 @@ def test_a_figure_that_the_base_lacks_is_not_compared_with_it(compare, tmp_path,
 
 
 def test_methods_without_sub_networks_are_compared_with_those_that_have_them(
-    compare, tmp_path, run_here
+    compare, tmp_path, run_here, image_folder
 ):
-    base = {"dataset": "digits", "epochs": 1, "backbone": "test_resnet", "image_size": 16}
+    base = {"dataset": "imagefolder", "data_dir": str(image_folder), "batch_size": 10}
+    base |= {"epochs": 1, "backbone": "test_resnet", "image_size": 16, "knn_k": 5}
     base |= {"exits": [2], "protocol": ["knn"], "random_init": False, "objective": "supcon"}
     changes = {"SelfCon-S": {"objective": "selfcon-s"}}
     config, folder = study(compare, tmp_path, recipe="selfcon", base=base, changes=changes)
@@ -410,7 +420,8 @@ def test_methods_without_sub_networks_are_compared_with_those_that_have_them(
 
 
 def test_what_goes_wrong_in_the_report_stops_the_study_at_once(compare, tmp_path, monkeypatch):
-    config, folder = study(compare, tmp_path, seeds=list(range(50)))
+    config, folder = study(compare, tmp_path, seeds=[0])
+    runs = 50 * plan(compare, config, folder)
     ran = []
 
     def run_one(run, threads, log):
@@ -424,11 +435,11 @@ def test_what_goes_wrong_in_the_report_stops_the_study_at_once(compare, tmp_path
     monkeypatch.setattr(execute, "run_one", run_one)
     monkeypatch.setattr(execute, "write_results", fail)
     with pytest.raises(OSError, match="disk full"):
-        execute.run_all(config, plan(compare, config, folder), folder, config.jobs)
+        execute.run_all(config, runs, folder, config.jobs)
     assert len(ran) < 50  # of 100
 
 
-def test_an_interrupted_study_goes_on_where_it_was(compare, tmp_path, monkeypatch):
+def test_an_interrupted_study_goes_on_where_it_was(compare, tmp_path, monkeypatch, without_curves):
     config, folder = study(compare, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         run_study(compare, config, folder, monkeypatch, stop_after=4)
@@ -574,7 +585,9 @@ def test_a_run_that_is_just_starting_does_not_disturb_the_report(compare, tmp_pa
     assert [row["arm"] for row in collect(runs)] == ["plain"]
 
 
-def test_a_failed_run_is_named_and_the_others_still_run(compare, tmp_path, monkeypatch):
+def test_a_failed_run_is_named_and_the_others_still_run(
+    compare, tmp_path, monkeypatch, without_curves
+):
     config, folder = study(compare, tmp_path, seeds=[0])
 
     def run_one(run, threads, log):

@@ -17,16 +17,32 @@ from mixco_lightly.data.transforms import create_test_transform
 from tests.run_recipe import TINY, run, tiny_run
 
 STEPS = 20
+TRAIN, TEST = 300, 100  # enough for an estimate; to read all digits takes longer than to measure
 QUICK = ["--protocol", "torch", "--random_init=false", "--knn_every_n_epochs", 0]
 ASKED = ["--protocol", "mutual-information", "--information_steps", STEPS, "--num_workers", 0]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def few_digits(tmp_path_factory):
+    """An imagefolder of the first digits."""
+    folder = tmp_path_factory.mktemp("digits")
+    for split, count in [("train", TRAIN), ("test", TEST)]:
+        digits = create_dataset("digits", "data", train=split == "train")
+        for index in range(count):
+            image, digit = digits[index]
+            path = folder / split / str(digit) / f"{index:03}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(few_digits, tmp_path_factory):
     """A SelfCon run on digits with two sub-networks and three checkpoints: 2, 4 and the last, 5."""
     folder = tmp_path_factory.mktemp("selfcon")
     options = ["--exits", 1, 2, "--epochs", 5, "--batch_size", 64, "--keep_every_n_epochs", 2]
-    part = ["--train_fraction", 0.1]
+    options += ["--dataset", "imagefolder", "--data_dir", few_digits, "--image_size", 32]
+    part = ["--stem", "timm", "--train_fraction", 0.5]
     run("selfcon", *TINY, *options, *part, *QUICK, "--output_dir", "run", cwd=folder)
     return folder / "run"
 
@@ -44,8 +60,8 @@ def report_of(folder):
     return report
 
 
-def features_of(checkpoint, train):
-    """Features of all exits (N, E, D), by the network with the checkpoint's weights."""
+def features_of(checkpoint, folder):
+    """Features of all exits (N, E, D) of training images, by a network with these weights."""
     network = MultiExitBackbone("test_resnet", 32, (1, 2), "fc", "timm")
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     network.load_state_dict(
@@ -55,8 +71,8 @@ def features_of(checkpoint, train):
             if name.startswith("network.")
         }
     )
-    images = create_dataset("digits", "data", train=train)
-    images.transform = create_test_transform(get_dataset("digits").facts, 32)
+    images = create_dataset("imagefolder", folder, train=True)
+    images.transform = create_test_transform(get_dataset("imagefolder").facts, 32)
     with torch.no_grad():
         return torch.stack(network.eval()(torch.stack([image for image, _ in images])), dim=1)
 
@@ -70,7 +86,7 @@ def test_a_checkpoint_is_kept_after_every_so_many_epochs_beside_the_last(trained
     for name, epochs in [("epoch-0002", 2), ("epoch-0004", 4), ("last", 5)]:
         content = torch.load(folder / f"{name}.ckpt", weights_only=True)
         assert content["epoch"] + 1 == epochs
-        assert content["global_step"] == epochs * (134 // 64)  # a tenth of the images
+        assert content["global_step"] == epochs * (TRAIN // 2 // 64)  # half of the images
         states[epochs] = content["state_dict"]["network.subnetworks.0.2.weight"]
     assert not torch.equal(states[2], states[4])
     assert not torch.equal(states[4], states[5])
@@ -89,7 +105,7 @@ def test_every_checkpoint_and_exit_has_all_estimates_and_accuracies(measured):
         for figures in row["information"]:
             if figures["estimator"] == "infonce":
                 assert 0 < figures["nats"] < figures["upper_limit"]
-                assert figures["upper_limit"] == pytest.approx(math.log(1348 // 5), abs=0.01)
+                assert figures["upper_limit"] == pytest.approx(math.log(TRAIN // 5), abs=0.01)
             else:
                 assert figures["upper_limit"] is None
         assert set(row["top1"]) == {"stage 1", "stage 2", "backbone", "ensemble"}
@@ -103,11 +119,15 @@ def test_every_checkpoint_and_exit_has_all_estimates_and_accuracies(measured):
     assert top1["ensemble"] == pytest.approx(summary["ensemble_linear_top1"])
 
 
-def test_an_estimate_is_of_the_subnetworks_and_the_backbones_features_at_that_checkpoint(measured):
+def test_an_estimate_is_of_the_subnetworks_and_the_backbones_features_at_that_checkpoint(
+    measured, few_digits
+):
     rows = report_of(measured)["checkpoints"]
     names = {2: "epoch-0002", 4: "epoch-0004", 5: "last"}
     for row, index in [(rows[0], 0), (rows[1], 1), (rows[2], 1)]:
-        features = features_of(measured / "checkpoints" / f"{names[row['epochs']]}.ckpt", True)
+        features = features_of(
+            measured / "checkpoints" / f"{names[row['epochs']]}.ckpt", few_digits
+        )
         x, y = features[:, index], features[:, -1]
         own = row["information"][3 * index : 3 * index + 3]
         for figures in own:
@@ -155,6 +175,8 @@ def test_what_is_measured_is_not_measured_again_and_other_settings_need_overwrit
     monkeypatch.setattr(
         module, "estimate_mutual_information", lambda *a, **b: loaded.append(a) or estimate(*a, **b)
     )
+    # The figure is drawn anew after each checkpoint.
+    monkeypatch.setattr("mixco_lightly.studies.information_report.draw", lambda *_: None)
     code, printed, error = evaluate("--backbone_dir", folder, *ASKED)
     assert code == 0, error
     assert len(loaded) == 2 * 2 * 3

@@ -118,6 +118,7 @@ def watch(recipe, launcher, image_folder, tmp_path):
     (folder / "spy.py").write_text(SPY.replace("RECIPE", recipe))
     options = tiny_run(image_folder, "--epochs", EPOCHS, "--batch_size", BATCH)
     options += ["--devices", RANKS, "--accelerator", "cpu", "--knn_every_n_epochs", 0]
+    options += ["--protocol", "knn", "--random_init=false"]
     if recipe == "moco":
         options += ["--memory_bank_size", QUEUE]
     result = launch(launcher, "spy.py", *options, "--output_dir", folder / "run", cwd=folder)

@@ -45,6 +45,7 @@ def test_a_run_with_knn_in_every_epoch_has_the_weights_and_metrics_of_one_withou
     image_folder, tmp_path, run_here
 ):
     options = tiny_run(image_folder, "--memory_bank_size", 8, "--augment", "workers")
+    options += ["--protocol", "knn", "--random_init=false"]
     states, metrics = [], []
     for every in (0, 1):
         folder = tmp_path / str(every)
