@@ -286,7 +286,7 @@ def ragged_shuffle(rank: int) -> str:
     backbone = create_backbone("test_resnet", image_size=32)
     model = MoCo(backbone, MixCoLoss(memory_bank_size=(16, 8), gather_distributed=True))
     try:
-        model._keys(torch.randn(8 if rank == 0 else 6, 3, 32, 32))
+        model.compute_keys(torch.randn(8 if rank == 0 else 6, 3, 32, 32))
     except ValueError as error:
         return str(error)
     return "no error"

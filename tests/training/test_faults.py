@@ -256,18 +256,18 @@ def test_an_output_folder_below_a_file_is_one_line(tmp_path, run_here):
 def test_a_batch_that_is_not_finite_stops_the_run_and_the_last_good_checkpoint_is_kept(
     recipe, image_folder, tmp_path, run_here, recipe_modules, monkeypatch
 ):
-    import mixco_lightly.training.data_module as pretrain_data
+    from mixco_lightly import Mixer
 
-    mix_pairs, steps = pretrain_data.mix_pairs, 0
+    mix, steps = Mixer.__call__, 0
 
-    def mix_with_a_nan(images, alpha):
+    def mix_with_a_nan(mixer, images):
         nonlocal steps
         steps += 1
         if steps > 4:  # in the second epoch: two steps of a mixture for each view
             images[0, 0, 0, 0] = float("nan")
-        return mix_pairs(images, alpha)
+        return mix(mixer, images)
 
-    monkeypatch.setattr(pretrain_data, "mix_pairs", mix_with_a_nan)
+    monkeypatch.setattr(Mixer, "__call__", mix_with_a_nan)
     options = tiny_run(image_folder, "--epochs", 3, "--protocol", "knn", "--knn_every_n_epochs", 0)
     code, _, error = run_here(recipe, *options, "--output_dir", tmp_path / "run")
     assert_one_line(code, error, "step ", "(process 0)", "checkpoints/last.ckpt")
@@ -280,10 +280,10 @@ def test_a_batch_that_is_not_finite_stops_the_run_and_the_last_good_checkpoint_i
 
 def run_in_16_mixed(bad_steps, batch_size, tmp_path, run_here, monkeypatch, image_folder):
     """Runs simclr.py with a GradScaler on the CPU, and with a NaN in the images of some steps."""
-    import mixco_lightly.training.data_module as pretrain_data
     import mixco_lightly.training.pretraining as pretrain
+    from mixco_lightly import Mixer
 
-    create_trainer, mix_pairs, calls = pretrain.create_trainer, pretrain_data.mix_pairs, 0
+    create_trainer, mix, calls = pretrain.create_trainer, Mixer.__call__, 0
 
     def create_trainer_with_scaler(*args):
         trainer = create_trainer(*args)
@@ -291,15 +291,15 @@ def run_in_16_mixed(bad_steps, batch_size, tmp_path, run_here, monkeypatch, imag
         trainer.strategy.precision_plugin = MixedPrecision("16-mixed", "cpu")
         return trainer
 
-    def mix_with_a_nan(images, alpha):
+    def mix_with_a_nan(mixer, images):
         nonlocal calls
         calls += 1  # one for each of two views
         if (calls + 1) // 2 in bad_steps:
             images[0, 0, 0, 0] = float("nan")
-        return mix_pairs(images, alpha)
+        return mix(mixer, images)
 
     monkeypatch.setattr(pretrain, "create_trainer", create_trainer_with_scaler)
-    monkeypatch.setattr(pretrain_data, "mix_pairs", mix_with_a_nan)
+    monkeypatch.setattr(Mixer, "__call__", mix_with_a_nan)
     options = tiny_run(image_folder, "--epochs", 3, "--batch_size", batch_size, "--protocol", "knn")
     options += ["--random_init=false", "--knn_every_n_epochs", 1, "--precision", "32-true"]
     return run_here("simclr", *options, "--output_dir", tmp_path / "run")
