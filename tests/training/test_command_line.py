@@ -459,6 +459,9 @@ def test_ctrl_c_during_the_imports_is_one_line_and_exit_code_130(recipe, tmp_pat
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.01)
+        # Until it sleeps. Before that, Python may be in a weakref's callback of the import, where
+        # it ignores exceptions.
+        time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=60)
     finally:
