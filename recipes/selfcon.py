@@ -24,7 +24,7 @@ same class for negatives.
 
 Without options it trains SelfCon-S on the digits images that scikit-learn embeds: a minute on two
 CPU cores, linear probe 98.7% on the backbone, 99.1% on the sub-network, 99.1% for both (random
-initialisation 90.7%), kNN 98.4% (66.4%); seed 0, last of 30 epochs, in float32 (--precision
+initialisation 90.6%), kNN 98.4% (66.4%); seed 0, last of 30 epochs, in float32 (--precision
 32-true). If the loss stays at temperature / base_temperature * log(candidates), all projections are
 the same; BatchNorm in the projection heads (--head_batch_norm, the default, not the authors') and
 warm-up epochs prevent that.

@@ -12,9 +12,9 @@ from mixco_lightly.training.options import Config, OptimiserDefaults
 
 # Published weights are near an optimum, which the rate of a training from scratch leaves.
 _PRETRAINED_FACTOR = 0.1
-# Of the epochs. MoCo's queue begins with random keys: whoever turns all projections into one
-# direction, that of the first real keys, has solved its first steps. With the first gradients of a
-# depthwise network SGD does so, and then has no gradient left.
+# Of the epochs. MoCo's queue begins with random keys. As long as they are the negatives, one
+# direction for all projections answers every query. SGD at the full rate leads a depthwise network
+# there, and no gradient leads back (docs/backbones.md).
 _DEPTHWISE_WARMUP = 0.1
 
 

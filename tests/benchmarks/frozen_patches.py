@@ -16,9 +16,11 @@ moco = load_recipe("moco")
 def create_model(backbone, config):
     """Creates moco.py's model, and freezes the patch projections of its query encoder."""
     model = moco.create_model(backbone, config)
-    for layer in model.backbone.modules():
-        if isinstance(layer, PatchEmbed):
-            layer.requires_grad_(False)
+    patches = [layer for layer in model.backbone.modules() if isinstance(layer, PatchEmbed)]
+    if not patches:
+        raise ValueError(f"{backbone.name} has no patch projection to freeze.")
+    for layer in patches:
+        layer.requires_grad_(False)
     return model
 
 

@@ -228,39 +228,6 @@ def test_lam_1_is_info_nce_of_the_first_image_and_lam_0_of_the_second(
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_swapping_first_and_second_with_lam_to_1_minus_lam_changes_nothing(form: str) -> None:
-    p = problem(form)
-    swapped = p._replace(
-        mixture0=Mixture(p.mixture0.images, p.mixture0.second, p.mixture0.first, 1 - p.mixture0.lam)
-    )
-    assert value(swapped) == pytest.approx(value(p), abs=1e-12)
-    # The swap alone does change something: lam is not 1/2.
-    assert value(swapped._replace(mixture0=swapped.mixture0._replace(lam=p.mixture0.lam))) != (
-        pytest.approx(value(p), abs=1e-3)
-    )
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_permuting_the_batch_with_the_indices_changes_nothing(form: str) -> None:
-    p = problem(form)
-    order = torch.tensor([3, 1, 4, 0, 2])
-    inverse = order.argsort()
-
-    def moved(mixture: Mixture | None) -> Mixture | None:
-        if mixture is None:
-            return None
-        return mixture._replace(first=inverse[mixture.first], second=inverse[mixture.second])
-
-    permuted = p._replace(
-        out0=p.out0[order],
-        out1=p.out1[order],
-        mixture0=moved(p.mixture0),
-        mixture1=moved(p.mixture1),
-    )
-    assert value(permuted) == pytest.approx(value(p), abs=1e-12)
-
-
-@pytest.mark.parametrize("form", FORMS)
 def test_mix_weight_0_equals_no_mixtures_and_gives_mixtures_no_gradient(form: str) -> None:
     p = leaves(problem(form))
     loss = criterion_of(p, mix_weight=0).forward_components(*p.args)

@@ -66,7 +66,7 @@ def test_permuting_the_queue_changes_nothing(loss: str) -> None:
     assert value(permuted, loss) == pytest.approx(value(p, loss), abs=1e-12)
 
 
-@pytest.mark.parametrize(("loss", "form"), NEW)
+@pytest.mark.parametrize(("loss", "form"), CASES)
 def test_permuting_the_batch_with_the_indices_changes_nothing(loss: str, form: str) -> None:
     p = problem(form)
     order = torch.tensor([3, 1, 4, 0, 2])
@@ -86,7 +86,7 @@ def test_permuting_the_batch_with_the_indices_changes_nothing(loss: str, form: s
     assert value(permuted, loss) == pytest.approx(value(p, loss), abs=1e-12)
 
 
-@pytest.mark.parametrize(("loss", "form"), NEW)
+@pytest.mark.parametrize(("loss", "form"), CASES)
 def test_swapping_first_and_second_with_lam_to_1_minus_lam_changes_nothing(
     loss: str, form: str
 ) -> None:

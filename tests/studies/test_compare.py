@@ -403,6 +403,26 @@ def test_a_figure_that_the_base_lacks_is_not_compared_with_it(
     assert "| 60.00 ± 0.00 | 30.00 ± 0.00 |" in mixco
 
 
+def test_a_figure_of_the_base_alone_and_the_speed_have_a_column_and_no_difference(
+    compare, tmp_path, monkeypatch, without_curves
+):
+    config, folder = study(
+        compare, tmp_path, figures=["knn_top1", "random_init_knn_top1", "images_per_second"]
+    )
+    run_study(compare, config, folder, monkeypatch)
+    results = json.loads((folder / "results.json").read_text())
+    for row in results["runs"]:
+        if row["arm"] == "plain":
+            row["random_init_knn_top1"] = 12.0
+            row["images_per_second"] = 250.0
+    head, rows = report.tabulate(results)
+    assert sum(heading.startswith("minus") for heading in head) == 1
+    plain, mixco = (dict(zip(head, row, strict=True)) for row in rows)
+    assert plain["random initialisation kNN, top-1 %"] == "12.00 ± 0.00"
+    assert mixco["random initialisation kNN, top-1 %"] == ""
+    assert (plain["images/s"], mixco["images/s"]) == ("250", "100")
+
+
 def test_methods_without_sub_networks_are_compared_with_those_that_have_them(
     compare, tmp_path, run_here, image_folder
 ):
