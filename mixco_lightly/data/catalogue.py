@@ -18,10 +18,12 @@ from mixco_lightly.data.image_files import (
 )
 from mixco_lightly.data.image_folder import IMAGE_FOLDER
 from mixco_lightly.data.images import DatasetSpec, LabelledImages, Transform
+from mixco_lightly.data.tar_shards import WEBDATASET
 from mixco_lightly.data.tiny_imagenet import TINY_IMAGENET
 
 DATASETS: dict[str, DatasetSpec] = {
-    spec.name: spec for spec in [DIGITS, CIFAR10, CIFAR100, TINY_IMAGENET, IMAGE_FOLDER]
+    spec.name: spec
+    for spec in [DIGITS, CIFAR10, CIFAR100, TINY_IMAGENET, IMAGE_FOLDER, WEBDATASET]
 }
 """The datasets by name."""
 
@@ -62,7 +64,8 @@ def create_dataset(
             official archive, which is unpacked beside itself), or "imagefolder"
             (``data_dir/train/CLASS/*`` and ``data_dir/test`` or ``data_dir/val``; any other folder
             of images has training images without labels, see
-            :func:`~mixco_lightly.data.image_folder.find_splits`).
+            :func:`~mixco_lightly.data.image_folder.find_splits`), or "webdataset" (tar shards, see
+            :func:`~mixco_lightly.data.tar_shards.find_shards`).
         data_dir: Folder of the data; not used for digits.
         train: Whether to open the training images or the test images.
         transform: Called with each PIL image.
@@ -128,8 +131,8 @@ def create_train_test(
     if not train.classes:
         root = Path(data_dir)
         raise FileNotFoundError(
-            f"The images in {data_dir} have no labels: expected {root / 'train'}/CLASS/*.jpg "
-            f"and {root / 'test'}/CLASS/*.jpg (or {root / 'val'}); {describe_folder(root)}."
+            f"The images in {data_dir} have no labels: expected {get_dataset(name).labels}; "
+            f"{describe_folder(root)}."
         )
     test = create_dataset(name, data_dir, False, test_transform, *options)
     if train.classes != test.classes:
@@ -145,8 +148,8 @@ def find_dataset(data_dir: str | Path) -> tuple[str, str]:
     """Finds out by its layout which dataset a folder has.
 
     ``cifar-10-batches-py`` is cifar10, ``cifar-100-python`` is cifar100, ``wnids.txt`` (in the
-    folder or in its ``tiny-imagenet-200``) and ``tiny-imagenet-200.zip`` are tiny-imagenet, and
-    any other images are an imagefolder.
+    folder or in its ``tiny-imagenet-200``) and ``tiny-imagenet-200.zip`` are tiny-imagenet, tar
+    shards are webdataset, and any other images are an imagefolder.
 
     Args:
         data_dir: Folder of the data, or TinyImageNet's archive.
@@ -200,7 +203,8 @@ def has_labels(name: str, data_dir: str | Path) -> bool:
     """Returns whether a dataset has labels, and test images to measure by.
 
     All have, except for folders of images, where
-    :func:`~mixco_lightly.data.image_folder.find_splits` decides.
+    :func:`~mixco_lightly.data.image_folder.find_splits` decides, and tar shards, where test shards
+    and the first training image do.
 
     Args:
         name: As for :func:`create_dataset`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -163,15 +164,24 @@ class _ImageFault(Exception):
 
 
 def fingerprint_images(paths: Sequence[str], folder: Path) -> str:
-    """Hashes the paths, sizes and modification times of images; a missing one has its path only."""
+    """Hashes the paths, sizes and modification times of images; a missing one has its path only.
+
+    The size and time of a tar shard stand for those of the images in it.
+    """
     digest = hashlib.sha256()
     for path in paths:
         entry: tuple[str | int, ...] = (os.path.relpath(path, folder),)
         with suppress(OSError):
-            facts = os.stat(path)
+            facts = os.stat(_find_file(path))
             entry = (*entry, facts.st_size, facts.st_mtime_ns)
         digest.update(repr(entry).encode())
     return digest.hexdigest()
+
+
+def _find_file(path: str) -> str:
+    """Returns the tar shard of an image in one, otherwise the path itself."""
+    shards = (path[: match.end() - 1] for match in re.finditer(r"\.tar/", path))
+    return next(filter(os.path.isfile, shards), path)
 
 
 def _is_current(array: Path, facts: Path, fingerprint: str) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
@@ -25,6 +26,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         split: Name of this part of the data, such as "train".
         broken: The reason for each image that was left out because it is broken, by its path.
         transform: Called with each PIL image.
+        loader: Opens an image as RGB, or raises an ImageError.
 
     Attributes:
         targets: Target of each image.
@@ -38,6 +40,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         split: str,
         broken: dict[str, str] | None = None,
         transform: Transform | None = None,
+        loader: Callable[[str], Image.Image] = open_image,
     ) -> None:
         self.samples = list(samples)
         self.targets = [target for _, target in self.samples]
@@ -46,6 +49,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         self.split = split
         self.broken = broken or {}
         self.transform = transform
+        self.loader = loader
 
     def __len__(self) -> int:
         """Returns the number of images."""
@@ -54,7 +58,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
     def __getitem__(self, index: int) -> tuple[Any, int]:
         """Opens an image; returns it transformed, and its target."""
         path, target = self.samples[index]
-        image = open_image(path)
+        image = self.loader(path)
         return (self.transform(image) if self.transform else image), target
 
 
@@ -84,7 +88,7 @@ def prepare_files(
             images.classes,
             images.folder,
             images.split,
-            loader=open_image,
+            loader=images.loader,
             progress=show_progress,
         )
         if decoded is not None:
@@ -95,12 +99,14 @@ def prepare_files(
 
 def _leave_out_broken(images: ImageFiles, limit: int) -> ImageFiles:
     paths = [path for path, _ in images.samples]
-    broken = find_broken(paths, images.folder, images.split, limit, open_image, show_progress)
+    broken = find_broken(paths, images.folder, images.split, limit, images.loader, show_progress)
     whole = [sample for sample in images.samples if sample[0] not in broken]
     if not whole:
         raise ImageError(f"Every image in {images.folder} is broken. {next(iter(broken.values()))}")
-    result = ImageFiles(whole, images.classes, images.folder, images.split, broken)
-    if empty := set(range(len(images.classes))) - set(result.targets):
+    result = ImageFiles(
+        whole, images.classes, images.folder, images.split, broken, loader=images.loader
+    )
+    if empty := set(images.targets if images.classes else []) - set(result.targets):
         raise ImageError(
             f"Every image of {images.classes[min(empty)]} in {images.split} is broken. "
             f"{next(iter(broken.values()))}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 Transform = Callable[[Image.Image], Any]
 
@@ -105,6 +106,11 @@ class DatasetSpec:
             or None. Default: looks for ``folder``.
         has_labels: Called with a data folder. Returns whether the images there have labels and
             test images. Default: they always have.
+        labels: What images with labels look like, for the error about images without.
+        stream: Called with a data folder. Returns the training images as a stream, or None if they
+            are not one; then ``open`` is called. Default: they are not. A stream gives Pillow
+            images or encoded ones, alone or with their targets; see
+            :class:`~mixco_lightly.data.image_stream.ImageStream`.
         is_embedded: Whether the images come with a Python package, so that no data folder is used.
         is_generic: Whether any images can be this dataset, so that its name alone does not say
             which images they are.
@@ -119,6 +125,8 @@ class DatasetSpec:
     folder: str = ""
     find: Callable[[Path], Path | None] | None = None
     has_labels: Callable[[Path], bool] | None = None
+    labels: str = "train/CLASS/*.jpg beside test/CLASS/*.jpg or val/CLASS/*.jpg"
+    stream: Callable[[Path], IterableDataset[Any] | None] | None = None
     is_embedded: bool = False
     is_generic: bool = False
 
@@ -177,23 +185,24 @@ class ImageArray(Dataset[tuple[Any, int]]):
         return (self.transform(image) if self.transform else image), self.targets[index]
 
 
-def have_one_size(images: LabelledImages) -> bool:
+def have_one_size(images: LabelledImages | IterableDataset[Any]) -> bool:
     """Returns whether the images lie in one array, so that a batch of them is one tensor."""
     return isinstance(images, ImageArray)
 
 
-def broken_images(*parts: LabelledImages) -> dict[str, str]:
+def broken_images(*parts: LabelledImages | IterableDataset[Any]) -> dict[str, str]:
     """Returns the broken images that were left out of datasets: path and reason of each."""
     return {path: reason for part in parts for path, reason in getattr(part, "broken", {}).items()}
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | Path, source: bytes | Image.Image | None = None) -> Image.Image:
     """Opens an image as RGB.
 
     Reads the first frame of an animation, and drops transparency.
 
     Args:
-        path: The image's file.
+        path: The image's file, or for another source its name in errors.
+        source: The encoded image, or one that Pillow has opened. Default: the file.
 
     Returns:
         The decoded image in RGB.
@@ -205,7 +214,9 @@ def open_image(path: str | Path) -> Image.Image:
     limit = Image.MAX_IMAGE_PIXELS
     too_large = f"it has more than {limit or 0:,} pixels, the limit PIL.Image.MAX_IMAGE_PIXELS"
     try:
-        with Image.open(path) as image:
+        if not isinstance(source, Image.Image):
+            source = Image.open(path if source is None else io.BytesIO(source))
+        with source as image:
             if limit is not None and image.width * image.height > limit:
                 raise Image.DecompressionBombError
             return image.convert("RGB")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,33 +13,38 @@ import pytorch_lightning as pl
 import torch
 from lightly.transforms.multi_view_transform import MultiViewTransform
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, Subset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Subset
 from torchvision.transforms import PILToTensor
 
 from mixco_lightly.data.batches import in_batches
 from mixco_lightly.data.device_transforms import DeviceTransform
+from mixco_lightly.data.image_stream import ImageStream
 from mixco_lightly.data.images import LabelledImages
 from mixco_lightly.data.mixture import Mixture
 from mixco_lightly.data.subset import choose_part
+from mixco_lightly.training.stream_batches import StreamBatches
 
 
 class PretrainData(pl.LightningDataModule):
     """Batches [views, targets, mixtures], in an order that seed and epoch decide.
 
     Args:
-        images: The training images. They are not changed.
+        images: The training images, or a stream of them as for
+            :class:`~mixco_lightly.data.image_stream.ImageStream`. They are not changed.
         transform: Makes the views of an image.
         on_device: Whether the views are made in batches where the network runs, instead of image
             by image in the loader's processes.
         mixed_views: The views that are mixed.
         mixer: Mixes a view's images, usually a :class:`Mixer`.
-        train_fraction: Part of the images, the same part of each class.
+        train_fraction: Part of the images, the same part of each class. Not for a stream.
         batch_size: Images in a batch, on each device.
         num_workers: Processes that load images.
         seed: Decides the part, the order, the augmentations and the mixtures.
+        max_broken_images: For a stream; see :class:`~mixco_lightly.data.image_stream.ImageStream`.
+        broken_list: Likewise.
 
     Attributes:
-        part: The images that are trained on.
+        part: The images that are trained on; empty for a stream.
 
     Raises:
         ValueError: If the part has fewer images than the smallest part with one of each class.
@@ -46,7 +52,7 @@ class PretrainData(pl.LightningDataModule):
 
     def __init__(
         self,
-        images: LabelledImages,
+        images: LabelledImages | IterableDataset[Any],
         transform: MultiViewTransform,
         *,
         on_device: bool,
@@ -56,42 +62,73 @@ class PretrainData(pl.LightningDataModule):
         batch_size: int,
         num_workers: int,
         seed: int,
+        max_broken_images: int = 0,
+        broken_list: Path | None = None,
     ) -> None:
         super().__init__()
-        images = copy.copy(images)
-        images.transform = PILToTensor() if on_device else transform
-        self.device_transform = DeviceTransform(transform) if on_device else None
-        chosen = choose_part(torch.tensor(images.targets), train_fraction, seed)
-        self.part: Subset[Any] = Subset(in_batches(images), chosen.tolist())
+        self.stream: ImageStream | None = None
+        self._stream_batches: StreamBatches | None = None
+        self._first_pass = 0
+        self.part: Subset[Any] | list[Any] = []
+        if isinstance(images, IterableDataset):
+            self.stream = ImageStream(
+                images, transform, max_broken_images=max_broken_images, broken_list=broken_list
+            )
+            self.device_transform = None
+        else:
+            images = copy.copy(images)
+            images.transform = PILToTensor() if on_device else transform
+            self.device_transform = DeviceTransform(transform) if on_device else None
+            chosen = choose_part(torch.tensor(images.targets), train_fraction, seed)
+            self.part = Subset(in_batches(images), chosen.tolist())
         self.mixed_views = mixed_views
         self.mixer = mixer
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Creates the loader of one epoch.
+    def train_dataloader(self) -> DataLoader[Any] | StreamBatches:
+        """Creates the loader of one epoch; of a stream, the one loader of the run.
 
         It is created anew for every epoch, and all random generators are seeded for that epoch and
-        process, so that a resumed run draws what the uninterrupted one would have drawn.
+        process, so that a resumed run draws what the uninterrupted one would have drawn. A stream
+        cannot go on where it was: a resumed run begins it anew, with other seeds.
         """
         trainer = self.trainer
         assert trainer is not None
-        epoch, rank = trainer.current_epoch, trainer.global_rank
-        entropy = np.random.SeedSequence((self.seed, epoch, rank))
-        epoch_seed = int(entropy.generate_state(1)[0])
-        pl.seed_everything(epoch_seed, verbose=False)
+        if self.stream is not None:
+            self.stream.rank, self.stream.world_size = trainer.global_rank, trainer.world_size
+            self._stream_batches = self._stream_batches or StreamBatches(self._open_pass)
+            return self._stream_batches
         sampler: DistributedSampler[Any] = DistributedSampler(
-            self.part,
+            self.part,  # type: ignore[arg-type]
             num_replicas=trainer.world_size,
-            rank=rank,
+            rank=trainer.global_rank,
             seed=self.seed,
             drop_last=True,
         )
         # Lightning sets it too, but on a resume the workers have begun by then.
-        sampler.set_epoch(epoch)
+        sampler.set_epoch(trainer.current_epoch)
+        return self._create_loader(self.part, trainer.current_epoch, sampler)
+
+    def _open_pass(self, num_passes: int) -> DataLoader[Any]:
+        assert self.trainer is not None
+        assert self.stream is not None
+        if num_passes == 0:  # only now, because a resumed run's steps are restored late
+            self._first_pass = self.trainer.global_step
+        self.stream.start_pass(self._first_pass + num_passes)
+        return self._create_loader(self.stream, self._first_pass + num_passes)
+
+    def _create_loader(
+        self, images: Any, epoch: int, sampler: DistributedSampler[Any] | None = None
+    ) -> DataLoader[Any]:
+        """Seeds all random generators for an epoch, and returns its batches."""
+        assert self.trainer is not None
+        entropy = np.random.SeedSequence((self.seed, epoch, self.trainer.global_rank))
+        epoch_seed = int(entropy.generate_state(1)[0])
+        pl.seed_everything(epoch_seed, verbose=False)
         return DataLoader(
-            self.part,
+            images,
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
@@ -102,6 +139,11 @@ class PretrainData(pl.LightningDataModule):
             generator=torch.Generator().manual_seed(epoch_seed),
             worker_init_fn=partial(seed_worker, epoch_seed),
         )
+
+    def teardown(self, stage: str) -> None:
+        """Ends the loader processes of a stream."""
+        if self._stream_batches is not None:
+            self._stream_batches.close()
 
     @torch.no_grad()
     def on_after_batch_transfer(self, batch: list[Any], dataloader_idx: int) -> list[Any]:

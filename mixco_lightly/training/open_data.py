@@ -5,8 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mixco_lightly.data.catalogue import create_dataset, create_train_test, has_labels
-from mixco_lightly.data.image_folder import find_splits
+from torch.utils.data import IterableDataset
+
+from mixco_lightly.data.catalogue import (
+    create_dataset,
+    create_train_test,
+    get_dataset,
+    has_labels,
+)
+from mixco_lightly.data.image_folder import IMAGE_FOLDER, find_splits
 from mixco_lightly.data.images import ImageFacts, LabelledImages, broken_images
 from mixco_lightly.training.options import DataOptions
 from mixco_lightly.training.processes import one_at_a_time
@@ -16,13 +23,13 @@ class RunImages(NamedTuple):
     """The images of a run.
 
     Attributes:
-        train: The training images.
-        test: The test images; None for images without labels.
+        train: The training images, which may be a stream.
+        test: The test images; None for images without labels and for a stream.
         facts: What transforms need to know of the images.
         unlabelled: Why there are no labels to train or measure with; empty if there are.
     """
 
-    train: LabelledImages
+    train: LabelledImages | IterableDataset[Any]
     test: LabelledImages | None
     facts: ImageFacts
     unlabelled: str
@@ -44,7 +51,7 @@ def open_images(
         OSError: If data is missing.
         ImageError: If too many images are broken.
     """
-    folder = Path(data_dir)
+    folder, spec = Path(data_dir), get_dataset(dataset)
     arguments: dict[str, Any] = {
         "download": options.download,
         "keep_decoded": options.keep_decoded,
@@ -52,12 +59,16 @@ def open_images(
     }
     test: LabelledImages | None = None
     with one_at_a_time(folder, create=options.download):
+        stream = spec.stream(folder) if spec.stream else None
+        if stream is not None:
+            return RunImages(stream, None, facts, "the training images are a stream")
         if has_labels(dataset, folder):
             train, test = create_train_test(dataset, folder, **arguments)
         else:
-            check_output(output_dir, find_splits(folder).train)
+            if spec is IMAGE_FOLDER:
+                check_output(output_dir, find_splits(folder).train)
             train = create_dataset(dataset, folder, train=True, **arguments)
-    return RunImages(train, test, facts, describe_labels(train, folder))
+    return RunImages(train, test, facts, describe_labels(train, folder, spec.labels))
 
 
 def check_output(output_dir: Path, images: Path) -> None:
@@ -69,13 +80,16 @@ def check_output(output_dir: Path, images: Path) -> None:
         )
 
 
-def describe_labels(images: LabelledImages, data_dir: Path) -> str:
-    """Returns why images have no labels to train or measure with; empty if they have."""
+def describe_labels(images: LabelledImages, data_dir: Path, labels: str) -> str:
+    """Returns why images have no labels to train or measure with; empty if they have.
+
+    Args:
+        images: The training images.
+        data_dir: Folder of the data.
+        labels: What images with labels look like.
+    """
     if not images.classes:
-        return (
-            f"{data_dir} has no labels (these are train/CLASS/*.jpg beside test/CLASS/*.jpg or "
-            "val/CLASS/*.jpg)"
-        )
+        return f"{data_dir} has no labels (these are {labels})"
     if len(images.classes) == 1:
         return f"{data_dir} has a single class, {images.classes[0]}"
     return ""

@@ -33,19 +33,21 @@ class DataOptions:
     """Data.
 
     Args:
-        dataset: One of digits, cifar10, cifar100, tiny-imagenet, imagefolder. Default: the dataset
-            found in data_dir, or digits without data_dir. An imagefolder has labels only in
-            train/CLASS beside test/CLASS or val/CLASS; of any other folder, all images (or those in
-            its folder train) are trained on without labels.
+        dataset: One of digits, cifar10, cifar100, tiny-imagenet, imagefolder, webdataset. Default:
+            the dataset found in data_dir, or digits without data_dir. An imagefolder has labels
+            only in train/CLASS beside test/CLASS or val/CLASS; of any other folder, all images (or
+            those in its folder train) are trained on without labels. webdataset are tar shards:
+            train*.tar with test*.tar or val*.tar, or any *.tar without labels.
         data_dir: Folder of the data; not used for digits. Default: data.
         download: Whether to download CIFAR if it is missing.
         train_fraction: Part of the training images to train on, drawn by the seed, with the same
             part of each class. The evaluation uses all of them.
         keep_decoded: Whether the images of a folder are decoded once and kept in data_dir/.decoded.
         max_broken_images: How many images of a folder may be skipped because they cannot be opened,
-            of the training and of the test images each. If it is not 0, every image is opened once
-            before the run, and output_dir/broken_images.txt lists those skipped. With 0 the first
-            broken image stops the run.
+            of the training and of the test images each; of a stream, in a pass and on a device. If
+            it is not 0, every image is opened once before the run (of a stream, only while it is
+            read), and output_dir/broken_images.txt lists those skipped. With 0 the first broken
+            image stops the run.
     """
 
     dataset: str | None = None
@@ -117,6 +119,10 @@ class OptimiserOptions:
 
     Args:
         epochs: Passes over the training images.
+        max_steps: Length of the run in optimiser steps. With it --epochs is ignored: the run has as
+            many epochs as these steps take, the last one cut short. A stream needs it.
+        steps_per_epoch: What counts as an epoch of a stream, for checkpoints and for options in
+            epochs. Default: 1000.
         batch_size: Images in a batch, on each device.
         optimizer: The optimiser: sgd, with momentum 0.9; adamw; lars, for large batches; or auto,
             sgd for convolutions with BatchNorm and adamw for attention, LayerNorm and all else.
@@ -138,6 +144,8 @@ class OptimiserOptions:
     lars_defaults: ClassVar = OptimiserDefaults(learning_rate=0.3, weight_decay=1e-6, warmup=0.1)
 
     epochs: PositiveInt = 30
+    max_steps: PositiveInt | None = None
+    steps_per_epoch: PositiveInt | None = None
     batch_size: PositiveInt = 128
     optimizer: Literal["auto", "sgd", "adamw", "lars"] = "auto"
     learning_rate: PositiveFloat | None = None
@@ -146,6 +154,12 @@ class OptimiserOptions:
     warmup_epochs: NonNegativeFloat | None = None
     gradient_clip: NonNegativeFloat = 0.0
     accumulate: PositiveInt = 1
+
+    @property
+    def length(self) -> str:
+        """The length of the run in words."""
+        epochs = f"{self.epochs} epochs"
+        return epochs if self.max_steps is None else f"{self.max_steps:,} steps ({epochs})"
 
 
 def optimiser_arguments(options: OptimiserOptions) -> dict[str, Any]:

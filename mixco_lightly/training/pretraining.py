@@ -6,7 +6,6 @@ epoch), backbone.safetensors, backbone.json, curves.png and summary.json.
 
 from __future__ import annotations
 
-import math
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,6 +35,7 @@ from mixco_lightly.training.processes import (
 from mixco_lightly.training.progress import AFTER_DIVERGENCE, NonFiniteLossError, Speed
 from mixco_lightly.training.resolve import resolve
 from mixco_lightly.training.run_folder import checkpoint_path, prepare_run, read_steps
+from mixco_lightly.training.run_length import count_steps
 from mixco_lightly.training.summary import finish
 from mixco_lightly.training.trainer import compile_parts, create_trainer
 
@@ -105,7 +105,7 @@ def prepare(recipe: Method[Config], config: Config) -> Run[Config]:
         config = recipe.check(config)
     config, backbone, images = resolve(config)
     if recipe.specialise is not None:
-        recipe = recipe.specialise(recipe, config, images.train.classes)
+        recipe = recipe.specialise(recipe, config, getattr(images.train, "classes", []))
     if recipe.needs_labels and images.unlabelled:
         raise ValueError(
             f"{recipe.method} trains with labels, and {images.unlabelled}: add the folders, or "
@@ -114,14 +114,7 @@ def prepare(recipe: Method[Config], config: Config) -> Run[Config]:
     if machine.runs_on_cpu(config.accelerator):
         machine.keep_freed_memory()
     data = create_data(recipe, config, images)
-    processes = config.num_processes
-    batches_per_epoch = len(data.part) // processes // config.batch_size
-    if batches_per_epoch < 1:
-        raise ValueError(
-            f"{len(data.part)} images are too few for a batch of {config.batch_size} on each of "
-            f"{processes} device(s): lower --batch_size."
-        )
-    steps_per_epoch = math.ceil(batches_per_epoch / config.accumulate)
+    steps_per_epoch = config.steps_per_epoch or count_steps(len(data.part), config)
     # Convolutions are faster in this layout, on CPUs and, in half precision, on GPUs.
     model = recipe.create_model(backbone, config).to(memory_format=torch.channels_last)
     passed_on = getattr(model, "optimizer", None)
@@ -187,6 +180,8 @@ def create_data(recipe: Method[Config], config: Config, images: RunImages) -> Pr
         batch_size=config.batch_size,
         num_workers=config.num_workers,
         seed=config.seed,
+        max_broken_images=config.max_broken_images,
+        broken_list=Path(config.output_dir) / "broken_images.txt",
     )
 
 
@@ -198,9 +193,10 @@ def announce(run: Run[Config], stem: str) -> None:
         if isinstance(config, MixingOptions)
         else ""
     )
+    number = f"{len(run.data.part):,}" if run.data.stream is None else "a stream of"
     print_on_rank_zero(
-        f"{run.recipe.method} on {config.dataset}: {len(run.data.part):,} images of "
-        f"{config.image_size} pixels, {config.backbone} (stem {stem}), {config.epochs} epochs, "
+        f"{run.recipe.method} on {config.dataset}: {number} images of "
+        f"{config.image_size} pixels, {config.backbone} (stem {stem}), {config.length}, "
         f"{mixing}seed {config.seed}, precision {config.precision}, "
         f"augmented by {config.augment} -> {run.folder}"
     )
@@ -210,6 +206,8 @@ def announce(run: Run[Config], stem: str) -> None:
         print_on_rank_zero(
             f"{len(images.broken):,} broken images are left out: {run.folder / 'broken_images.txt'}"
         )
+    if run.data.stream is not None:
+        print_on_rank_zero(run.data.stream.describe_reading(config.num_workers, config.num_processes))
     if run.unmeasured:
         print_on_rank_zero(
             f"No kNN while training and no probes at the end: {run.unmeasured}. evaluate.py "

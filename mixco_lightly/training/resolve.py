@@ -26,6 +26,7 @@ from mixco_lightly.training.options import (
 )
 from mixco_lightly.training.processes import check_processes, is_rank_zero, print_on_rank_zero
 from mixco_lightly.training.run_folder import probe_output
+from mixco_lightly.training.run_length import check_warmup, complete_length
 
 
 class Resolved(NamedTuple, Generic[Config]):
@@ -76,11 +77,11 @@ def resolve(config: Config) -> Resolved[Config]:
         probe_output(Path(config.output_dir))
     check_machine(config)
     backbone = create_initial_backbone(config, image_size, config.seed)
-    config, line = complete_optimiser(config, backbone)
-    print_on_rank_zero(line)
     # Published weights go with images that are normalised as theirs were.
     facts = spec.facts.normalised(backbone.mean, backbone.std)
     images = open_images(config, dataset, data_dir, facts, Path(config.output_dir))
+    config, line = complete_optimiser(complete_length(config, images), backbone)
+    print_on_rank_zero(line)
 
     one_size = have_one_size(images.train)
     if config.augment == "device" and not one_size:
@@ -129,11 +130,8 @@ def choose_protocols(names: Sequence[ProtocolOrNone]) -> list[ProtocolOrNone]:
 
 def check_numbers(options: OptimiserOptions) -> None:
     """Raises a ValueError for numbers that do not go together."""
-    if options.warmup_epochs is not None and options.warmup_epochs >= options.epochs:
-        raise ValueError(
-            f"--warmup_epochs must be less than --epochs, got {options.warmup_epochs:g} and "
-            f"{options.epochs}."
-        )
+    if options.max_steps is None:  # otherwise complete_length checks it
+        check_warmup(options)
     if options.learning_rate is not None and options.base_learning_rate is not None:
         raise ValueError(
             f"--learning_rate {options.learning_rate:g} and --base_learning_rate "

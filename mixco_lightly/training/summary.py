@@ -152,7 +152,7 @@ def report(
     if initial:
         rows["random initialisation"] = initial
     if rows:
-        title = f"{config.dataset}, test images, after {config.epochs} epochs"
+        title = f"{config.dataset}, test images, after {config.length}"
         listing = list_results("backbone", rows)
         print_table(title, listing.columns, listing.rows)
         print("".join(f"{note}\n" for note in listing.notes), end="")

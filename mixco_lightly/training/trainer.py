@@ -82,6 +82,11 @@ def create_trainer(
     bar = ProgressBar(speed, log_every_n_steps) if terminal else EpochLines(speed)
     return pl.Trainer(
         max_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        # A stream has no end.
+        limit_train_batches=(
+            config.steps_per_epoch * config.accumulate if config.steps_per_epoch else None
+        ),
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.gradient_clip or None,
         accelerator=config.accelerator,
