@@ -74,6 +74,7 @@ def decode_once(
     transform: Callable[[Image.Image], Any] | None = None,
     loader: Callable[[str], Image.Image] = open_image,
     progress: Callable[[Sequence[Any], str], Iterable[Any]] | None = None,
+    sources: Sequence[str] = (),
 ) -> DecodedImages | None:
     """Opens the decoded images of a folder; decodes them first if necessary.
 
@@ -90,6 +91,7 @@ def decode_once(
         loader: Opens an image as RGB.
         progress: Called with the samples and a title while they are decoded; yields the samples,
             as rich's ``track`` does.
+        sources: Further files that the images depend on; a change of one decodes them again.
 
     Returns:
         The images, or None if they do not fit into one array, because they have different sizes or
@@ -112,7 +114,7 @@ def decode_once(
     targets = [target for _, target in samples]
     array = Path(folder) / FOLDER / f"{name}.npy"
     facts = array.with_suffix(".json")
-    fingerprint = fingerprint_images([path for path, _ in samples], Path(folder))
+    fingerprint = fingerprint_images([*sources, *(path for path, _ in samples)], Path(folder))
     if not _is_current(array, facts, fingerprint):
         first = np.asarray(loader(samples[0][0]))
         shape = (len(samples), *first.shape)

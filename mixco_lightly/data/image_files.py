@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
@@ -25,6 +27,8 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         split: Name of this part of the data, such as "train".
         broken: The reason for each image that was left out because it is broken, by its path.
         transform: Called with each PIL image.
+        loader: Opens an image by its path in ``samples``, or raises an ImageError.
+        sources: The files that the images are in, if their paths are not those of files.
 
     Attributes:
         targets: Target of each image.
@@ -38,6 +42,8 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         split: str,
         broken: dict[str, str] | None = None,
         transform: Transform | None = None,
+        loader: Callable[[str], Image.Image] = open_image,
+        sources: Sequence[str] = (),
     ) -> None:
         self.samples = list(samples)
         self.targets = [target for _, target in self.samples]
@@ -46,6 +52,8 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         self.split = split
         self.broken = broken or {}
         self.transform = transform
+        self.loader = loader
+        self.sources = sources
 
     def __len__(self) -> int:
         """Returns the number of images."""
@@ -54,7 +62,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
     def __getitem__(self, index: int) -> tuple[Any, int]:
         """Opens an image; returns it transformed, and its target."""
         path, target = self.samples[index]
-        image = open_image(path)
+        image = self.loader(path)
         return (self.transform(image) if self.transform else image), target
 
 
@@ -84,8 +92,9 @@ def prepare_files(
             images.classes,
             images.folder,
             images.split,
-            loader=open_image,
+            loader=images.loader,
             progress=show_progress,
+            sources=images.sources,
         )
         if decoded is not None:
             decoded.broken = images.broken
@@ -95,11 +104,15 @@ def prepare_files(
 
 def _leave_out_broken(images: ImageFiles, limit: int) -> ImageFiles:
     paths = [path for path, _ in images.samples]
-    broken = find_broken(paths, images.folder, images.split, limit, open_image, show_progress)
-    whole = [sample for sample in images.samples if sample[0] not in broken]
-    if not whole:
+    broken = find_broken(
+        paths, images.folder, images.split, limit, images.loader, show_progress, images.sources
+    )
+    result = copy.copy(images)
+    result.broken = broken
+    result.samples = [sample for sample in images.samples if sample[0] not in broken]
+    result.targets = [target for _, target in result.samples]
+    if not result.samples:
         raise ImageError(f"Every image in {images.folder} is broken. {next(iter(broken.values()))}")
-    result = ImageFiles(whole, images.classes, images.folder, images.split, broken)
     if empty := set(range(len(images.classes))) - set(result.targets):
         raise ImageError(
             f"Every image of {images.classes[min(empty)]} in {images.split} is broken. "

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -105,6 +106,13 @@ class DatasetSpec:
             or None. Default: looks for ``folder``.
         has_labels: Called with a data folder. Returns whether the images there have labels and
             test images. Default: they always have.
+        labels: Where a data folder has its labels, in words. Errors for images without labels say
+            it.
+        find_unlabelled: Called with a data folder whose images have no labels. Returns the folder
+            of which every image is trained on, so that a run must not write into it. Default: any
+            folder may be written into.
+        has_columns: Whether the images are in a table, so that ``open`` and ``has_labels`` take the
+            names ``image_column`` and ``label_column``.
         is_embedded: Whether the images come with a Python package, so that no data folder is used.
         is_generic: Whether any images can be this dataset, so that its name alone does not say
             which images they are.
@@ -119,8 +127,36 @@ class DatasetSpec:
     folder: str = ""
     find: Callable[[Path], Path | None] | None = None
     has_labels: Callable[[Path], bool] | None = None
+    labels: str = ""
+    find_unlabelled: Callable[[Path], Path] | None = None
+    has_columns: bool = False
     is_embedded: bool = False
     is_generic: bool = False
+
+    def with_columns(self, image: str | None, label: str | None) -> DatasetSpec:
+        """Returns the dataset with named columns.
+
+        Args:
+            image: The column of the images. Default: found by the dataset.
+            label: The column of the labels. Default: likewise.
+
+        Raises:
+            ValueError: If columns are named, and the dataset has none.
+        """
+        if image is None and label is None:
+            return self
+        if not self.has_columns:
+            raise ValueError(
+                f"{self.name} has no columns: leave out --image_column and --label_column, which "
+                "go with --dataset huggingface."
+            )
+        columns: dict[str, Any] = {"image_column": image, "label_column": label}
+        assert self.has_labels is not None
+        return replace(
+            self,
+            open=partial(self.open, **columns),
+            has_labels=partial(self.has_labels, **columns),
+        )
 
 
 class ImageArray(Dataset[tuple[Any, int]]):
@@ -187,13 +223,13 @@ def broken_images(*parts: LabelledImages) -> dict[str, str]:
     return {path: reason for part in parts for path, reason in getattr(part, "broken", {}).items()}
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | Path | BinaryIO) -> Image.Image:
     """Opens an image as RGB.
 
     Reads the first frame of an animation, and drops transparency.
 
     Args:
-        path: The image's file.
+        path: The image's file, or an open one, which errors call by its ``str``.
 
     Returns:
         The decoded image in RGB.

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mixco_lightly.data.catalogue import create_dataset, create_train_test, has_labels
-from mixco_lightly.data.image_folder import find_splits
-from mixco_lightly.data.images import ImageFacts, LabelledImages, broken_images
+from mixco_lightly.data.images import DatasetSpec, ImageFacts, LabelledImages, broken_images
 from mixco_lightly.training.options import DataOptions
 from mixco_lightly.training.processes import one_at_a_time
 
@@ -34,7 +33,7 @@ class RunImages(NamedTuple):
 
 
 def open_images(
-    options: DataOptions, dataset: str, data_dir: str, facts: ImageFacts, output_dir: Path
+    options: DataOptions, dataset: DatasetSpec, data_dir: str, facts: ImageFacts, output_dir: Path
 ) -> RunImages:
     """Opens the training images and, where there are labels, the test images.
 
@@ -55,9 +54,10 @@ def open_images(
         if has_labels(dataset, folder):
             train, test = create_train_test(dataset, folder, **arguments)
         else:
-            check_output(output_dir, find_splits(folder).train)
+            if dataset.find_unlabelled is not None:
+                check_output(output_dir, dataset.find_unlabelled(folder))
             train = create_dataset(dataset, folder, train=True, **arguments)
-    return RunImages(train, test, facts, describe_labels(train, folder))
+    return RunImages(train, test, facts, describe_labels(train, dataset, folder))
 
 
 def check_output(output_dir: Path, images: Path) -> None:
@@ -69,13 +69,10 @@ def check_output(output_dir: Path, images: Path) -> None:
         )
 
 
-def describe_labels(images: LabelledImages, data_dir: Path) -> str:
+def describe_labels(images: LabelledImages, dataset: DatasetSpec, data_dir: Path) -> str:
     """Returns why images have no labels to train or measure with; empty if they have."""
     if not images.classes:
-        return (
-            f"{data_dir} has no labels (these are train/CLASS/*.jpg beside test/CLASS/*.jpg or "
-            "val/CLASS/*.jpg)"
-        )
+        return f"{data_dir} has no labels (these are {dataset.labels})"
     if len(images.classes) == 1:
         return f"{data_dir} has a single class, {images.classes[0]}"
     return ""
