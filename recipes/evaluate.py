@@ -2,7 +2,6 @@
 
     python recipes/evaluate.py --backbone_dir runs/moco
     python recipes/evaluate.py --backbone resnet18 --dataset digits
-    python recipes/evaluate.py --backbone_dir runs/moco --protocol paper finetune
 
 Transfer of two runs to two datasets, with all labels, a tenth and a hundredth of them:
 
@@ -28,9 +27,6 @@ of all exits. It writes mutual_information.json, .md and a plot over the epochs,
 Images: the shorter side is resized to image_size up to 64 pixels, and to 8/7 of image_size above;
 then the centre square of image_size pixels is cropped. An image that is not square loses its
 margins. Pixels are normalised by the dataset's statistics, or by those of published weights.
-
-Features and probes are computed in float32, whatever precision a run was trained in, unless
---precision says otherwise.
 
 The tables are printed and written to --output_dir (default: the backbone's folder) as
 evaluation.json and evaluation.md, each result as soon as it is measured. Earlier results stay in
@@ -88,11 +84,14 @@ class ImageOptions:
     """Data.
 
     Args:
-        dataset: One or more of digits, cifar10, cifar100, tiny-imagenet, imagefolder. Default: the
+        dataset: One or more of digits, cifar10, cifar100, tiny-imagenet, imagefolder, huggingface,
+            or functions of your own, such as my_data.py:create, whose file is run. Default: the
             dataset that the first backbone was trained on. Without one, or if that was digits: the
             dataset found in data_dir, or digits without data_dir.
         data_dir: Folder of the data: one for all datasets, or one for each. Default: the folder
             that the first backbone was trained from, else data.
+        image_column: Column of the images, for huggingface. Default: found by its type or name.
+        label_column: Column of the labels, for huggingface. Default: likewise.
         download: Whether to download CIFAR if it is missing.
         keep_decoded: Whether to keep the decoded images of a folder in data_dir/.decoded.
         max_broken_images: How many images may be left out because they cannot be opened, of the
@@ -106,6 +105,8 @@ class ImageOptions:
 
     dataset: list[str] = field(default_factory=list)
     data_dir: list[str] = field(default_factory=list)
+    image_column: str | None = None
+    label_column: str | None = None
     download: bool = False
     keep_decoded: bool = True
     max_broken_images: NonNegativeInt = 0
@@ -280,15 +281,18 @@ def choose_sources(config: EvaluateConfig) -> list[Source]:
             raise ValueError(f"{what} writes beside each of several runs: leave out --output_dir.")
     from mixco_lightly.backbones.description import read_config
     from mixco_lightly.data.catalogue import get_dataset
-    from mixco_lightly.evaluation.subjects import match_sources
+    from mixco_lightly.evaluation.subjects import match_sources, recorded_dataset
     from mixco_lightly.training.resolve import choose_dataset
 
     trainings = [read_config(folder).get("training", {}) for folder in config.backbone_dir]
     first = trainings[0] if trainings else {}
-    names = config.dataset or [str(first.get("dataset", "digits"))]
+    names = config.dataset or [recorded_dataset(first)]
     if not config.dataset and config.data_dir and get_dataset(names[0]).is_embedded:
         names = [choose_dataset(None, folder)[0] for folder in config.data_dir]
-    return match_sources(names, config.data_dir or [str(first.get("data_dir", "data"))])
+    folders = config.data_dir or [str(first.get("data_dir", "data"))]
+    recorded = {} if config.dataset else first
+    columns = (getattr(config, x) or recorded.get(x) for x in ("image_column", "label_column"))
+    return match_sources(names, folders, *columns)
 
 
 def open_subjects(config: EvaluateConfig, sources: Sequence[Source]) -> list[Subject]:

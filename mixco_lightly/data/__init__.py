@@ -44,6 +44,8 @@ if TYPE_CHECKING:
         beta_weights as beta_weights,
         mix_pairs as mix_pairs,
     )
+    from mixco_lightly.data.own_dataset import OwnImages as OwnImages
+    from mixco_lightly.data.own_transform import create_own_transform as create_own_transform
     from mixco_lightly.data.subset import choose_part as choose_part
     from mixco_lightly.data.transforms import (
         create_pretrain_transform as create_pretrain_transform,
@@ -68,6 +70,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "cut_views cutmix mask_mix mixup mixup_or_cutmix pair_halves pair_permuted pair_reversed"
     ),
     mixture="Mixture beta_weights mix_pairs",
+    own_dataset="OwnImages",
+    own_transform="create_own_transform",
     subset="choose_part",
     transforms="create_pretrain_transform create_probe_transform create_test_transform",
 )

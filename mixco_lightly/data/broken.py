@@ -23,6 +23,7 @@ def find_broken(
     limit: int,
     loader: Callable[[str], Any],
     progress: Callable[[Sequence[Any], str], Iterable[Any]] | None = None,
+    sources: Sequence[str] = (),
 ) -> dict[str, str]:
     """Opens every image once and returns those that cannot be opened.
 
@@ -38,6 +39,7 @@ def find_broken(
         loader: Decodes a whole image, or raises an ImageError.
         progress: Called with the paths and a title while the images are opened; yields the paths,
             as rich's ``track`` does.
+        sources: Further files that the images depend on; a change of one opens them again.
 
     Returns:
         The reason for each broken image, by its path.
@@ -59,7 +61,7 @@ def find_broken(
         True
     """
     kept = Path(folder) / FOLDER / f"{name}.broken.json"
-    fingerprint = fingerprint_images(paths, Path(folder))
+    fingerprint = fingerprint_images([*sources, *paths], Path(folder))
     broken = _read(kept, fingerprint, Path(folder))
     if broken is None:
         broken = {}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mixco_lightly.data.cifar import CIFAR10, CIFAR100
 from mixco_lightly.data.digits import DIGITS
+from mixco_lightly.data.hugging_face import HUGGING_FACE
 from mixco_lightly.data.image_files import (
     ImageFiles,
     describe_folder,
@@ -18,12 +19,13 @@ from mixco_lightly.data.image_files import (
 )
 from mixco_lightly.data.image_folder import IMAGE_FOLDER
 from mixco_lightly.data.images import DatasetSpec, LabelledImages, Transform
+from mixco_lightly.data.own_dataset import own_dataset
 from mixco_lightly.data.tar_shards import WEBDATASET
 from mixco_lightly.data.tiny_imagenet import TINY_IMAGENET
 
 DATASETS: dict[str, DatasetSpec] = {
     spec.name: spec
-    for spec in [DIGITS, CIFAR10, CIFAR100, TINY_IMAGENET, IMAGE_FOLDER, WEBDATASET]
+    for spec in [DIGITS, CIFAR10, CIFAR100, TINY_IMAGENET, IMAGE_FOLDER, HUGGING_FACE, WEBDATASET]
 }
 """The datasets by name."""
 
@@ -32,7 +34,8 @@ def get_dataset(name: str) -> DatasetSpec:
     """Returns what is particular to a dataset.
 
     Args:
-        name: A key of ``DATASETS``.
+        name: A key of ``DATASETS``, or FILE.py:FUNCTION or MODULE:FUNCTION for a dataset of your
+            own; see :func:`~mixco_lightly.data.own_dataset.own_dataset`. Its file or module is run.
 
     Raises:
         ValueError: If there is no such dataset.
@@ -42,13 +45,18 @@ def get_dataset(name: str) -> DatasetSpec:
         >>> get_dataset("cifar10").image_size
         32
     """
+    if ":" in name:
+        return own_dataset(name)
     if name not in DATASETS:
-        raise ValueError(f"There is no dataset {name!r}; choose one of: {', '.join(DATASETS)}.")
+        raise ValueError(
+            f"There is no dataset {name!r}; choose one of: {', '.join(DATASETS)}, or name a "
+            "function of your own, such as my_data.py:create."
+        )
     return DATASETS[name]
 
 
 def create_dataset(
-    name: str,
+    name: str | DatasetSpec,
     data_dir: str | Path,
     train: bool,
     transform: Transform | None = None,
@@ -61,12 +69,15 @@ def create_dataset(
     Args:
         name: "digits" (embedded in scikit-learn), "cifar10" or "cifar100" (torchvision's
             layout), "tiny-imagenet" (the official folder, the folder that contains it, or the
-            official archive, which is unpacked beside itself), or "imagefolder"
+            official archive, which is unpacked beside itself), "imagefolder"
             (``data_dir/train/CLASS/*`` and ``data_dir/test`` or ``data_dir/val``; any other folder
             of images has training images without labels, see
-            :func:`~mixco_lightly.data.image_folder.find_splits`), or "webdataset" (tar shards, see
-            :func:`~mixco_lightly.data.tar_shards.find_shards`).
-        data_dir: Folder of the data; not used for digits.
+            :func:`~mixco_lightly.data.image_folder.find_splits`), "huggingface" (see
+            :func:`~mixco_lightly.data.hugging_face.open_hugging_face`), "webdataset" (tar shards,
+            see :func:`~mixco_lightly.data.tar_shards.find_shards`), or a dataset of your own, as
+            for :func:`get_dataset`. Or what :func:`get_dataset` returns.
+        data_dir: Folder of the data; not used for digits. For huggingface it may be the name of a
+            dataset on the Hub.
         train: Whether to open the training images or the test images.
         transform: Called with each PIL image.
         download: Whether to download CIFAR if it is missing.
@@ -92,7 +103,7 @@ def create_dataset(
         >>> len(dataset), dataset[0][0].size
         (1348, (8, 8))
     """
-    images = get_dataset(name).open(Path(data_dir), train=train, download=download)
+    images = _get_spec(name).open(Path(data_dir), train=train, download=download)
     if isinstance(images, ImageFiles):
         images = prepare_files(images, keep_decoded, max_broken_images)
     images.transform = transform
@@ -100,7 +111,7 @@ def create_dataset(
 
 
 def create_train_test(
-    name: str,
+    name: str | DatasetSpec,
     data_dir: str | Path,
     train_transform: Transform | None = None,
     test_transform: Transform | None = None,
@@ -127,14 +138,15 @@ def create_train_test(
         FileNotFoundError: If the images have no labels, or as for :func:`create_dataset`.
     """
     options = (download, keep_decoded, max_broken_images)
-    train = create_dataset(name, data_dir, True, train_transform, *options)
+    spec = _get_spec(name)
+    train = create_dataset(spec, data_dir, True, train_transform, *options)
     if not train.classes:
-        root = Path(data_dir)
+        # The name of a dataset on the Hub is no folder, and a function need not use one.
+        found = f"; {describe_folder(Path(data_dir))}" if Path(data_dir).exists() else ""
         raise FileNotFoundError(
-            f"The images in {data_dir} have no labels: expected {get_dataset(name).labels}; "
-            f"{describe_folder(root)}."
+            f"The images in {data_dir} have no labels: expected {spec.labels}{found}."
         )
-    test = create_dataset(name, data_dir, False, test_transform, *options)
+    test = create_dataset(spec, data_dir, False, test_transform, *options)
     if train.classes != test.classes:
         differing = sorted(set(train.classes) ^ set(test.classes))
         raise ValueError(
@@ -148,8 +160,9 @@ def find_dataset(data_dir: str | Path) -> tuple[str, str]:
     """Finds out by its layout which dataset a folder has.
 
     ``cifar-10-batches-py`` is cifar10, ``cifar-100-python`` is cifar100, ``wnids.txt`` (in the
-    folder or in its ``tiny-imagenet-200``) and ``tiny-imagenet-200.zip`` are tiny-imagenet, tar
-    shards are webdataset, and any other images are an imagefolder.
+    folder or in its ``tiny-imagenet-200``) and ``tiny-imagenet-200.zip`` are tiny-imagenet. What
+    ``save_to_disk`` wrote and parquet files that are named as splits are huggingface, tar shards
+    are webdataset, and any other images are an imagefolder.
 
     Args:
         data_dir: Folder of the data, or TinyImageNet's archive.
@@ -199,12 +212,17 @@ def _find(spec: DatasetSpec, root: Path) -> Path | None:
     return folder if spec.folder and folder.is_dir() else None
 
 
-def has_labels(name: str, data_dir: str | Path) -> bool:
+def _get_spec(name: str | DatasetSpec) -> DatasetSpec:
+    return get_dataset(name) if isinstance(name, str) else name
+
+
+def has_labels(name: str | DatasetSpec, data_dir: str | Path) -> bool:
     """Returns whether a dataset has labels, and test images to measure by.
 
     All have, except for folders of images, where
-    :func:`~mixco_lightly.data.image_folder.find_splits` decides, and tar shards, where test shards
-    and the first training image do.
+    :func:`~mixco_lightly.data.image_folder.find_splits` decides, for Hugging Face datasets, which
+    may lack a column of labels or a test split, for tar shards, whose first image may lack a class,
+    and for datasets of your own.
 
     Args:
         name: As for :func:`create_dataset`.
@@ -212,7 +230,7 @@ def has_labels(name: str, data_dir: str | Path) -> bool:
 
     Raises:
         ValueError: If there is no such dataset name.
-        FileNotFoundError: If a folder has test images but no folder ``train``.
+        FileNotFoundError: If a folder has test images but no training images.
     """
-    spec = get_dataset(name)
+    spec = _get_spec(name)
     return spec.has_labels is None or spec.has_labels(Path(data_dir))

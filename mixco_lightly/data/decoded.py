@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -75,6 +74,7 @@ def decode_once(
     transform: Callable[[Image.Image], Any] | None = None,
     loader: Callable[[str], Image.Image] = open_image,
     progress: Callable[[Sequence[Any], str], Iterable[Any]] | None = None,
+    sources: Sequence[str] = (),
 ) -> DecodedImages | None:
     """Opens the decoded images of a folder; decodes them first if necessary.
 
@@ -91,6 +91,7 @@ def decode_once(
         loader: Opens an image as RGB.
         progress: Called with the samples and a title while they are decoded; yields the samples,
             as rich's ``track`` does.
+        sources: Further files that the images depend on; a change of one decodes them again.
 
     Returns:
         The images, or None if they do not fit into one array, because they have different sizes or
@@ -113,7 +114,7 @@ def decode_once(
     targets = [target for _, target in samples]
     array = Path(folder) / FOLDER / f"{name}.npy"
     facts = array.with_suffix(".json")
-    fingerprint = fingerprint_images([path for path, _ in samples], Path(folder))
+    fingerprint = fingerprint_images([*sources, *(path for path, _ in samples)], Path(folder))
     if not _is_current(array, facts, fingerprint):
         first = np.asarray(loader(samples[0][0]))
         shape = (len(samples), *first.shape)
@@ -164,24 +165,15 @@ class _ImageFault(Exception):
 
 
 def fingerprint_images(paths: Sequence[str], folder: Path) -> str:
-    """Hashes the paths, sizes and modification times of images; a missing one has its path only.
-
-    The size and time of a tar shard stand for those of the images in it.
-    """
+    """Hashes the paths, sizes and modification times of images; a missing one has its path only."""
     digest = hashlib.sha256()
     for path in paths:
         entry: tuple[str | int, ...] = (os.path.relpath(path, folder),)
         with suppress(OSError):
-            facts = os.stat(_find_file(path))
+            facts = os.stat(path)
             entry = (*entry, facts.st_size, facts.st_mtime_ns)
         digest.update(repr(entry).encode())
     return digest.hexdigest()
-
-
-def _find_file(path: str) -> str:
-    """Returns the tar shard of an image in one, otherwise the path itself."""
-    shards = (path[: match.end() - 1] for match in re.finditer(r"\.tar/", path))
-    return next(filter(os.path.isfile, shards), path)
 
 
 def _is_current(array: Path, facts: Path, fingerprint: str) -> bool:

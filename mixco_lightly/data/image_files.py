@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -26,7 +27,8 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         split: Name of this part of the data, such as "train".
         broken: The reason for each image that was left out because it is broken, by its path.
         transform: Called with each PIL image.
-        loader: Opens an image as RGB, or raises an ImageError.
+        loader: Opens an image by its path in ``samples``, or raises an ImageError.
+        sources: The files that the images are in, if their paths are not those of files.
 
     Attributes:
         targets: Target of each image.
@@ -41,6 +43,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         broken: dict[str, str] | None = None,
         transform: Transform | None = None,
         loader: Callable[[str], Image.Image] = open_image,
+        sources: Sequence[str] = (),
     ) -> None:
         self.samples = list(samples)
         self.targets = [target for _, target in self.samples]
@@ -50,6 +53,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         self.broken = broken or {}
         self.transform = transform
         self.loader = loader
+        self.sources = sources
 
     def __len__(self) -> int:
         """Returns the number of images."""
@@ -90,6 +94,7 @@ def prepare_files(
             images.split,
             loader=images.loader,
             progress=show_progress,
+            sources=images.sources,
         )
         if decoded is not None:
             decoded.broken = images.broken
@@ -99,13 +104,15 @@ def prepare_files(
 
 def _leave_out_broken(images: ImageFiles, limit: int) -> ImageFiles:
     paths = [path for path, _ in images.samples]
-    broken = find_broken(paths, images.folder, images.split, limit, images.loader, show_progress)
-    whole = [sample for sample in images.samples if sample[0] not in broken]
-    if not whole:
-        raise ImageError(f"Every image in {images.folder} is broken. {next(iter(broken.values()))}")
-    result = ImageFiles(
-        whole, images.classes, images.folder, images.split, broken, loader=images.loader
+    broken = find_broken(
+        paths, images.folder, images.split, limit, images.loader, show_progress, images.sources
     )
+    result = copy.copy(images)
+    result.broken = broken
+    result.samples = [sample for sample in images.samples if sample[0] not in broken]
+    result.targets = [target for _, target in result.samples]
+    if not result.samples:
+        raise ImageError(f"Every image in {images.folder} is broken. {next(iter(broken.values()))}")
     if empty := set(images.targets if images.classes else []) - set(result.targets):
         raise ImageError(
             f"Every image of {images.classes[min(empty)]} in {images.split} is broken. "

@@ -103,6 +103,10 @@ def _has_labels(root: Path) -> bool:
     return find_splits(root).test is not None
 
 
+def _find_unlabelled(root: Path) -> Path:
+    return find_splits(root).train
+
+
 def _has_folders(path: Path) -> bool:
     return path.is_dir() and any(
         entry.is_dir() and not entry.name.startswith(".") for entry in path.iterdir()
@@ -125,5 +129,7 @@ IMAGE_FOLDER = DatasetSpec(
     ImageFacts(mean=IMAGENET_MEAN, std=IMAGENET_STD),
     open_image_folder,
     has_labels=_has_labels,
+    labels="train/CLASS/*.jpg beside test/CLASS/*.jpg or val/CLASS/*.jpg",
+    find_unlabelled=_find_unlabelled,
     is_generic=True,
 )

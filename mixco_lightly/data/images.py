@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -106,11 +107,16 @@ class DatasetSpec:
             or None. Default: looks for ``folder``.
         has_labels: Called with a data folder. Returns whether the images there have labels and
             test images. Default: they always have.
-        labels: What images with labels look like, for the error about images without.
-        stream: Called with a data folder. Returns the training images as a stream, or None if they
-            are not one; then ``open`` is called. Default: they are not. A stream gives Pillow
-            images or encoded ones, alone or with their targets; see
-            :class:`~mixco_lightly.data.image_stream.ImageStream`.
+        labels: Where a data folder has its labels, in words. Errors for images without labels say
+            it.
+        find_unlabelled: Called with a data folder whose images have no labels. Returns the folder
+            of which every image is trained on, so that a run must not write into it. Default: any
+            folder may be written into.
+        has_columns: Whether the images are in a table, so that ``open`` and ``has_labels`` take the
+            names ``image_column`` and ``label_column``.
+        stream: Called with a data folder. Returns the training images as a stream, as for
+            :class:`~mixco_lightly.data.image_stream.ImageStream`; or None, and then ``open`` is
+            called. Default: they are no stream.
         is_embedded: Whether the images come with a Python package, so that no data folder is used.
         is_generic: Whether any images can be this dataset, so that its name alone does not say
             which images they are.
@@ -125,10 +131,37 @@ class DatasetSpec:
     folder: str = ""
     find: Callable[[Path], Path | None] | None = None
     has_labels: Callable[[Path], bool] | None = None
-    labels: str = "train/CLASS/*.jpg beside test/CLASS/*.jpg or val/CLASS/*.jpg"
+    labels: str = ""
+    find_unlabelled: Callable[[Path], Path] | None = None
+    has_columns: bool = False
     stream: Callable[[Path], IterableDataset[Any] | None] | None = None
     is_embedded: bool = False
     is_generic: bool = False
+
+    def with_columns(self, image: str | None, label: str | None) -> DatasetSpec:
+        """Returns the dataset with named columns.
+
+        Args:
+            image: The column of the images. Default: found by the dataset.
+            label: The column of the labels. Default: likewise.
+
+        Raises:
+            ValueError: If columns are named, and the dataset has none.
+        """
+        if image is None and label is None:
+            return self
+        if not self.has_columns:
+            raise ValueError(
+                f"{self.name} has no columns: leave out --image_column and --label_column, which "
+                "go with --dataset huggingface."
+            )
+        columns: dict[str, Any] = {"image_column": image, "label_column": label}
+        assert self.has_labels is not None
+        return replace(
+            self,
+            open=partial(self.open, **columns),
+            has_labels=partial(self.has_labels, **columns),
+        )
 
 
 class ImageArray(Dataset[tuple[Any, int]]):

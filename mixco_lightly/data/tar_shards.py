@@ -176,7 +176,8 @@ def open_tar_shards(root: Path, *, train: bool, download: bool = False) -> Image
         )
     classes, targets = _name_classes(root / "classes.txt", list(numbers.values()))
     samples = list(zip(spans, targets or [0] * len(spans), strict=True))
-    return ImageFiles(samples, classes, root, split, loader=SpanReader(spans))
+    sources = [str(shard) for shard in chosen]
+    return ImageFiles(samples, classes, root, split, loader=SpanReader(spans), sources=sources)
 
 
 def _name_classes(names: Path, numbers: Sequence[int]) -> tuple[list[str], list[int]]:
@@ -239,7 +240,9 @@ def index_shard(shard: Path) -> Iterator[tuple[str, Span, int | None]]:
             _check_end(file, shard)
     # Which of these a damaged file raises depends on where it is damaged.
     except (tarfile.TarError, EOFError, OverflowError, UnicodeError) as error:
-        raise ArchiveError(f"{shard} is damaged or not an uncompressed tar file: {error}") from error
+        raise ArchiveError(
+            f"{shard} is damaged or not an uncompressed tar file: {error}"
+        ) from error
     for key, span in images.items():
         yield paths[key], span, numbers.get(key)
 

@@ -28,10 +28,14 @@ class Source:
     Attributes:
         name: The dataset's name.
         data_dir: The dataset's folder.
+        image_column: The column of the images, if the user names it.
+        label_column: The column of the labels, if the user names it.
     """
 
     name: str
     data_dir: str
+    image_column: str | None = None
+    label_column: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,28 +62,55 @@ class Subject:
     folder: Path | None
 
 
-def match_sources(names: Sequence[str], folders: Sequence[str]) -> list[Source]:
+def recorded_dataset(training: Mapping[str, Any]) -> str:
+    """Returns the name of the dataset that a backbone was trained on; digits if none is recorded.
+
+    Raises:
+        ValueError: If it is a function of the user's: an export runs no code.
+    """
+    name = str(training.get("dataset", "digits"))
+    if ":" in name:
+        raise ValueError(
+            f"The backbone was trained on {name}, and that code only runs if you name it: give "
+            f"--dataset {name}, or another dataset."
+        )
+    return name
+
+
+def match_sources(
+    names: Sequence[str],
+    folders: Sequence[str],
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> list[Source]:
     """Pairs datasets with their folders.
 
     Args:
         names: Names of datasets.
         folders: One folder for all datasets, or one for each.
+        image_column: The column of the images in those datasets that have columns.
+        label_column: The column of the labels in these.
 
     Returns:
         The datasets in the order of their names.
 
     Raises:
-        ValueError: If a name is unknown or the numbers of names and folders differ.
+        ValueError: If a name is unknown, the numbers of names and folders differ, or columns are
+            named and no dataset has any.
     """
     if len(folders) not in (1, len(names)):
         raise ValueError(
             f"--data_dir names {len(folders)} folders for {len(names)} datasets: give one for "
             "all, or one for each."
         )
-    for name in names:
-        get_dataset(name)
+    specs = [get_dataset(name) for name in names]
+    if not any(spec.has_columns for spec in specs):
+        specs[0].with_columns(image_column, label_column)
     folders = folders if len(folders) == len(names) else list(folders) * len(names)
-    return [Source(*pair) for pair in zip(names, folders, strict=True)]
+    return [
+        Source(spec.name, folder, *((image_column, label_column) if spec.has_columns else ()))
+        for spec, folder in zip(specs, folders, strict=True)
+    ]
 
 
 def open_images(
@@ -108,8 +139,9 @@ def open_images(
     """
     opened = {}
     for source in dict.fromkeys(sources):
+        spec = get_dataset(source.name)
         images, test_images = create_train_test(
-            source.name,
+            spec.with_columns(source.image_column, source.label_column),
             source.data_dir,
             download=download,
             keep_decoded=keep_decoded,
@@ -249,6 +281,8 @@ def describe_subject(
         "image_size": subject.image_size,
         "precision": precision,
     }
+    columns = {"image_column": source.image_column, "label_column": source.label_column}
+    common |= {name: column for name, column in columns.items() if column is not None}
     return {
         (fraction, protocol.name): {
             "backbone": subject.name,

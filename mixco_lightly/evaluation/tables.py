@@ -88,7 +88,7 @@ def _dataset_of(record: Mapping[str, Any]) -> str:
 
 def name_dataset(name: str, data_dir: str | None) -> str:
     """Names a dataset in a table, with its folder if the name does not say which images it has."""
-    is_generic = name in DATASETS and DATASETS[name].is_generic
+    is_generic = ":" in name or (name in DATASETS and DATASETS[name].is_generic)
     return f"{name} {data_dir}" if is_generic else name
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol
 
 from mixco_lightly.training.options import Config
@@ -38,7 +39,8 @@ class Method(Generic[Config]):
     mixed_views: Sequence[int] = ()
     create_mixer: Callable[[Config], Callable[[Tensor], Mixture]] | None = None
     num_views: int = 2
-    transform: str | None = None
+    dataset: Callable[[Path, bool], Any] | None = None
+    transform: str | Callable[..., Any] | None = None
     needs_labels: bool = False
     count_negatives: Callable[[Config], int] | None = None
     check: Callable[[Config], Config] | None = None

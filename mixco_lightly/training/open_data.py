@@ -7,14 +7,8 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import IterableDataset
 
-from mixco_lightly.data.catalogue import (
-    create_dataset,
-    create_train_test,
-    get_dataset,
-    has_labels,
-)
-from mixco_lightly.data.image_folder import IMAGE_FOLDER, find_splits
-from mixco_lightly.data.images import ImageFacts, LabelledImages, broken_images
+from mixco_lightly.data.catalogue import create_dataset, create_train_test, has_labels
+from mixco_lightly.data.images import DatasetSpec, ImageFacts, LabelledImages, broken_images
 from mixco_lightly.training.options import DataOptions
 from mixco_lightly.training.processes import one_at_a_time
 
@@ -41,7 +35,7 @@ class RunImages(NamedTuple):
 
 
 def open_images(
-    options: DataOptions, dataset: str, data_dir: str, facts: ImageFacts, output_dir: Path
+    options: DataOptions, dataset: DatasetSpec, data_dir: str, facts: ImageFacts, output_dir: Path
 ) -> RunImages:
     """Opens the training images and, where there are labels, the test images.
 
@@ -51,7 +45,7 @@ def open_images(
         OSError: If data is missing.
         ImageError: If too many images are broken.
     """
-    folder, spec = Path(data_dir), get_dataset(dataset)
+    folder = Path(data_dir)
     arguments: dict[str, Any] = {
         "download": options.download,
         "keep_decoded": options.keep_decoded,
@@ -59,16 +53,16 @@ def open_images(
     }
     test: LabelledImages | None = None
     with one_at_a_time(folder, create=options.download):
-        stream = spec.stream(folder) if spec.stream else None
+        stream = None if dataset.stream is None else dataset.stream(folder)
         if stream is not None:
             return RunImages(stream, None, facts, "the training images are a stream")
         if has_labels(dataset, folder):
             train, test = create_train_test(dataset, folder, **arguments)
         else:
-            if spec is IMAGE_FOLDER:
-                check_output(output_dir, find_splits(folder).train)
+            if dataset.find_unlabelled is not None:
+                check_output(output_dir, dataset.find_unlabelled(folder))
             train = create_dataset(dataset, folder, train=True, **arguments)
-    return RunImages(train, test, facts, describe_labels(train, folder, spec.labels))
+    return RunImages(train, test, facts, describe_labels(train, dataset, folder))
 
 
 def check_output(output_dir: Path, images: Path) -> None:
@@ -80,16 +74,10 @@ def check_output(output_dir: Path, images: Path) -> None:
         )
 
 
-def describe_labels(images: LabelledImages, data_dir: Path, labels: str) -> str:
-    """Returns why images have no labels to train or measure with; empty if they have.
-
-    Args:
-        images: The training images.
-        data_dir: Folder of the data.
-        labels: What images with labels look like.
-    """
+def describe_labels(images: LabelledImages, dataset: DatasetSpec, data_dir: Path) -> str:
+    """Returns why images have no labels to train or measure with; empty if they have."""
     if not images.classes:
-        return f"{data_dir} has no labels (these are {labels})"
+        return f"{data_dir} has no labels (these are {dataset.labels})"
     if len(images.classes) == 1:
         return f"{data_dir} has a single class, {images.classes[0]}"
     return ""

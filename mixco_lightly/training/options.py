@@ -33,12 +33,16 @@ class DataOptions:
     """Data.
 
     Args:
-        dataset: One of digits, cifar10, cifar100, tiny-imagenet, imagefolder, webdataset. Default:
-            the dataset found in data_dir, or digits without data_dir. An imagefolder has labels
-            only in train/CLASS beside test/CLASS or val/CLASS; of any other folder, all images (or
-            those in its folder train) are trained on without labels. webdataset are tar shards:
-            train*.tar with test*.tar or val*.tar, or any *.tar without labels.
-        data_dir: Folder of the data; not used for digits. Default: data.
+        dataset: One of digits, cifar10, cifar100, tiny-imagenet, imagefolder, huggingface,
+            webdataset; or a function of your own that opens a dataset, such as my_data.py:create,
+            whose file is run. Default: the dataset found in data_dir, or digits without data_dir.
+            An imagefolder has labels only in train/CLASS beside test/CLASS or val/CLASS; of any
+            other folder, all images (or those in its folder train) are trained on without labels.
+            webdataset reads tar shards: train*.tar with test*.tar or val*.tar.
+        data_dir: Folder of the data; not used for digits. For huggingface, a folder or the name of
+            a dataset on the Hub. Default: data.
+        image_column: Column of the images, for huggingface. Default: found by its type or name.
+        label_column: Column of the labels, for huggingface. Default: likewise.
         download: Whether to download CIFAR if it is missing.
         train_fraction: Part of the training images to train on, drawn by the seed, with the same
             part of each class. The evaluation uses all of them.
@@ -52,6 +56,8 @@ class DataOptions:
 
     dataset: str | None = None
     data_dir: str | None = field(default=None, metadata=_FREE)
+    image_column: str | None = None
+    label_column: str | None = None
     download: bool = field(default=False, metadata=_FREE)
     train_fraction: PositiveFloat = 1.0
     keep_decoded: bool = field(default=True, metadata=_FREE)
@@ -68,14 +74,18 @@ class ViewOptions:
         min_scale: Smallest area of the random crops, as a part of the image's area. Default: 0.2,
             as in the authors' code; 0.5 for digits.
         augmentations: Random changes of the views: full, or crop-flip for crops and flips only.
+        transform: A function of your own that creates the transform, such as my_data.py:views,
+            whose file is run; or one of Lightly's, such as lightly.transforms:SimCLRTransform.
+            Default: the method's.
         augment: Where images are augmented: device, in batches where the network runs; workers, one
             by one in the loader's processes with Lightly's own transform; auto chooses device
-            unless the images have different sizes.
+            unless the images have different sizes or transform is given.
     """
 
     image_size: PositiveInt | None = None
     min_scale: PositiveFloat | None = None
     augmentations: Literal["full", "crop-flip"] = "full"
+    transform: str | None = None
     augment: Literal["auto", "device", "workers"] = "auto"
 
 

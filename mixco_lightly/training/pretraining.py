@@ -7,7 +7,7 @@ epoch), backbone.safetensors, backbone.json, curves.png and summary.json.
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic
 
@@ -17,6 +17,8 @@ import torch
 import mixco_lightly.machine as machine
 from mixco_lightly.data.images import ImageError
 from mixco_lightly.data.mixers import Mixer
+from mixco_lightly.data.own_code import name_function
+from mixco_lightly.data.own_transform import create_own_transform
 from mixco_lightly.data.transforms import create_pretrain_transform
 from mixco_lightly.files import WriteError, replace_file
 from mixco_lightly.training.data_module import PretrainData
@@ -101,6 +103,7 @@ def pretrain(recipe: Method[Config], config: Config) -> dict[str, Any]:
 
 def prepare(recipe: Method[Config], config: Config) -> Run[Config]:
     """Completes the options, opens the data, creates model and trainer, and begins the folder."""
+    config = adopt_own_code(recipe, config)
     if recipe.check is not None:
         config = recipe.check(config)
     config, backbone, images = resolve(config)
@@ -148,6 +151,20 @@ def prepare(recipe: Method[Config], config: Config) -> Run[Config]:
     return run
 
 
+def adopt_own_code(recipe: Method[Config], config: Config) -> Config:
+    """Writes a recipe's own functions into the options that could name them, unless they are set.
+
+    So a run records them, and evaluate.py and a resumed run find them.
+    """
+    if recipe.dataset is not None:
+        name = name_function(recipe.dataset)
+        config = replace(config, dataset=config.dataset or name)
+    if recipe.transform is not None and not isinstance(recipe.transform, str):
+        name = name_function(recipe.transform)
+        config = replace(config, transform=config.transform or name)
+    return config
+
+
 def create_mixer(config: PretrainConfig) -> Mixer:
     """Creates MixCo's mixer."""
     if not isinstance(config, MixingOptions):
@@ -159,15 +176,21 @@ def create_data(recipe: Method[Config], config: Config, images: RunImages) -> Pr
     """Creates the batches."""
     assert config.image_size is not None
     assert config.num_workers is not None
-    method = recipe.transform or ("moco" if recipe.method == "moco" else "simclr")
-    transform = create_pretrain_transform(
-        method,
-        images.facts,
-        config.image_size,
-        config.min_scale,
-        config.augmentations,
-        recipe.num_views,
-    )
+    transform: Any
+    if config.transform is not None:
+        transform = create_own_transform(
+            config.transform, images.facts, config.image_size, recipe.num_views
+        )
+    else:
+        method = recipe.transform or ("moco" if recipe.method == "moco" else "simclr")
+        transform = create_pretrain_transform(
+            str(method),
+            images.facts,
+            config.image_size,
+            config.min_scale,
+            config.augmentations,
+            recipe.num_views,
+        )
     # A method without the option, such as i-Mix, always mixes.
     is_mixed = getattr(config, "mix_weight", 1.0) > 0
     return PretrainData(
@@ -207,7 +230,9 @@ def announce(run: Run[Config], stem: str) -> None:
             f"{len(images.broken):,} broken images are left out: {run.folder / 'broken_images.txt'}"
         )
     if run.data.stream is not None:
-        print_on_rank_zero(run.data.stream.describe_reading(config.num_workers, config.num_processes))
+        print_on_rank_zero(
+            run.data.stream.describe_reading(config.num_workers, config.num_processes)
+        )
     if run.unmeasured:
         print_on_rank_zero(
             f"No kNN while training and no probes at the end: {run.unmeasured}. evaluate.py "

@@ -27,8 +27,11 @@ class Recipe(Method[Config]):
         create_mixer: Returns the mixer, such as ``Mixer.unmix()``, for given options. Default:
             MixCo's, by the options mixing and alpha.
         num_views: Number of views of each image.
+        dataset: A function of your own that opens the images, as ``--dataset`` takes the name of
+            one. Default: the options ``--dataset`` and ``--data_dir`` alone choose them.
         transform: The method whose augmentations are used: moco, simclr, selfcon or cross-entropy.
-            Default: ``method`` if it is one of these, else simclr.
+            Or a function of your own that creates the transform, as ``--transform`` takes the name
+            of one. Default: ``method`` if it is one of these, else simclr.
         needs_labels: Whether the method trains with labels.
         count_negatives: Returns the number of negatives of a query, from which the chance level of
             the contrast term follows. Default: the run does not mention a chance level.

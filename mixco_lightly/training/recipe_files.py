@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
+
+from mixco_lightly.data.own_code import run_file
 
 _PACKAGE = Path(__file__).parents[1]
 INSTALLED_RECIPES = _PACKAGE / "recipes"
@@ -31,11 +31,4 @@ def load_page(name_or_path: str | Path) -> Any:
         path = recipes_folder() / f"{name_or_path}.py"
     if not path.is_file():
         raise FileNotFoundError(f"There is no recipe {str(name_or_path)!r}: {path} is missing.")
-    name = f"mixco_lightly_page_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return run_file(path)

@@ -15,6 +15,7 @@ import mixco_lightly.machine as machine
 from mixco_lightly.backbones.backbone import Backbone, create_backbone
 from mixco_lightly.data.catalogue import find_dataset, get_dataset
 from mixco_lightly.data.images import have_one_size
+from mixco_lightly.data.own_code import load_function
 from mixco_lightly.training.open_data import RunImages, open_images
 from mixco_lightly.training.optimiser import complete_optimiser
 from mixco_lightly.training.options import (
@@ -23,6 +24,7 @@ from mixco_lightly.training.options import (
     NetworkOptions,
     OptimiserOptions,
     ProtocolOrNone,
+    ViewOptions,
 )
 from mixco_lightly.training.processes import check_processes, is_rank_zero, print_on_rank_zero
 from mixco_lightly.training.run_folder import probe_output
@@ -57,7 +59,7 @@ def resolve(config: Config) -> Resolved[Config]:
         ImageError: If too many images are broken.
     """
     dataset, data_dir = choose_dataset(config.dataset, config.data_dir)
-    spec = get_dataset(dataset)
+    spec = get_dataset(dataset).with_columns(config.image_column, config.label_column)
     image_size = config.image_size or spec.image_size
     if image_size is None:
         raise ValueError(f"{dataset} has no image size of its own: give --image_size.")
@@ -72,6 +74,7 @@ def resolve(config: Config) -> Resolved[Config]:
         protocol=choose_protocols(config.protocol),
     )
     check_numbers(config)
+    check_views(config)
     check_processes(config.devices, config.num_nodes)
     if is_rank_zero():
         probe_output(Path(config.output_dir))
@@ -79,7 +82,7 @@ def resolve(config: Config) -> Resolved[Config]:
     backbone = create_initial_backbone(config, image_size, config.seed)
     # Published weights go with images that are normalised as theirs were.
     facts = spec.facts.normalised(backbone.mean, backbone.std)
-    images = open_images(config, dataset, data_dir, facts, Path(config.output_dir))
+    images = open_images(config, spec, data_dir, facts, Path(config.output_dir))
     config, line = complete_optimiser(complete_length(config, images), backbone)
     print_on_rank_zero(line)
 
@@ -89,7 +92,7 @@ def resolve(config: Config) -> Resolved[Config]:
             f"--augment device needs images of one size that are decoded once; those in "
             f"{data_dir} are not: use --augment workers."
         )
-    on_device = config.augment != "workers" and one_size
+    on_device = config.augment != "workers" and one_size and config.transform is None
     num_workers = config.num_workers
     if num_workers is None and on_device and machine.runs_on_cpu(config.accelerator):
         num_workers = 0  # a worker beside a network on the same processors only takes turns with it
@@ -144,6 +147,23 @@ def check_numbers(options: OptimiserOptions) -> None:
         )
     if options.batch_size < 2:
         raise ValueError(f"--batch_size must be at least 2, got {options.batch_size}.")
+
+
+def check_views(options: ViewOptions) -> None:
+    """Raises a ValueError for options that a transform of the user's does not have."""
+    if options.transform is None:
+        return
+    load_function(options.transform)
+    if options.augment == "device":
+        raise ValueError(
+            f"--transform {options.transform} makes views image by image, in the loader's "
+            "processes: leave out --augment device."
+        )
+    if options.min_scale is not None or options.augmentations != "full":
+        raise ValueError(
+            f"--transform {options.transform} decides all changes of the views: leave out "
+            "--min_scale and --augmentations."
+        )
 
 
 def check_machine(options: MachineOptions) -> None:
