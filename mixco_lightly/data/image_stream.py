@@ -75,6 +75,18 @@ class ImageStream(IterableDataset[tuple[Any, int]]):
         """Images left out so far in this pass."""
         return int(self._num_broken.value)
 
+    def describe_reading(self, num_readers: int) -> str:
+        """Returns a line that says how processes share the stream; empty for a single one."""
+        if num_readers == 1:
+            return ""
+        if getattr(self.source, "splits_itself", False):
+            return f"The stream shares itself out to {num_readers} processes: splits_itself is set."
+        return (
+            f"Each of {num_readers} processes reads the whole stream and keeps every "
+            f"{num_readers}th image. A dataset that shares itself out must have the attribute "
+            "splits_itself = True."
+        )
+
     def start_pass(self, number: int) -> None:
         """Begins a pass: tells the source its number, for its order, and counts from zero.
 

@@ -231,7 +231,7 @@ def index_shard(shard: Path) -> Iterator[tuple[str, Span, int | None]]:
                 if kind == _LABEL:
                     stream = file.extractfile(member)
                     assert stream is not None
-                    numbers[key] = _parse_class(stream.read(), f"{shard}/{name}")
+                    numbers[key] = _parse_class(stream.read(20), f"{shard}/{name}")
                 elif key in images:
                     raise ArchiveError(f"{shard} has two images {key.lstrip('/')!r}.")
                 else:
@@ -257,7 +257,7 @@ def _check_end(file: tarfile.TarFile, shard: Path) -> None:
 
 def _parse_class(text: bytes, path: str) -> int:
     if not re.fullmatch(rb"\s*[0-9]{1,9}\s*", text):
-        raise ValueError(f"{path} is {text[:20]!r}: expected the number of a class, such as 3.")
+        raise ValueError(f"{path} is {text!r}: expected the number of a class, such as 3.")
     return int(text)
 
 

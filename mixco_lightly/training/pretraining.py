@@ -230,9 +230,9 @@ def announce(run: Run[Config], stem: str) -> None:
             f"{len(images.broken):,} broken images are left out: {run.folder / 'broken_images.txt'}"
         )
     if run.data.stream is not None:
-        print_on_rank_zero(
-            run.data.stream.describe_reading(config.num_workers, config.num_processes)
-        )
+        readers = config.num_processes * max(run.data.num_workers, 1)
+        if line := run.data.stream.describe_reading(readers):
+            print_on_rank_zero(line)
     if run.unmeasured:
         print_on_rank_zero(
             f"No kNN while training and no probes at the end: {run.unmeasured}. evaluate.py "

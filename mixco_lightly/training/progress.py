@@ -68,13 +68,13 @@ class Speed(Callback):
         rate = self.epoch_rate()
         if not rate:
             return "?"
-        images = (
-            trainer.num_training_batches
-            * self._epoch_images
-            / max(trainer.fit_loop.epoch_loop.batch_idx + 1, 1)
-        )
+        done = max(trainer.fit_loop.epoch_loop.batch_idx + 1, 1)
         epochs = (trainer.max_epochs or 1) - trainer.current_epoch
-        return str(timedelta(seconds=round((images * epochs - self._epoch_images) / rate)))
+        batches = trainer.num_training_batches * epochs - done
+        if trainer.max_steps != -1:
+            steps = trainer.max_steps - trainer.global_step
+            batches = min(batches, steps * trainer.accumulate_grad_batches)
+        return str(timedelta(seconds=round(batches * self._epoch_images / done / rate)))
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the sums and the peak."""
@@ -156,7 +156,10 @@ class StopOnNonFiniteLoss(Callback):
         """
         loss = outputs["loss"]
         self._steps_in_a_row = torch.where(loss.isfinite(), 0, self._steps_in_a_row + 1)
-        is_last = batch_idx + 1 == trainer.num_training_batches
+        is_last = (
+            batch_idx + 1 == trainer.num_training_batches
+            or trainer.global_step == trainer.max_steps
+        )
         if not is_last and (batch_idx + 1) % self._every_n_steps:
             return
         own = torch.stack([loss.float(), self._steps_in_a_row.float()])

@@ -29,31 +29,37 @@ def complete_length(config: Config, images: RunImages) -> Config:
             warm-up is not shorter than max_steps.
     """
     if isinstance(images.train, IterableDataset):
-        if config.max_steps is None:
-            raise ValueError(
-                "The training images are a stream, whose number is not known: give --max_steps, "
-                "the length of the run."
-            )
-        if config.train_fraction != 1:
-            raise ValueError(
-                f"--train_fraction {config.train_fraction:g} needs images whose number is known, "
-                "and the training images are a stream: leave it out."
-            )
-        steps = min(config.steps_per_epoch or _STREAM_EPOCH, config.max_steps)
-        config = replace(config, steps_per_epoch=steps)
+        config = _complete_stream(config)
     elif config.steps_per_epoch is not None:
         raise ValueError(
             "--steps_per_epoch is for streams; here an epoch is a pass over the "
             f"{len(images.train):,} training images: leave it out."
         )
-    else:
-        if config.max_steps is None:
-            return config
+    if config.max_steps is None:
+        return config
+    steps = config.steps_per_epoch
+    if not isinstance(images.train, IterableDataset):
         targets = torch.tensor(images.train.targets)
         steps = count_steps(len(choose_part(targets, config.train_fraction, config.seed)), config)
+    assert steps is not None
     config = replace(config, epochs=math.ceil(config.max_steps / steps))
     check_warmup(config)
     return config
+
+
+def _complete_stream(config: Config) -> Config:
+    if config.max_steps is None:
+        raise ValueError(
+            "The training images are a stream, whose number is not known: give --max_steps, the "
+            "length of the run."
+        )
+    if config.train_fraction != 1:
+        raise ValueError(
+            f"--train_fraction {config.train_fraction:g} needs images whose number is known, and "
+            "the training images are a stream: leave it out."
+        )
+    steps = min(config.steps_per_epoch or _STREAM_EPOCH, config.max_steps)
+    return replace(config, steps_per_epoch=steps)
 
 
 def count_steps(num_images: int, config: PretrainConfig) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
+from torch.utils.data import IterableDataset
 
 from mixco_lightly.backbones.backbone import Backbone
 from mixco_lightly.backbones.export import export_backbone, load_backbone
@@ -108,6 +109,7 @@ def evaluator_of(
     assert config.image_size is not None
     assert config.num_workers is not None
     assert images.test is not None
+    assert not isinstance(images.train, IterableDataset)
     return partial(
         evaluate_parts,
         images=images.train,

@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from rich.console import Console
 from torch import nn
+from torch.utils.data import IterableDataset
 
 from mixco_lightly.data.transforms import create_test_transform
 from mixco_lightly.models.sync_batchnorm import TimmSyncBatchNorm
@@ -52,6 +53,7 @@ def create_trainer(
     if images is not None and config.knn_every_n_epochs:
         assert config.image_size is not None
         assert config.num_workers is not None
+        assert not isinstance(images.train, IterableDataset)
         callbacks.append(
             TrainingKNN(
                 images.train,
