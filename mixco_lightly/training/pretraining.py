@@ -292,6 +292,10 @@ def fit(run: Run[Config], started_as: str = "") -> None:
             say_stopped()
         named = name_step(error)
         raise named from (None if named is error else error)
+    if run.data.stream is not None and (run.folder / "broken_images.txt").is_file():
+        print_on_rank_zero(
+            f"Broken images are left out of the stream: {run.folder / 'broken_images.txt'}"
+        )
 
 
 def measure_and_write(run: Run[Config]) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def create_trainer(
     if config.sync_batchnorm:
         plugins.append(TimmSyncBatchNorm())
     bar = ProgressBar(speed, log_every_n_steps) if terminal else EpochLines(speed)
-    return pl.Trainer(
+    trainer = pl.Trainer(
         max_epochs=config.epochs,
         max_steps=config.max_steps or -1,
         # A stream has no end.
@@ -107,6 +107,10 @@ def create_trainer(
         use_distributed_sampler=False,
         reload_dataloaders_every_n_epochs=1,
     )
+    # With max_steps Lightning takes a checkpoint for one from within an epoch, and the resumed run
+    # would lack a step. These checkpoints are from the ends of epochs.
+    trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
+    return trainer
 
 
 def quieten_lightning() -> None:
