@@ -24,8 +24,8 @@ class DrawConfig:
     """Options of the picture.
 
     Args:
-        dataset: One of digits, cifar10, cifar100, tiny-imagenet, imagefolder. Default: what is
-            found in data_dir; digits if that is not given.
+        dataset: A dataset's name, as for a recipe. Default: what is found in data_dir; digits if
+            that is not given.
         data_dir: Folder of the data; not used for digits. Default: data.
         image_size: Height and width in pixels. Default: the dataset's.
         mixing: The mixing to draw: mixup, weighted sums; cutmix, a box of the partner; mask, blocks

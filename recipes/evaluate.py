@@ -85,9 +85,9 @@ class ImageOptions:
 
     Args:
         dataset: One or more of digits, cifar10, cifar100, tiny-imagenet, imagefolder, huggingface,
-            or functions of your own, such as my_data.py:create, whose file is run. Default: the
-            dataset that the first backbone was trained on. Without one, or if that was digits: the
-            dataset found in data_dir, or digits without data_dir.
+            webdataset, or functions of your own, such as my_data.py:create, whose file is run.
+            Default: the dataset that the first backbone was trained on. Without one, or if that was
+            digits: the dataset found in data_dir, or digits without data_dir.
         data_dir: Folder of the data: one for all datasets, or one for each. Default: the folder
             that the first backbone was trained from, else data.
         image_column: Column of the images, for huggingface. Default: found by its type or name.

@@ -61,6 +61,9 @@ ON_GPU = ("tests/loss/test_on_pretended_gpu.py",)
 AUGMENTED_ON_GPU = ("tests/data/test_device_transforms.py", "-k", "gpu")
 COMPILED = ("tests/loss/test_compile.py",)
 BATCHES = ("tests/models/test_batches.py",)
+SHARDS = ("tests/data/test_tar_shards.py",)
+SHARES = ("tests/data/test_image_stream.py",)
+STREAMS = ("tests/training/test_streams.py",)
 UNLABELLED = ("tests/data/test_image_folder.py",)
 PRECISION = ("tests/evaluation/test_evaluation_precision.py", "-k", "moco")
 
@@ -84,6 +87,11 @@ _MOMENTUM = "mixco_lightly/models/momentum_module.py"
 _IMIX_MODULES = "mixco_lightly/models/imix.py"
 _SIMCLR = "mixco_lightly/models/simclr.py"
 _DATA = "mixco_lightly/training/data_module.py"
+_TARS = "mixco_lightly/data/tar_shards.py"
+_STREAM = "mixco_lightly/data/image_stream.py"
+_PASSES = "mixco_lightly/training/stream_batches.py"
+_LENGTH = "mixco_lightly/training/run_length.py"
+_TRAINER = "mixco_lightly/training/trainer.py"
 _RUN = "mixco_lightly/training/run_folder.py"
 _PARSER = "mixco_lightly/training/option_parser.py"
 _METRICS = "mixco_lightly/training/metrics.py"
@@ -562,6 +570,100 @@ MUTANTS = [
         "queries and mixtures are split in the other order", _MOCO,
         "queries, mixed = projections.split([len(query_images), len(mixture.images)])",
         "mixed, queries = projections.split([len(mixture.images), len(query_images)])", FAMILY,
+    ),
+    Mutant(
+        "the images of the first shard are read for all", _TARS,
+        "shard, offset, size = self.spans[path]",
+        "shard, offset, size = next(iter(self.spans.values())).shard, *self.spans[path][1:]",
+        SHARDS,
+    ),
+    Mutant(
+        "a changed shard is not noticed", _TARS,
+        "loader=SpanReader(spans), sources=sources)", "loader=SpanReader(spans))", SHARDS,
+    ),
+    Mutant(
+        "a damaged header ends a shard silently", _TARS,
+        "            _check_end(file, shard)\n", "", SHARDS,
+    ),
+    Mutant(
+        "a link in a shard is skipped silently", _TARS,
+        "if not member.isreg() or member.issparse():", "if member.issparse():", SHARDS,
+    ),
+    Mutant(
+        "classes are numbers although only some occur", _TARS,
+        "[target[number] for number in numbers]", "list(numbers)", SHARDS,
+    ),
+    Mutant(
+        "labels without test shards count", _TARS,
+        "if number is not None and shards.test:", "if number is not None:", SHARDS,
+    ),
+    Mutant(
+        "an archive beside images is taken for shards", _TARS,
+        "if named or any(find_images(root)):", "if named:", SHARDS,
+    ),
+    Mutant(
+        "every loader process reads the whole stream", _STREAM,
+        "first, step = self.rank * count + index, self.world_size * count", "first, step = 0, 1",
+        SHARES,
+    ),
+    Mutant(
+        "the devices read the same part of a stream", _STREAM,
+        "first, step = self.rank * count + index, self.world_size * count",
+        "first, step = index, count", SHARES,
+    ),
+    Mutant(
+        "what shares itself out is shared out twice", _STREAM,
+        "            first, step = 0, 1\n", "", SHARES,
+    ),
+    Mutant(
+        "broken images are counted over all passes", _STREAM,
+        "self._is_started, self._num_broken.value = True, 0", "self._is_started = True", SHARES,
+    ),
+    Mutant(
+        "broken images are listed in every pass", _STREAM,
+        "            self.broken_list = None\n", "            pass\n", SHARES,
+    ),
+    Mutant(
+        "every epoch begins a stream anew", _DATA,
+        "self._stream_batches = self._stream_batches or StreamBatches(self._open_pass)",
+        "self._stream_batches = StreamBatches(self._open_pass)", STREAMS,
+    ),
+    Mutant(
+        "every pass draws the same random numbers", _DATA,
+        "return self._create_loader(self.stream, self._first_pass + num_passes)",
+        "return self._create_loader(self.stream, self._first_pass)", STREAMS,
+    ),
+    Mutant(
+        "a resumed stream repeats its first pass", _DATA,
+        "self._first_pass = self.trainer.global_step", "self._first_pass = 0", STREAMS,
+    ),
+    Mutant(
+        "every device draws the same random numbers of a stream", _DATA,
+        "(self.seed, epoch, self.trainer.global_rank)", "(self.seed, epoch)", STREAMS,
+    ),
+    Mutant(
+        "a pass that gives no batch is tried for ever", _PASSES,
+        "if batch is None:\n                raise ImageError(",
+        "if batch is None:\n                return next(self)\n                raise ImageError(",
+        STREAMS,
+    ),
+    Mutant(
+        "max_steps counts the images without train_fraction", _LENGTH,
+        "len(choose_part(targets, config.train_fraction, config.seed))", "len(targets)", STREAMS,
+    ),
+    Mutant(
+        "max_steps leaves the last, short epoch out", _LENGTH,
+        "epochs=math.ceil(config.max_steps / steps)",
+        "epochs=max(config.max_steps // steps, 1)", STREAMS,
+    ),
+    Mutant(
+        "a resumed run of max_steps lacks a step", _TRAINER,
+        "    trainer.fit_loop._iteration_based_training = lambda: False", "    lambda: False",
+        STREAMS,
+    ),
+    Mutant(
+        "an epoch of a stream ignores accumulate", _TRAINER,
+        "config.steps_per_epoch * config.accumulate if", "config.steps_per_epoch if", STREAMS,
     ),
     Mutant(
         "the option --mixing decides nothing", "mixco_lightly/training/pretraining.py",

@@ -215,6 +215,30 @@ def test_a_damaged_shard_and_a_sample_that_is_none_are_one_clear_error(
     assert "\n" not in str(raised.value)
 
 
+def test_a_shard_with_random_damage_is_read_or_is_one_clear_error(tmp_path):
+    write(tmp_path / "test.tar", members([0]))
+    whole = write(tmp_path / "train.tar", members(range(2))).read_bytes()
+    headers = [at for at in range(0, len(whole), 512) if whole[at : at + 5] == b"00000"]
+    rng = np.random.default_rng(0)
+    messages = []
+    for _ in range(200):
+        damaged = bytearray(whole)
+        at = rng.choice(headers) + rng.choice([*range(12), *range(124, 158)])
+        damaged[at] = rng.integers(256)
+        # With a checksum that is right, so that the damaged field is believed.
+        start = at // 512 * 512
+        damaged[start + 148 : start + 156] = b" " * 8
+        damaged[start + 148 : start + 155] = b"%06o\0" % sum(damaged[start : start + 512])
+        (tmp_path / "train.tar").write_bytes(damaged)
+        try:
+            images = create_dataset("webdataset", tmp_path, train=True)
+            [images[index] for index in range(len(images))]
+        except (ArchiveError, ValueError, FileNotFoundError, ImageError) as error:
+            messages.append(str(error))
+    assert 20 < len(messages) < 200
+    assert not any("\n" in message for message in messages)
+
+
 class Marker:
     """Writes a file when it is unpickled."""
 
