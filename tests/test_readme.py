@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from PIL import Image
 
 from mixco_lightly import create_backbone, export_backbone
 from mixco_lightly.data.catalogue import get_dataset
+from mixco_lightly.data.image_stream import ImageStream
 from mixco_lightly.data.transforms import create_pretrain_transform
+from tests.training.test_streams import write_shard
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
@@ -20,7 +23,7 @@ TEXT = {name: (ROOT / name).read_text() for name in DOCUMENTS}
 BLOCK = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
 (MOCO,) = BLOCK.findall(TEXT["README.md"])
 IN_STEP, SIMCLR, LIGHTNING, EVALUATE, FEATURES, SELFCON = BLOCK.findall(TEXT["docs/pipelines.md"])
-(RECIPE,) = BLOCK.findall(TEXT["docs/recipes.md"])
+STREAM, RECIPE = BLOCK.findall(TEXT["docs/recipes.md"])
 FAMILY, *MIXED, SCALEMIX = BLOCK.findall(TEXT["docs/mixing.md"])
 DIFF = re.findall(r"```diff\n(.*?)```", TEXT["README.md"], flags=re.DOTALL)
 
@@ -65,8 +68,19 @@ def test_the_change_to_a_lightly_pipeline_is_three_lines_and_leaves_nothing_of_t
 
 def test_all_code_of_the_documents_is_tested():
     counts = {name: len(BLOCK.findall(text)) for name, text in TEXT.items()}
-    tested = {"README.md": 1, "docs/pipelines.md": 6, "docs/recipes.md": 1, "docs/mixing.md": 6}
+    tested = {"README.md": 1, "docs/pipelines.md": 6, "docs/recipes.md": 2, "docs/mixing.md": 6}
     assert {name: count for name, count in counts.items() if count} == tested
+
+
+def test_the_stream_of_shards_shares_itself_out_and_gives_images_with_their_classes(tmp_path):
+    for index in range(2):
+        write_shard(tmp_path / f"train-{index:06}.tar", 8, kind="jpg")
+    stream = ImageStream(run(STREAM)["create"](tmp_path, True), lambda image: image.size)
+    samples = list(islice(stream, 8))
+    assert "splits_itself is set" in stream.describe_reading(2)
+    assert {size[0] for size, _ in samples} == {16}
+    assert {target for _, target in samples} <= {0, 1}
+    assert run(STREAM)["create"](tmp_path, False) is None
 
 
 def test_mixing_inside_the_step_runs_with_the_pipelines_names():

@@ -265,17 +265,18 @@ def test_the_length_in_words():
     assert replace(options, max_steps=1200).length == "1,200 steps (3 epochs)"
 
 
-def write_shard(path, count, size=16):
+def write_shard(path, count, kind="png"):
+    """Noise that is redder or greener by its class, of two sizes."""
     rng = np.random.default_rng(0)
     path.parent.mkdir(exist_ok=True)
     with tarfile.open(path, "w") as file:
         for index in range(count):
             content = io.BytesIO()
-            pixels = rng.integers(128, size=(size + index % 2, 16, 3), dtype=np.uint8)
+            pixels = rng.integers(128, size=(16 + index % 2, 16, 3), dtype=np.uint8)
             pixels[..., index % 2] += 127
             Image.fromarray(pixels).save(content, "PNG")
-            for kind, data in [("png", content.getvalue()), ("cls", b"%d" % (index % 2))]:
-                member = tarfile.TarInfo(f"{index:06}.{kind}")
+            for ending, data in [(kind, content.getvalue()), ("cls", b"%d" % (index % 2))]:
+                member = tarfile.TarInfo(f"{index:06}.{ending}")
                 member.size = len(data)
                 file.addfile(member, io.BytesIO(data))
 
