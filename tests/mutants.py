@@ -639,7 +639,7 @@ MUTANTS = [
     ),
     Mutant(
         "every device draws the same random numbers of a stream", _DATA,
-        "(self.seed, epoch, self.trainer.global_rank)", "(self.seed, epoch)", STREAMS,
+        "SeedSequence((self.seed, epoch, rank))", "SeedSequence((self.seed, epoch))", STREAMS,
     ),
     Mutant(
         "a pass that gives no batch is tried for ever", _PASSES,

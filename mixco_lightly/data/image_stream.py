@@ -82,8 +82,8 @@ class ImageStream(IterableDataset[tuple[Any, int]]):
         if getattr(self.source, "splits_itself", False):
             return f"The stream shares itself out to {num_readers} processes: splits_itself is set."
         return (
-            f"Each of {num_readers} processes reads the whole stream and keeps every "
-            f"{num_readers}th image. A dataset that shares itself out must have the attribute "
+            f"Each of {num_readers} processes reads the whole stream and keeps one image of "
+            f"{num_readers}. A dataset that shares itself out must have the attribute "
             "splits_itself = True."
         )
 

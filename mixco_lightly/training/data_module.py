@@ -100,6 +100,7 @@ class PretrainData(pl.LightningDataModule):
             self.stream.rank, self.stream.world_size = trainer.global_rank, trainer.world_size
             self._stream_batches = self._stream_batches or StreamBatches(self._open_pass)
             return self._stream_batches
+        epoch = trainer.current_epoch
         sampler: DistributedSampler[Any] = DistributedSampler(
             self.part,  # type: ignore[arg-type]
             num_replicas=trainer.world_size,
@@ -108,8 +109,8 @@ class PretrainData(pl.LightningDataModule):
             drop_last=True,
         )
         # Lightning sets it too, but on a resume the workers have begun by then.
-        sampler.set_epoch(trainer.current_epoch)
-        return self._create_loader(self.part, trainer.current_epoch, sampler)
+        sampler.set_epoch(epoch)
+        return self._create_loader(self.part, epoch, sampler)
 
     def _open_pass(self, num_passes: int) -> DataLoader[Any]:
         assert self.trainer is not None
@@ -124,7 +125,8 @@ class PretrainData(pl.LightningDataModule):
     ) -> DataLoader[Any]:
         """Seeds all random generators for an epoch, and returns its batches."""
         assert self.trainer is not None
-        entropy = np.random.SeedSequence((self.seed, epoch, self.trainer.global_rank))
+        rank = self.trainer.global_rank
+        entropy = np.random.SeedSequence((self.seed, epoch, rank))
         epoch_seed = int(entropy.generate_state(1)[0])
         pl.seed_everything(epoch_seed, verbose=False)
         return DataLoader(

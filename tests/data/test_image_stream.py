@@ -74,7 +74,7 @@ def test_a_source_that_shares_itself_out_is_read_whole():
     assert sorted(values) == list(range(10))
     line = ImageStream(OwnShare(10), level).describe_reading(6)
     assert line == "The stream shares itself out to 6 processes: splits_itself is set."
-    assert "keeps every 6th image" in ImageStream(Numbers(10), level).describe_reading(6)
+    assert "keeps one image of 6. A" in ImageStream(Numbers(10), level).describe_reading(6)
     assert ImageStream(Numbers(10), level).describe_reading(1) == ""
 
 
