@@ -69,9 +69,10 @@ def find_offences(source):
     return offences
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
-def test_no_source_evaluates_text_or_unpickles(path):
-    assert find_offences(path.read_text()) == []
+def test_no_source_evaluates_text_or_unpickles():
+    offences = {str(path): find_offences(path.read_text()) for path in SOURCES}
+    assert len(offences) > 60
+    assert {name: found for name, found in offences.items() if found} == {}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.run_recipe import RECIPES, Program, tiny_run
 
 LAST = Path("checkpoints", "last.ckpt")
-EPOCHS = 12
+EPOCHS = 10
 # What a run is compared by; summary.json has times in it.
 OPTIONS = {
     "moco": ["--memory_bank_size", 32],
