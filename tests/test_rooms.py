@@ -55,7 +55,7 @@ packages = pytest.mark.parametrize("package", PACKAGES)
 
 
 def every_module(check):
-    """Makes one test of a check of a module: with one for each of them pytest is half of the time."""
+    """Makes one test of a check of a module; a test for each module would take longer."""
 
     def test():
         wrong = {}
