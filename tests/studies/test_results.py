@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mixco_lightly.studies import report
+from mixco_lightly.studies import forest, report
 from mixco_lightly.studies.plan import plan_runs
 from mixco_lightly.studies.statistics import paired_difference
 
@@ -153,6 +153,18 @@ def test_the_map_in_the_readme_follows_from_the_studies():
         study, _, group = source.partition(": ")
         results = json.loads((ROOT / "recipes" / "results" / study / "results.json").read_text())
         assert row == map_row(results, setting, study, group)
+
+
+def test_the_pooled_rows_in_the_document_follow_from_the_studies():
+    rows = forest.arrange(forest.read_settings(ROOT / "recipes" / "results"))
+    _, lines = forest.tabulate(row for row in rows if row.pooled)
+    document = (ROOT / "docs" / "results.md").read_text()
+    (shown,) = re.findall(r"<!-- pooled -->\n(.*?)<!-- end -->", document, re.DOTALL)
+    cells = [line.strip("| ").split(" | ") for line in shown.strip().splitlines()[2:]]
+    assert [row[-2:] for row in cells] == [line[-2:] for line in lines]
+    assert [re.findall(r"\d+ independent settings", row[0]) for row in cells] == [
+        re.findall(r"\d+ independent settings", line[1]) for line in lines
+    ]
 
 
 def test_the_committed_studies_are_as_they_should_be(compare):
