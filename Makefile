@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 FLOORS := .venv-floors
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-gpu test-slow test-floors mutants soak study-check format clean
+.PHONY: help quickstart test test-gpu test-slow test-floors mutants soak study-check forest format clean
 
 help: ## Show the commands.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -41,6 +41,9 @@ soak: $(VENV)/.installed-dev ## Train for two hours; fail if memory, file handle
 
 study-check: $(VENV)/.installed-dev ## Compute the tables in recipes/results/ and the README anew from their runs.
 	$(BIN)/python -m pytest -q tests/studies/test_results.py
+
+forest: $(VENV)/.installed ## Draw docs/results.png, all studies' differences to plain training, from recipes/results/.
+	$(BIN)/python recipes/compare.py --output_dir recipes/results --forest docs/results.png
 
 format: $(VENV)/.installed-dev ## Format the code.
 	$(BIN)/ruff check --fix .

@@ -14,6 +14,10 @@ and curve), results.md (mean, standard deviation, paired difference to the base 
 interval, cost) and results.png (accuracy over images seen and over seconds). All accuracies are
 those of the last epoch. Options and seed decide what a run learns, so a study can be repeated;
 seconds depend on the machine.
+
+    python recipes/compare.py --output_dir recipes/results --forest docs/results.png
+
+draws the difference to plain training in every setting of the studies in a folder.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mixco_lightly.studies import forest
 from mixco_lightly.studies.plan import Study, check_study_file, plan_runs
 from mixco_lightly.studies.report import notes, read_results, tabulate, write_report
 from mixco_lightly.training.command_line import parse_options, print_table
@@ -43,6 +48,8 @@ class CompareConfig(Study):
             output_dir/compare.log.
         resume: Whether to resume the study in output_dir; finished runs are skipped.
         report: Whether only to write table and plot again, from output_dir/results.json.
+        forest: PNG file. Only draws the differences to plain training there, of all studies whose
+            folders are in output_dir.
     """
 
     output_dir: str = "runs/study"
@@ -50,6 +57,7 @@ class CompareConfig(Study):
     background: bool = False
     resume: bool = False
     report: bool = False
+    forest: str = ""
 
 
 def find_config_classes() -> tuple[dict[str, type[Any]], type[Any]]:
@@ -98,6 +106,11 @@ def main() -> None:
     end_in_one_line()
     config = parse_options(CompareConfig, __doc__, check_study_file)
     output_dir = Path(config.output_dir)
+    if config.forest:
+        with fail_in_one_line():
+            rows = forest.write_forest(output_dir, Path(config.forest))
+        print_table(f"Differences to plain training -> {config.forest}", *forest.tabulate(rows))
+        return
     with fail_in_one_line():
         if config.report:
             write_report(read_results(output_dir), output_dir)

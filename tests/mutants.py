@@ -49,6 +49,8 @@ MIXING = ("tests/training/test_mixing.py", "-k", "recipe_mixes")
 OPTIMIZER = ("tests/models/test_optimizer.py", "-k", "decay")
 WARM_UP = ("tests/training/test_optimiser.py", "-k", "depthwise")
 RATES = ("tests/training/test_optimiser.py", "-k", "base_learning_rate")
+FOREST = ("tests/studies/test_forest.py",)
+_FOREST = "mixco_lightly/studies/forest.py"
 FILES = ("tests/training/test_resume.py", "-k", "sweep or failed or metrics")
 OPTIONS = ("tests/training/test_resume.py", "-k", "options")
 EARLIER = ("tests/training/test_mixing.py", "-k", "begun_before")
@@ -681,6 +683,32 @@ MUTANTS = [
         "a run is evaluated in its training precision", "mixco_lightly/training/summary.py",
         "knn_k=config.knn_k,", "knn_k=config.knn_k, precision=config.precision,", PRECISION,
     ),
+    Mutant(
+        "settings that share their plain runs count as two", _FOREST,
+        "(one.base_runs | one.arm_runs)", "one.arm_runs", FOREST,
+    ),
+    Mutant(
+        "a setting that links two others joins one of them", _FOREST,
+        "*(x for each in linked for x in each)", "*(linked or [[]])[0]",
+        FOREST,
+    ),
+    Mutant(
+        "a setting that two studies show is drawn twice", _FOREST,
+        "if runs not in [", "if setting not in [", FOREST,
+    ),
+    Mutant(
+        "longer plain training is drawn as a method", _FOREST,
+        'arm.split(",")[0] == PLAIN', "arm == PLAIN", FOREST,
+    ),
+    Mutant(
+        "two settings are pooled", _FOREST,
+        "if len(means) >= MIN_POOLED_SETTINGS", "if len(means) > 1", FOREST,
+    ),
+    Mutant(
+        "the pooled interval is that of a single setting", "mixco_lightly/studies/statistics.py",
+        "* deviation / math.sqrt(n))", "* deviation)", FOREST,
+    ),
+    Mutant("the interval is half as wide", _FOREST, "xerr=half,", "xerr=half / 2,", FOREST),
 ]  # fmt: skip
 
 
