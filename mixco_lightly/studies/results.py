@@ -37,11 +37,15 @@ def is_finished(run: Run) -> bool:
                 f"{value}: choose another --output_dir, or delete that folder."
             )
     return (run.folder / "summary.json").is_file() and all(
-        # An interrupted evaluation leaves some of its protocols.
-        {record["protocol"] for record in read_report(run.transfer_folder(name))}
-        >= set(options["protocol"])
-        for name, options in run.transfer.items()
+        is_evaluated(run, name) for name in run.transfer
     )
+
+
+def is_evaluated(run: Run, name: str) -> bool:
+    """Checks whether an evaluation of a run on a further dataset is complete."""
+    # An interrupted evaluation leaves some of its protocols.
+    measured = {record["protocol"] for record in read_report(run.transfer_folder(name))}
+    return measured >= set(run.transfer[name]["protocol"])
 
 
 def collect(runs: Sequence[Run]) -> list[dict[str, Any]]:

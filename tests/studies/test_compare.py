@@ -6,7 +6,6 @@ import math
 import os
 import re
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -21,7 +20,7 @@ from mixco_lightly.studies import execute, report
 from mixco_lightly.studies.plan import plan_runs
 from mixco_lightly.studies.results import collect, is_finished
 from mixco_lightly.studies.statistics import paired_difference
-from tests.run_recipe import RECIPES, Program
+from tests.run_recipe import RECIPES, ForkedProcess
 
 
 @pytest.fixture
@@ -260,11 +259,16 @@ def test_a_run_has_the_users_threads_or_its_share_of_the_processors_it_may_use(
 ):
     seen = []
 
-    def run(command, env, **_):
-        seen.append(env["OMP_NUM_THREADS"])
-        return subprocess.CompletedProcess(command, 1)
+    class Failed:
+        returncode = 1
 
-    monkeypatch.setattr(execute.subprocess, "run", run)
+        def __init__(self, command, env, **_):
+            seen.append(env["OMP_NUM_THREADS"])
+
+        def wait(self, timeout):
+            pass
+
+    monkeypatch.setattr(execute.subprocess, "Popen", Failed)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6), raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS")
@@ -277,7 +281,7 @@ def test_a_run_has_the_users_threads_or_its_share_of_the_processors_it_may_use(
 
 def test_a_run_has_at_least_one_thread(compare, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(execute, "run_one", lambda run, threads, log: seen.append(threads))
+    monkeypatch.setattr(execute, "run_one", lambda run, threads, log, part: seen.append(threads))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(2), raising=False)
     config, folder = study(compare, tmp_path, seeds=[0], jobs=5)
     monkeypatch.setattr(execute, "_describe", lambda run: "")
@@ -348,7 +352,7 @@ def run_study(compare, config, folder, monkeypatch, stop_after=None):
     """Runs a study whose recipes are replaced by finish; gives the labels that ran."""
     ran = []
 
-    def run_one(run, threads, log):
+    def run_one(run, threads, log, part):
         if len(ran) == stop_after:
             raise KeyboardInterrupt
         ran.append(run.label)
@@ -444,7 +448,7 @@ def test_what_goes_wrong_in_the_report_stops_the_study_at_once(compare, tmp_path
     runs = 50 * plan(compare, config, folder)
     ran = []
 
-    def run_one(run, threads, log):
+    def run_one(run, threads, log, part):
         time.sleep(0.05)
         ran.append(run.label)
         return "no images"
@@ -610,7 +614,7 @@ def test_a_failed_run_is_named_and_the_others_still_run(
 ):
     config, folder = study(compare, tmp_path, seeds=[0])
 
-    def run_one(run, threads, log):
+    def run_one(run, threads, log, part):
         if run.arm == "plain":
             return "exit code 1: error: no images"
         finish(run, 50)
@@ -628,13 +632,8 @@ def call(compare, monkeypatch, *options):
 
 
 def test_a_whole_study_on_digits_by_the_command_of_the_help(compare, tmp_path, monkeypatch, capsys):
-    def fork(command, env, stdout, stderr, check):
-        result = Program(*command[1:], cwd=tmp_path).wait()
-        stdout.write(result.stdout + result.stderr)
-        return result
-
     # The recipes run as ever, but without their imports, which take longer than such runs.
-    monkeypatch.setattr(execute.subprocess, "run", fork)
+    monkeypatch.setattr(execute.subprocess, "Popen", ForkedProcess)
     path = tmp_path / "digits.yaml"
     base = {**BASE, "backbone": "test_vit", "image_size": 16, "protocol": ["knn"]}
     base["precision"] = "32-true"  # on every processor
