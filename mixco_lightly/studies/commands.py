@@ -75,7 +75,7 @@ def check_data(runs: Sequence[Run]) -> None:
 
 def print_minutes(title: str, plan: Plan) -> None:
     """Prints the planned minutes of a study."""
-    print_table(f"{title} Planned minutes".strip(), *tabulate_minutes(plan))
+    print_table(title, *tabulate_minutes(plan))
     print(describe_minutes(plan))
 
 

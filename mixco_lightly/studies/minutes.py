@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mixco_lightly.files import replace_file
 from mixco_lightly.studies.plan import Options, Run, Study
+from mixco_lightly.studies.published import name_arm
 
 if TYPE_CHECKING:
     import torch
@@ -85,20 +86,13 @@ class Plan(NamedTuple):
         return sum(arm.total for arm in self.arms)
 
 
-def plan_minutes(
-    study: Study,
-    runs: Sequence[Run],
-    output_dir: Path,
-    measure: Callable[[Sequence[Run], Path], Plan] | None = None,
-) -> Plan:
+def plan_minutes(study: Study, runs: Sequence[Run], output_dir: Path) -> Plan:
     """Reads the minutes of a study, or measures them, and writes minutes.json and minutes.md.
 
     Args:
         study: The study.
         runs: Its runs.
         output_dir: Its folder.
-        measure: Measures the minutes. Default: :func:`measure_minutes` in a process of its own,
-            whose memory on the device is free again when the runs start.
 
     Raises:
         ValueError: If an arm cannot run.
@@ -110,12 +104,7 @@ def plan_minutes(
         return Plan(before["device"], [Minutes(*values) for values in before["arms"]])
     log = output_dir / "logs" / "minutes.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    if measure is None:
-        context = get_context("spawn")
-        with ProcessPoolExecutor(1, context, _end_with, (os.getpid(),)) as pool:
-            plan = pool.submit(measure_minutes, runs, log).result()
-    else:
-        plan = measure(runs, log)
+    plan = measure_apart(runs, log)
     head, rows = tabulate_minutes(plan)
     lines = [f"| {' | '.join(cells)} |" for cells in [head, *rows]]
     lines.insert(1, f"|{'---|' * len(head)}")
@@ -125,6 +114,13 @@ def plan_minutes(
         record = {"study": content, "device": plan.device, "arms": plan.arms}
         file.write(f"{json.dumps(record, indent=1)}\n".encode())
     return plan
+
+
+def measure_apart(runs: Sequence[Run], log: Path) -> Plan:
+    """Measures in a process of its own, whose memory is free again when the runs start."""
+    context = get_context("spawn")
+    with ProcessPoolExecutor(1, context, _end_with, (os.getpid(),)) as pool:
+        return pool.submit(measure_minutes, runs, log).result()
 
 
 def _end_with(parent: int) -> None:
@@ -137,20 +133,15 @@ def _end_with(parent: int) -> None:
 
 def tabulate_minutes(plan: Plan) -> tuple[list[str], list[list[str]]]:
     """Returns the headings and the rows of a study's minutes, the last of which is their sum."""
-    head = ["group", "arm", "runs", "training, minutes a run", "evaluation, minutes a run"]
     rows = [
-        [
-            arm.group,
-            arm.arm,
-            str(arm.runs),
-            f"{arm.training:,.1f}",
-            f"{arm.evaluation:,.1f}",
-            f"{arm.total:,.1f}",
-        ]
-        for arm in plan.arms
+        (name_arm(x.group, x.arm), x.runs, x.runs * x.training, x.runs * x.evaluation, x.total)
+        for x in plan.arms
     ]
-    runs = str(sum(arm.runs for arm in plan.arms))
-    return [*head, "minutes"], [*rows, ["", "total", runs, "", "", f"{plan.total:,.1f}"]]
+    rows.append(("total", *(sum(column) for column in list(zip(*rows, strict=True))[1:])))
+    head = ["planned minutes", "runs", "training", "evaluation", "all"]
+    return head, [
+        [name, str(runs), *(f"{minutes:,.1f}" for minutes in parts)] for name, runs, *parts in rows
+    ]
 
 
 def describe_minutes(plan: Plan) -> str:
