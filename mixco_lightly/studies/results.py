@@ -28,8 +28,9 @@ def is_finished(run: Run) -> bool:
         return False
     before = yaml.safe_load(path.read_text()) or {}
     for name, value in run.options.items():
-        # Data may have moved, and selfcon.py records no exits for a method without sub-networks.
-        if name == "data_dir" or (name == "exits" and before.get(name) == []):
+        # Data may have moved, a run records what it chose for auto, and selfcon.py records no exits
+        # for a method without sub-networks.
+        if name == "data_dir" or value == "auto" or (name == "exits" and before.get(name) == []):
             continue
         if before.get(name) != value:
             raise ValueError(

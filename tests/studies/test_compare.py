@@ -112,6 +112,7 @@ def test_a_plan_has_every_group_arm_and_seed_once_and_the_change_wins_over_group
         ({"changes": {"a b": {}, "a-b": {}}}, "no folder"),
         ({"seeds": [1, 1]}, "seed is named twice"),
         ({"figures": ["linear"]}, "'linear': choose from linear_top1, "),
+        ({"published": {"knn": {"source": "a"}}}, "published, knn: there is no such figure"),
     ],
 )
 def test_a_study_that_cannot_run_is_refused_before_anything_runs(
@@ -204,6 +205,7 @@ def test_a_value_of_a_wrong_type_is_named_with_its_place_in_the_file(
         ("changes: {MixCo: 1}", "changes, MixCo must be a mapping of names, got 1."),
         ("groups: long", "groups must be a mapping of names, got 'long'."),
         ("transfer: {A: digits}", "transfer, A must be a mapping of names, got 'digits'."),
+        ("published: [70]", "published must be a mapping of names, got [70]."),
     ],
 )
 @pytest.mark.parametrize("option", ["--config {}", "--config={}"])
@@ -538,6 +540,13 @@ def test_a_run_of_another_study_is_refused_by_the_name_of_the_option(compare, tm
     config = replace(config, base={**BASE, "epochs": 2})
     with pytest.raises(ValueError, match="epochs 1, the study says 2"):
         is_finished(plan(compare, config, folder)[0])
+
+
+def test_what_a_run_chose_for_auto_is_what_the_study_says(compare, tmp_path):
+    config, folder = study(compare, tmp_path, base={**BASE, "precision": "auto"})
+    run = plan(compare, config, folder)[0]
+    finish(replace(run, options={**run.options, "precision": "bf16-mixed"}), 50)
+    assert is_finished(run)
 
 
 def test_a_run_without_all_of_its_transfers_is_not_finished(compare, tmp_path):

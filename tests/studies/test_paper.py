@@ -11,13 +11,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
+from mixco_lightly.evaluation import evaluator
 from mixco_lightly.studies import execute, minutes, report, slices
 from mixco_lightly.studies.minutes import Minutes, Plan, measure_minutes
 from mixco_lightly.studies.published import check_published
 from mixco_lightly.studies.scale import scale_epochs
 from mixco_lightly.studies.slices import Slice
+from mixco_lightly.training import MixCoConfig, step_timer
+from mixco_lightly.training.command_line import check_options
 from tests.conftest import end_of
 from tests.run_recipe import RECIPES, ForkedProcess, Program
 
@@ -54,6 +58,8 @@ def write_tiny(name, folder, seeds=(0,), groups=None, changes=None, epochs=None)
     study = read(name)
     study["base"] |= TINY
     study["base"]["epochs"] = epochs or study["base"]["epochs"]
+    if "learning_rate" in study["base"]:
+        study["base"]["learning_rate"] = 0.01  # the preset's is for batches of 1,024
     study["seeds"] = list(seeds)
     for part, chosen in [("groups", groups), ("changes", changes)]:
         if chosen is not None:
@@ -155,7 +161,7 @@ def test_all_tables_at_a_tiny_scale_run_to_their_end(paper, call, tmp_path):
     stops = 0
     while True:
         code, printed, error, _ = call("--studies", *files, "--slice_minutes", 0.1)
-        assert (code, error) == (0, "")
+        assert code == 0, error
         if "Stopped after" not in printed:
             break
         stops += 1
@@ -256,7 +262,9 @@ def test_the_minutes_are_of_all_steps_epochs_seeds_and_evaluations(
     table = paper.open_table(str(file), config)
     monkeypatch.setattr(minutes, "WARM_UP_STEPS", 3)
     monkeypatch.setattr(minutes, "TIMED_STEPS", 5)
-    monkeypatch.setattr(minutes.time, "perf_counter", Clock())
+    clock = SimpleNamespace(perf_counter=Clock())
+    monkeypatch.setattr(minutes, "time", clock)
+    monkeypatch.setattr(step_timer, "time", clock)
     measured = measure_minutes(table.runs, tmp_path / "log")
     assert [arm[:3] for arm in measured.arms] == [("MoCo v2", "plain", 2), ("MoCo v2", "MixCo", 2)]
     # The clock is read once before and once after the steps: a second for 5 of 100 * 2 steps.
@@ -278,6 +286,71 @@ class Clock:
         return self.now
 
 
+def test_the_epochs_of_a_probe_follow_from_those_on_a_part_of_the_images(
+    paper, image_folder, tmp_path, monkeypatch
+):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(minutes, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(minutes, "PROBE_IMAGES", 6)
+
+    def extract(*_, **__):
+        clock.now += 5
+
+    def measure(_, protocols, *, label_fractions=(1.0,), **__):
+        (protocol,) = protocols
+        if protocol.name == "knn":
+            clock.now += 7
+            return []
+        # A second for each image of an epoch, and a start that takes as long as it likes.
+        clock.now += 11 + 24 * label_fractions[0] * protocol.epochs
+        return []
+
+    monkeypatch.setattr(evaluator, "extract", extract)
+    monkeypatch.setattr(evaluator, "measure", measure)
+    options = {**TINY, "data_dir": str(image_folder)}
+    config = check_options(MixCoConfig, options)
+    evaluation = minutes.Evaluation(
+        "imagefolder", str(image_folder), None, (("knn", 0), ("paper", 100))
+    )
+    seconds = minutes.time_evaluation(config, evaluation, torch.device("cpu"))
+    assert seconds == pytest.approx(5 + 7 + 100 * 24)
+
+
+def test_a_run_that_ends_before_the_device_is_warm_is_timed_from_its_first_step(monkeypatch):
+    monkeypatch.setattr(step_timer, "time", SimpleNamespace(perf_counter=Clock()))
+    trainer = SimpleNamespace(
+        strategy=SimpleNamespace(root_device=torch.device("cpu")), should_stop=False
+    )
+    for steps in (1, 3, 4, 8):
+        timer = step_timer.StepTimer(3, 5)
+        trainer.should_stop = False
+        for step in range(steps):
+            timer.on_train_batch_start(trainer, None, None, step)
+            timer.on_train_batch_end(trainer, None, None, None, step)
+            assert trainer.should_stop == (step == 7)
+        timer.on_train_end(trainer, None)
+        assert timer.seconds_per_step == 1 / (steps if steps <= 3 else steps - 3)
+
+
+def test_a_study_of_compare_is_planned_scaled_and_stopped_too(monkeypatch, capsys, tmp_path):
+    monkeypatch.syspath_prepend(str(RECIPES))
+    compare = importlib.import_module("compare")
+    monkeypatch.setattr(minutes, "measure_apart", planned)
+    monkeypatch.setattr(execute, "run_one", lambda run, threads, log, part: "")
+    words = ["compare.py", "--config", RECIPES / "presets" / "paper-cifar10-study.yaml"]
+    words += ["--output_dir", tmp_path / "study", "--scale", 0.5, "--plan_minutes"]
+    words += ["--slice_minutes", 1e-6]
+    monkeypatch.setattr(sys, "argv", list(map(str, words)))
+    code, printed, error = end_of(compare.main, capsys)
+    assert (code, error) == (0, "")
+    assert re.search(r"│ MoCo v2: plain +│ +1 │ +1.2 │", printed)
+    assert (tmp_path / "study-scale-0.5" / "minutes.md").is_file()
+    assert printed.splitlines()[-1] == (
+        "Stopped after 1e-06 minutes: 0 of 12 runs are finished. Go on with the same command and "
+        "--resume."
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "scale", "expected"),
     [
@@ -290,8 +363,6 @@ class Clock:
     ],
 )
 def test_a_scale_multiplies_epochs_and_warm_up_and_rounds_epochs_up(options, scale, expected):
-    from mixco_lightly.training import MixCoConfig
-
     assert scale_epochs(options, MixCoConfig, scale) == expected
 
 

@@ -164,11 +164,21 @@ def test_the_committed_studies_are_as_they_should_be(compare):
         check_study(compare, path.parent, yaml.safe_load(preset.read_text()), documents)
 
 
-@pytest.mark.parametrize("name", ["family-study", "family-tuning-study"])
-def test_a_study_that_has_not_run_yet_can_run(name, compare, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "recipes"),
+    [
+        *[(f"family-{part}study", {"moco", "imix", "unmix"}) for part in ("", "tuning-")],
+        *[
+            (f"paper-{x}-study", {"moco", "simclr"})
+            for x in ("tiny-imagenet", "cifar10", "cifar100")
+        ],
+        ("paper-selfcon-study", {"selfcon"}),
+    ],
+)
+def test_a_study_that_has_not_run_yet_can_run(name, recipes, compare, tmp_path):
     preset = yaml.safe_load((ROOT / "recipes" / "presets" / f"{name}.yaml").read_text())
     config = compare.CompareConfig(**preset)
     runs = plan(compare, config, tmp_path)
-    arms = len(config.seeds) * len(config.groups) * (1 + len(config.changes))
+    arms = len(config.seeds) * max(1, len(config.groups)) * (1 + len(config.changes))
     assert len({run.folder for run in runs}) == len(runs) == arms
-    assert {run.recipe for run in runs} == {"moco", "imix", "unmix"}
+    assert {run.recipe for run in runs} == recipes
