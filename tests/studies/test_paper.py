@@ -17,6 +17,7 @@ import yaml
 from mixco_lightly.evaluation import evaluator
 from mixco_lightly.studies import execute, minutes, report, slices
 from mixco_lightly.studies.minutes import Minutes, Plan, measure_minutes
+from mixco_lightly.studies.plan import Run
 from mixco_lightly.studies.published import check_published
 from mixco_lightly.studies.scale import scale_epochs
 from mixco_lightly.studies.slices import Slice
@@ -201,6 +202,30 @@ def test_a_table_whose_command_is_killed_leaves_no_program_behind_and_goes_on(
     assert "2/2  SelfCon in one stage, seed 0: " in done.stdout
     summary = json.loads((checkpoint.parents[1] / "summary.json").read_text())
     assert summary["epochs"] == 40
+
+
+def test_each_slice_gets_on_by_one_program_of_a_run_and_repeats_none(monkeypatch, tmp_path):
+    done = []
+
+    def run_program(command, *_):
+        done.append(command)
+        if command == "moco":
+            (tmp_path / "summary.json").touch()
+        return ""
+
+    monkeypatch.setattr(execute, "write_command", lambda name, options, *_: name)
+    monkeypatch.setattr(execute, "_run_program", run_program)
+    monkeypatch.setattr(execute, "is_evaluated", lambda run, name: len(done) > "ab".index(name) + 1)
+    transfer = {"a": {}, "b": {}}
+    run = Run("", "plain", "moco", {"seed": 0}, tmp_path, transfer)
+    over = Slice(1e-9)
+    for count in (1, 2, 3, 3):
+        assert execute.run_one(run, 1, tmp_path / "log", over) == ""
+        assert done == ["moco", "evaluate", "evaluate"][:count]
+    (tmp_path / "summary.json").unlink()
+    done.clear()
+    assert execute.run_one(run, 1, tmp_path / "log", Slice()) == ""
+    assert done == ["moco", "evaluate", "evaluate"]
 
 
 def test_a_program_ends_with_the_process_that_it_works_for(tmp_path):
