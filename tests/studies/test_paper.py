@@ -382,6 +382,7 @@ def test_a_study_of_compare_is_planned_scaled_and_stopped_too(monkeypatch, capsy
         ({"epochs": 100, "warmup_epochs": 10}, 0.1, {"epochs": 10, "warmup_epochs": 1}),
         ({"epochs": 100}, 0.07, {"epochs": 7}),
         ({"epochs": 7, "warmup_epochs": 2}, 0.1, {"epochs": 1, "warmup_epochs": 0.2}),
+        ({"epochs": 25}, 0.1, {"epochs": 3}),
         ({"epochs": 7}, 1, {"epochs": 7}),
         ({}, 0.5, {"epochs": 15}),  # half of the default
         ({"epochs": 100}, 2, {"epochs": 200}),
