@@ -65,6 +65,13 @@ COMPILED = ("tests/loss/test_compile.py",)
 BATCHES = ("tests/models/test_batches.py",)
 UNLABELLED = ("tests/data/test_image_folder.py",)
 PRECISION = ("tests/evaluation/test_evaluation_precision.py", "-k", "moco")
+_PAPER = "tests/studies/test_paper.py"
+SCALE = (_PAPER, "-k", "scale_multiplies")
+PUBLISHED = (_PAPER, "-k", "published")
+SLICES = (_PAPER, "-k", "slice_ends or each_slice")
+MINUTES = (_PAPER, "-k", "minutes_are or epochs_of_a_probe or device_is_warm")
+PARENT = (_PAPER, "-k", "works_for")
+AUTO = ("tests/studies/test_compare.py", "-k", "for_auto")
 
 _BLOCKWISE = "mixco_lightly/loss/blockwise.py"
 _CONTRASTIVE = "mixco_lightly/loss/contrastive.py"
@@ -89,6 +96,15 @@ _DATA = "mixco_lightly/training/data_module.py"
 _RUN = "mixco_lightly/training/run_folder.py"
 _PARSER = "mixco_lightly/training/option_parser.py"
 _METRICS = "mixco_lightly/training/metrics.py"
+_PROCESSES = "mixco_lightly/training/processes.py"
+_STEP_TIMER = "mixco_lightly/training/step_timer.py"
+_EXECUTE = "mixco_lightly/studies/execute.py"
+_MINUTES = "mixco_lightly/studies/minutes.py"
+_PUBLISHED = "mixco_lightly/studies/published.py"
+_REPORT = "mixco_lightly/studies/report.py"
+_RESULTS = "mixco_lightly/studies/results.py"
+_SCALE = "mixco_lightly/studies/scale.py"
+_SLICES = "mixco_lightly/studies/slices.py"
 
 
 class Mutant(NamedTuple):
@@ -709,6 +725,79 @@ MUTANTS = [
         "* deviation / math.sqrt(n))", "* deviation)", FOREST,
     ),
     Mutant("the interval is half as wide", _FOREST, "xerr=half,", "xerr=half / 2,", FOREST),
+    # make paper
+    Mutant("scaled epochs are rounded down", _SCALE, "math.ceil(", "math.floor(", SCALE),
+    Mutant(
+        "0.07 of 100 epochs are 8", _SCALE,
+        "math.ceil(round(epochs * scale, 6))", "math.ceil(epochs * scale)", SCALE,
+    ),
+    Mutant(
+        "the warm-up is not scaled", _SCALE,
+        'round(scaled["warmup_epochs"] * scale, 6)', 'scaled["warmup_epochs"]', SCALE,
+    ),
+    Mutant(
+        "a published figure is looked up without its group", _PUBLISHED,
+        ".get(name_arm(group, arm))", ".get(arm)", PUBLISHED,
+    ),
+    Mutant(
+        "an unknown figure is a blank", _PUBLISHED,
+        'UNKNOWN = "unknown"', 'UNKNOWN = ""', PUBLISHED,
+    ),
+    Mutant(
+        "the published column of a scaled study does not name its epochs", _PUBLISHED,
+        "if scale == 1:", "if scale <= 1:", PUBLISHED,
+    ),
+    Mutant(
+        "the title of a scaled study does not say so", _REPORT,
+        'f" (scale {scale:g})" if scale else ""', '""', PUBLISHED,
+    ),
+    Mutant(
+        "a slice ends a run at an old checkpoint", _SLICES,
+        "if before is not None and written != before:", "if written:", SLICES,
+    ),
+    Mutant(
+        "a slice ends a run before its time", _SLICES,
+        "if checkpoint is None or not self.is_over():", "if checkpoint is None:", SLICES,
+    ),
+    Mutant(
+        "a slice that is over evaluates nothing", _EXECUTE,
+        "if has_run and part.is_over():", "if part.is_over():", SLICES,
+    ),
+    Mutant(
+        "a slice that is over goes on with the evaluations", _EXECUTE,
+        "if has_run and part.is_over():", "if False:", SLICES,
+    ),
+    Mutant(
+        "the minutes are of one epoch", _MINUTES,
+        "timer.seconds_per_step * batches * prepared.config.epochs",
+        "timer.seconds_per_step * batches", MINUTES,
+    ),
+    Mutant(
+        "the minutes are of one seed", _MINUTES,
+        "return self.runs * (self.training + self.evaluation)",
+        "return self.training + self.evaluation", MINUTES,
+    ),
+    Mutant(
+        "the minutes of a probe are of a part of the images", _MINUTES,
+        "/ 2 / part * epochs", "/ 2 * epochs", MINUTES,
+    ),
+    Mutant(
+        "the minutes of a probe count its start in each epoch", _MINUTES,
+        "max(0.0, three - one) / 2", "three / 3", MINUTES,
+    ),
+    Mutant(
+        "the warm-up is timed", _STEP_TIMER,
+        "if self._steps in (0, self._warm_up):", "if self._steps == 0:", MINUTES,
+    ),
+    Mutant(
+        "a run goes on when its study is killed", _PROCESSES,
+        "os.environ.get(STUDY_PROCESS if is_first else _FIRST_PROCESS)",
+        "None if is_first else os.environ.get(_FIRST_PROCESS)", PARENT,
+    ),
+    Mutant(
+        "a study takes what its runs chose for another study", _RESULTS,
+        ' or value == "auto"', "", AUTO,
+    ),
 ]  # fmt: skip
 
 

@@ -190,7 +190,8 @@ def test_a_study_that_has_not_run_yet_can_run(name, compare, tmp_path):
     runs = plan(compare, config, tmp_path)
     arms = len(config.seeds) * (len(config.groups) or 1) * (1 + len(config.changes))
     assert len({run.folder for run in runs}) == len(runs) == arms
-    assert config.output_dir == f"runs/{name}"
+    folder = name.removeprefix("paper-").removesuffix("-study")
+    assert config.output_dir in (f"runs/{name}", f"runs/paper/{folder}")
     assert config.question
     if name.startswith("family"):
         assert {run.recipe for run in runs} == {"moco", "imix", "unmix"}
@@ -201,7 +202,7 @@ def test_a_study_that_chooses_has_its_own_seed_and_shows_held_out_training_image
         path.stem: yaml.safe_load(path.read_text())
         for path in (ROOT / "recipes" / "presets").glob("*-study.yaml")
     }
-    tuning = {name for name in presets if name.endswith("tuning-study")}
+    tuning = {name for name in presets if name.endswith("tuning-study") or "-choice-" in name}
     assert tuning
     for name, preset in presets.items():
         if name in tuning:
@@ -212,7 +213,10 @@ def test_a_study_that_chooses_has_its_own_seed_and_shows_held_out_training_image
 
 
 def test_the_queue_is_shorter_than_the_images_minus_a_batch_but_in_two_studies():
-    images = {"cifar10-images": 50_000, "cifar10-10000": 10_000, "tiny-imagenet-200": 20_000}
+    images = {
+        ".": 50_000,  # CIFAR's own folder
+        **{"cifar10-images": 50_000, "cifar10-10000": 10_000, "tiny-imagenet-200": 20_000},
+    }
     longer = set()
     for path in (ROOT / "recipes" / "presets").glob("*-study.yaml"):
         preset = yaml.safe_load(path.read_text())

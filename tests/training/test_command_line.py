@@ -23,7 +23,7 @@ from tests.run_recipe import RECIPES, command
 
 PRESETS = RECIPES / "presets"
 COMMANDS = ["moco", "simclr", "imix", "unmix", "selfcon"]
-COMMANDS += ["evaluate", "compare", "backbones", "draw_mixtures"]
+COMMANDS += ["evaluate", "compare", "paper", "backbones", "draw_mixtures"]
 
 
 @pytest.fixture
