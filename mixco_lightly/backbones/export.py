@@ -34,6 +34,7 @@ from mixco_lightly.backbones.timm_config import (
 )
 from mixco_lightly.files import replace_file
 
+HUB_PREFIX = "hf-hub:"
 # Prefix of the weights' names if timm cannot build a network with the same features.
 _PREFIX = "use_mixco_lightly_load_backbone."
 
@@ -131,7 +132,10 @@ def load_backbone(directory: str | Path) -> Backbone:
     """Loads an exported backbone in eval mode.
 
     Args:
-        directory: Where :func:`export_backbone` wrote it, or a run's output folder.
+        directory: Where :func:`export_backbone` wrote it, or a run's output folder, or its name on
+            the Hugging Face Hub: "hf-hub:USER/NAME" or "hf-hub:USER/NAME@REVISION". Only its
+            ``backbone.json`` and ``model.safetensors`` are downloaded, into huggingface_hub's
+            cache.
 
     Returns:
         The backbone. Its features equal the exported backbone's bit by bit, and its
@@ -140,6 +144,7 @@ def load_backbone(directory: str | Path) -> Backbone:
     Raises:
         FileNotFoundError: If ``backbone.json`` or ``model.safetensors`` is missing.
         ValueError: If a file is damaged, or if the two do not belong together.
+        ConnectionError: If the Hub cannot be reached, and its cache does not have the backbone.
 
     Examples:
         >>> import tempfile
@@ -155,6 +160,10 @@ def load_backbone(directory: str | Path) -> Backbone:
         ...     backbone(image.unsqueeze(0)).shape == (1, backbone.feature_dim)
         True
     """
+    if isinstance(directory, str) and directory.startswith(HUB_PREFIX):
+        from mixco_lightly.backbones.hub import download_backbone  # it imports this module
+
+        directory = download_backbone(directory)
     config = read_config(directory)
     path = weights_path(directory, config)
     try:

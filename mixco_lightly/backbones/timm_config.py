@@ -63,7 +63,9 @@ def describe_differences(backbone: Backbone) -> list[str]:
         )
     own = sorted(_carried_kwargs(backbone).keys() - _HARMLESS_KWARGS)
     if own and not differences and _fits_without(own, backbone):
-        differences.append(f"Arguments that change features but no weight's shape: {', '.join(own)}.")
+        differences.append(
+            f"Arguments that change features but no weight's shape: {', '.join(own)}."
+        )
     return differences
 
 
@@ -145,7 +147,7 @@ def _fits_without(own: Sequence[str], backbone: Backbone) -> bool:
     """
     shapes = {name: tensor.shape for name, tensor in backbone.model.state_dict().items()}
     harmless = {k: v for k, v in _carried_kwargs(backbone).items() if k not in own}
-    for kwargs in ([harmless, {}] if harmless else [{}]):
+    for kwargs in [harmless, {}] if harmless else [{}]:
         try:
             plain = Tracer(backbone.name, backbone.in_chans).build(Variant(kwargs))
         except TIMM_ERRORS:
