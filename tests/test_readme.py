@@ -89,7 +89,7 @@ def test_the_lightning_pipeline_trains_and_exports(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = run(LIGHTNING)
     assert names["trainer"].global_step == 4
-    assert (tmp_path / "runs/mine/backbone/backbone.safetensors").is_file()
+    assert (tmp_path / "runs/mine/backbone/model.safetensors").is_file()
 
 
 def test_the_evaluation_measures_percent(capsys):
