@@ -412,6 +412,15 @@ def test_timms_transform_of_the_folder_is_that_of_the_evaluation(resize, tmp_pat
     assert torch.equal(transform(image), load_backbone(tmp_path).transform(image))
 
 
+@pytest.mark.parametrize(("in_chans", "name"), [(3, "conv1.0"), (1, None), (4, None)])
+def test_timm_is_told_the_first_convolution_only_if_it_has_three_channels(in_chans, name, tmp_path):
+    # timm 1.0.22 fits its weights to other channels whatever channels they have: those of 4 are
+    # replaced by random ones.
+    export_backbone(create_backbone("test_resnet", 64, in_chans, stem="timm"), tmp_path)
+    config = json.loads((tmp_path / TIMM_CONFIG).read_text())["pretrained_cfg"]
+    assert (config["first_conv"], config["input_size"]) == (name, [in_chans, 64, 64])
+
+
 def test_timms_floor_of_the_resized_side_is_the_recorded_one():
     for crop in range(1, 600):
         for resize in (crop, crop + 1, round(crop * 8 / 7), crop + 97, 2 * crop):

@@ -165,7 +165,7 @@ def test_without_the_hub_the_cache_answers_and_what_it_lacks_is_one_line(
 
 def test_push_without_a_login_asks_for_one_before_any_request(hub, tmp_path, monkeypatch):
     directory = exported(tmp_path, random_backbone())
-    monkeypatch.setattr("mixco_lightly.backbones.hub.get_token", lambda: None)
+    monkeypatch.setattr("mixco_lightly.backbones.upload.get_token", lambda: None)
     with pytest.raises(PermissionError, match=r"hf auth login.*HF_TOKEN") as caught:
         push_to_hub(directory, REPO)
     assert one_line(caught)
