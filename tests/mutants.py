@@ -59,6 +59,7 @@ KILLS_WORKERS = ("tests/training/test_resume.py", "-k", "two_kills and simclr")
 DEVICES = ("tests/training/test_devices.py", "-k", "simclr_on_two_processes")
 COMMAND_LINE = ("tests/training/test_command_line.py", "-k", "not ctrl_c")
 EXPORT = ("tests/backbones/test_export.py",)
+HUB = ("tests/backbones/test_hub.py",)
 ON_GPU = ("tests/loss/test_on_pretended_gpu.py",)
 AUGMENTED_ON_GPU = ("tests/data/test_device_transforms.py", "-k", "gpu")
 COMPILED = ("tests/loss/test_compile.py",)
@@ -74,6 +75,9 @@ PARENT = (_PAPER, "-k", "works_for")
 AUTO = ("tests/studies/test_compare.py", "-k", "for_auto")
 
 _BLOCKWISE = "mixco_lightly/loss/blockwise.py"
+_EXPORT = "mixco_lightly/backbones/export.py"
+_HUB = "mixco_lightly/backbones/hub.py"
+_TIMM_CONFIG = "mixco_lightly/backbones/timm_config.py"
 _CONTRASTIVE = "mixco_lightly/loss/contrastive.py"
 _TWO_TERMS = "mixco_lightly/loss/plain_and_mixed_loss.py"
 _QUEUE_LOSS = "mixco_lightly/loss/queue_loss.py"
@@ -628,7 +632,7 @@ MUTANTS = [
         'lines = [line for line in file if line.endswith("\\n")]', "lines = list(file)", FILES,
     ),
     Mutant(
-        "foreign weights are loaded as far as they fit", "mixco_lightly/backbones/export.py",
+        "foreign weights are loaded as far as they fit", _EXPORT,
         "load_state_dict(state, strict=True)", "load_state_dict(state, strict=False)", EXPORT,
     ),
     # GPUs, precision, Lightning, unlabelled images
@@ -670,9 +674,71 @@ MUTANTS = [
         "if is_of(view):", "if False:", BATCHES,
     ),
     Mutant(
-        "small stems are exported under timm's names", "mixco_lightly/backbones/export.py",
-        "not fit.removed and fit.patch_size is None and kwargs", "kwargs",
-        (*EXPORT, "-k", "small_stem"),
+        "small stems are exported under timm's names", _EXPORT,
+        "    if not differences:\n", "    if True:\n", (*EXPORT, "-k", "small_stem"),
+    ),
+    # weights that travel: timm, the Hub, the model card
+    Mutant(
+        "timm pairs new weights with the old description", _EXPORT,
+        "        (directory / TIMM_CONFIG_NAME).unlink(missing_ok=True)\n", "",
+        (*EXPORT, "-k", "kill"),
+    ),
+    Mutant(
+        "an earlier export's weights stay beside the new ones", _EXPORT,
+        "    (directory / EARLIER_WEIGHTS_NAME).unlink(missing_ok=True)\n", "",
+        (*EXPORT, "-k", "is_replaced"),
+    ),
+    Mutant(
+        "another tool's config.json is replaced", _EXPORT,
+        "    refuse_foreign_config(directory / TIMM_CONFIG_NAME)\n", "",
+        (*EXPORT, "-k", "another_tools"),
+    ),
+    Mutant(
+        "weights of earlier exports are looked for under today's name",
+        "mixco_lightly/backbones/description.py",
+        '_WEIGHTS_NAMES[config["format"]]', "WEIGHTS_NAME", (*EXPORT, "-k", "earlier_version"),
+    ),
+    Mutant(
+        "timm is not told the arguments of its network", _TIMM_CONFIG,
+        'config["model_args"] = arguments', "pass", (*EXPORT, "-k", "timm_loads"),
+    ),
+    Mutant(
+        "more weights alone count as another shape", _TIMM_CONFIG,
+        "shapes.get(name, tensor.shape) == tensor.shape", "shapes.get(name) == tensor.shape",
+        (*EXPORT, "-k", "names_are_those"),
+    ),
+    Mutant(
+        "timm 1.0.22 fits weights of other channels once more", _TIMM_CONFIG,
+        " if backbone.in_chans == 3 else None", "", (*EXPORT, "-k", "first_convolution"),
+    ),
+    Mutant(
+        "timm resizes to a pixel less", _TIMM_CONFIG,
+        "while math.floor(crop / part) < resize:", "while False:", (*EXPORT, "-k", "timms_"),
+    ),
+    Mutant(
+        "two files of two pushes are downloaded", _HUB,
+        "WEIGHTS_NAME, revision=commit)", "WEIGHTS_NAME, revision=revision or None)",
+        (*HUB, "-k", "between_two_downloads"),
+    ),
+    Mutant(
+        "a name on the Hub may go on", _HUB,
+        "_REPO_ID.fullmatch(repo_id)", "_REPO_ID.match(repo_id)", (*HUB, "-k", "a_name_that"),
+    ),
+    Mutant(
+        "a revision may leave its folder", _HUB,
+        ' or ".." in revision', "", (*HUB, "-k", "a_name_that"),
+    ),
+    Mutant(
+        "a token that may not write is any error", _HUB,
+        "if status in (401, 403)", "if status == 401", (*HUB, "-k", "may_not_write"),
+    ),
+    Mutant(
+        "paths of the machine are pushed", "mixco_lightly/backbones/upload.py",
+        " if k not in LOCAL_OPTIONS", "", (*HUB, "-k", "paths_of_the_machine"),
+    ),
+    Mutant(
+        "the card forgets the license", "mixco_lightly/backbones/model_card.py",
+        "        license=license,\n", "", (*HUB, "-k", "a_license_only_if_given"),
     ),
     Mutant(
         "a number's range is not checked", _PARSER, "    PositiveInt: checked.PositiveInt,\n", "",

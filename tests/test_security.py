@@ -184,6 +184,7 @@ def export(tmp_path, monkeypatch):
     """An export of the first format, which has no checksum that an attacker would write anew."""
     monkeypatch.chdir(tmp_path)
     export_backbone(create_backbone("test_resnet", 32), tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "backbone.safetensors")
     edit(tmp_path, format="mixco-lightly backbone 1")
     load_backbone(tmp_path)
     return tmp_path

@@ -254,7 +254,7 @@ def test_forward_and_export_are_those_of_the_backbone(create, tmp_path):
         assert torch.equal(model(images), model.network(images)[-1])
     assert model.backbone is model.network.backbone
     export_backbone(model, tmp_path)
-    assert (tmp_path / "backbone.safetensors").is_file()
+    assert (tmp_path / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("create", [selfcon_of, classifier_of])

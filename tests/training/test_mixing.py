@@ -81,7 +81,7 @@ def test_the_default_mixtures_are_those_of_mix_pairs_bit_by_bit(pages, resolved)
 
 def assert_same_weights(part, whole):
     states = [torch.load(run / LAST, weights_only=True)["state_dict"] for run in (part, whole)]
-    weights = [load_file(run / "backbone.safetensors") for run in (part, whole)]
+    weights = [load_file(run / "model.safetensors") for run in (part, whole)]
     for one, other in (states, weights):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
