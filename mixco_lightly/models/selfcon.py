@@ -53,7 +53,8 @@ class SelfCon(LightningModule):
         criterion: The loss of all exits' projections.
         supervised: Whether the loss gets the labels.
         mix_criterion: Without labels, a loss without a queue whose term for mixtures is added with
-            its ``mix_weight``. Batches must then have mixtures of each view.
+            its ``mix_weight``. Batches must then have mixtures of each view, or an empty list of
+            mixtures for no such term.
         projection_dim: Dimension of the projections.
         batch_norm: Whether the projection heads have BatchNorm, as SimCLR's in Lightly. The default
             False is the authors'. Untrained pooled features of all images point in nearly the same
@@ -139,14 +140,15 @@ class SelfCon(LightningModule):
                     f"batch has {len(views)} views of each image. Use one or two views, or no "
                     "mix_criterion."
                 )
-            mixtures = find_mixtures(batch, len(views), check_views=batch_idx == 0)
+            check_views = batch_idx == 0
+            mixtures = find_mixtures(batch, len(views), check_views, may_be_plain=True)
         parts = [*views, *(mixture.images for mixture in mixtures)]
         projections = self._project(torch.cat(parts)).split([len(part) for part in parts])
         plain, mixed = projections[: len(views)], projections[len(views) :]
         labels = batch[1].repeat(len(views)) if self.supervised else None
         contrast = self.criterion(torch.cat(plain), labels)
         loss, logged = contrast, {"contrast": contrast}
-        if self.mix_criterion is not None:
+        if self.mix_criterion is not None and mixtures:
             mix = self._mix_term(self.mix_criterion, plain, mixed, mixtures)
             loss = contrast + self.mix_criterion.mix_weight * mix
             logged["mix"] = mix

@@ -35,7 +35,8 @@ class SimCLR(LightningModule):
     Args:
         backbone: From :func:`mixco_lightly.create_backbone`.
         criterion: :class:`MixCoLoss` or :class:`UnMixLoss` without a queue. With ``mix_weight=0``
-            this is plain SimCLR and batches need no mixtures.
+            this is plain SimCLR and batches need no mixtures. A batch whose list of mixtures is
+            empty has no mixtures' term.
         projection_dim: Dimension of the projections; 128 in SimCLR and in the authors' code.
         learning_rate: Highest learning rate. The default 0.3 is the authors' for batches of 256.
         weight_decay: The default 1e-6 is SimCLR's and the authors'.
@@ -91,11 +92,13 @@ class SimCLR(LightningModule):
         keep_activations(self)
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
-        """Runs one step: both views and, unless mix_weight is 0, both views' mixtures."""
+        """Runs one step: both views and, if there are any, both views' mixtures."""
         z0, z1 = (self._project(view) for view in find_views(batch, count=2))
         mixtures: list[Mixture] = []
         if self.criterion.mix_weight > 0:
-            mixtures = find_mixtures(batch, count=2, check_views=batch_idx == 0)
+            check_views = batch_idx == 0
+            mixtures = find_mixtures(batch, count=2, check_views=check_views, may_be_plain=True)
+        if mixtures:
             mixture0, mixture1 = mixtures
             mixed0, mixed1 = self._project_mixtures(mixture0.images, mixture1.images)
             loss = self.criterion.forward_components(z0, z1, mixed0, mixture0, mixed1, mixture1)

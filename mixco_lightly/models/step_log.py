@@ -106,9 +106,12 @@ def log_step(
         module: The module in its training step.
         loss: The loss and its terms.
         similarities: From :func:`queue_similarities` or :func:`batch_similarities`.
-        mixtures: The mixtures; empty for the plain baseline.
+        mixtures: The mixtures; empty for the plain baseline, whose ``mix`` is 0, and for a step that
+            is not mixed, whose ``mix`` is not logged.
     """
     values = {"loss": loss.total, "contrast": loss.contrast, "mix": loss.mix, **similarities}
+    if not mixtures and module.criterion.mix_weight > 0:
+        del values["mix"]
     if mixtures:
         values["lam"] = torch.cat([mixture.lam for mixture in mixtures]).mean()
     # Without prog_bar, for which Lightning would wait for the values in every step.

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 from mixco_lightly.data.mixing_names import MixingName
 from mixco_lightly.evaluation.protocols import DEFAULT_PROTOCOLS, ProtocolName
 from mixco_lightly.training.option_types import (
+    ClosedUnitInterval,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -170,6 +171,8 @@ class MixingOptions:
         temperature: Divides the similarities of plain images.
         mix_temperature: Divides the similarities of mixtures.
         mix_weight: Weight of the mixtures' term; 0 is the plain baseline.
+        mix_probability: Part of the steps that are mixed, drawn by the seed; the others are steps of
+            the plain baseline.
         alpha: The mixtures' weights follow Beta(alpha, alpha); 1 is uniform.
         mixing: How two images are mixed: mixup, weighted sums; cutmix, a box of one in the other;
             mask, blocks of one in the other; mixup-or-cutmix, one of the two for each batch.
@@ -178,6 +181,7 @@ class MixingOptions:
     temperature: PositiveFloat = 0.2
     mix_temperature: PositiveFloat = 0.2
     mix_weight: NonNegativeFloat = 1.0
+    mix_probability: ClosedUnitInterval = 1.0
     alpha: PositiveFloat = 1.0
     mixing: MixingName = "mixup"
 
