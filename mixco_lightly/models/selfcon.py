@@ -18,6 +18,7 @@ from mixco_lightly.data.collate import find_mixtures, find_views
 from mixco_lightly.data.mixture import Mixture
 from mixco_lightly.loss.mixco_loss import MixCoLoss
 from mixco_lightly.loss.selfcon_loss import SelfConLoss
+from mixco_lightly.models.chunks import run_in_chunks
 from mixco_lightly.models.optimizer import OptimizerName, create_optimizer
 from mixco_lightly.models.step_log import is_logged_step
 from mixco_lightly.models.sync_batchnorm import keep_activations
@@ -65,6 +66,8 @@ class SelfCon(LightningModule):
             and none below.
         optimizer: "sgd", the authors'; "adamw" for attention and LayerNorm; or "lars" for large
             batches.
+        chunk_size: Most images that the network keeps activations of; see :func:`run_in_chunks`.
+            The projection heads always have the whole batch. Default: all images.
 
     Raises:
         ValueError: If mix_criterion has a queue, or is given for supervised training.
@@ -88,6 +91,7 @@ class SelfCon(LightningModule):
         weight_decay: float = 1e-4,
         warmup_epochs: float = 0,
         optimizer: OptimizerName = "sgd",
+        chunk_size: int = 0,
     ) -> None:
         super().__init__()
         if mix_criterion is not None and supervised:
@@ -110,6 +114,7 @@ class SelfCon(LightningModule):
         self.weight_decay = weight_decay
         self.warmup_epochs = warmup_epochs
         self.optimizer = optimizer
+        self.chunk_size = chunk_size
 
     @property
     def backbone(self) -> Backbone:
@@ -158,7 +163,8 @@ class SelfCon(LightningModule):
 
     def _project(self, images: Tensor) -> Tensor:
         """Computes the projections of all exits, (N, E, projection_dim)."""
-        pairs = zip(self.projection_heads, self.network(images), strict=True)
+        features = run_in_chunks(self.network, images, self.chunk_size)
+        pairs = zip(self.projection_heads, features, strict=True)
         return torch.stack([head(features) for head, features in pairs], dim=1)
 
     @staticmethod
@@ -217,6 +223,7 @@ class SelfConClassifier(LightningModule):
         warmup_epochs: Epochs of linear warm-up; see :class:`SelfCon`.
         optimizer: "sgd", the authors'; "adamw" for attention and LayerNorm; or "lars" for large
             batches.
+        chunk_size: As in :class:`SelfCon`.
 
     Attributes:
         classifiers: Linear layers in the order of the exits, the backbone's last.
@@ -243,6 +250,7 @@ class SelfConClassifier(LightningModule):
         weight_decay: float = 1e-4,
         warmup_epochs: float = 0,
         optimizer: OptimizerName = "sgd",
+        chunk_size: int = 0,
     ) -> None:
         super().__init__()
         if num_classes < 2:
@@ -265,6 +273,7 @@ class SelfConClassifier(LightningModule):
         self.weight_decay = weight_decay
         self.warmup_epochs = warmup_epochs
         self.optimizer = optimizer
+        self.chunk_size = chunk_size
 
     @property
     def backbone(self) -> Backbone:
@@ -288,7 +297,7 @@ class SelfConClassifier(LightningModule):
         """Runs one step: cross-entropy of all exits and, with a criterion, their contrast."""
         views, targets = find_views(batch), batch[1]
         targets = targets.repeat(len(views))
-        features = self.network(torch.cat(views))
+        features = run_in_chunks(self.network, torch.cat(views), self.chunk_size)
         *exits, last = (cross_entropy(logits, targets) for logits in self.classify(features))
         loss = last + self.exit_weight * sum(exits)
         logged = {"cross_entropy": last}

@@ -15,6 +15,7 @@ from mixco_lightly.backbones.backbone import Backbone
 from mixco_lightly.data.collate import find_mixtures, find_views
 from mixco_lightly.data.mixture import Mixture
 from mixco_lightly.loss.plain_and_mixed_loss import PlainAndMixedLoss
+from mixco_lightly.models.chunks import run_in_chunks
 from mixco_lightly.models.optimizer import OptimizerName, create_optimizer
 from mixco_lightly.models.step_log import batch_similarities, is_logged_step, log_step
 from mixco_lightly.models.sync_batchnorm import keep_activations
@@ -43,6 +44,8 @@ class SimCLR(LightningModule):
         warmup_epochs: Epochs of linear warm-up; the authors use none.
         optimizer: "sgd", the authors'; "adamw" for attention and LayerNorm; or "lars" for large
             batches.
+        chunk_size: Most images that the backbone keeps activations of; see :func:`run_in_chunks`.
+            The projection head always has the whole batch. Default: all images.
 
     Raises:
         TypeError: If the criterion is another loss.
@@ -64,6 +67,7 @@ class SimCLR(LightningModule):
         weight_decay: float = 1e-6,
         warmup_epochs: float = 0,
         optimizer: OptimizerName = "sgd",
+        chunk_size: int = 0,
     ) -> None:
         super().__init__()
         if not isinstance(criterion, PlainAndMixedLoss):
@@ -81,6 +85,7 @@ class SimCLR(LightningModule):
         self.weight_decay = weight_decay
         self.warmup_epochs = warmup_epochs
         self.optimizer = optimizer
+        self.chunk_size = chunk_size
 
     def forward(self, images: Tensor) -> Tensor:
         """Computes features (N, feature_dim) of images (N, C, H, W)."""
@@ -109,7 +114,8 @@ class SimCLR(LightningModule):
         return loss.total
 
     def _project(self, images: Tensor) -> Tensor:
-        projections: Tensor = self.projection_head(self.backbone(images))
+        features = run_in_chunks(self.backbone, images, self.chunk_size)
+        projections: Tensor = self.projection_head(features)
         return projections
 
     def _project_mixtures(self, images0: Tensor, images1: Tensor) -> tuple[Tensor, Tensor]:
