@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
-def run_in_chunks(network: nn.Module, images: Tensor, chunk_size: int) -> Tensor | list[Tensor]:
+def run_in_chunks(network: nn.Module, images: Tensor, chunk_size: int) -> Any:
     """Runs a network chunk by chunk, and again chunk by chunk for its gradient.
 
     A contrastive loss needs the features of the whole batch at once, but not the activations before
@@ -47,8 +48,7 @@ def run_in_chunks(network: nn.Module, images: Tensor, chunk_size: int) -> Tensor
     """
     count = math.ceil(len(images) / chunk_size) if chunk_size else 1
     if count <= 1:
-        features: Tensor | list[Tensor] = network(images)
-        return features
+        return network(images)
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _unchanged_buffers(network)

@@ -56,6 +56,10 @@ class MoCo(MomentumModule):
         optimizer: "sgd", the authors'; "adamw" for attention and LayerNorm; or "lars" for large
             batches.
 
+    Attributes:
+        step_features: The backbone's features (N, feature_dim) of view 0 in the last training step,
+            without gradient, for a probe beside the training.
+
     Raises:
         TypeError: If the criterion is another loss.
         ValueError: If the criterion has no queue, or a momentum is not in [0, 1].
@@ -112,11 +116,14 @@ class MoCo(MomentumModule):
         if mixtures:
             (mixture,) = mixtures
             images = torch.cat([query_images, mixture.images])  # (n + m) x C x H x W
-            projections = self.projection_head(self.backbone(images))
+            features = self.backbone(images)
+            projections = self.projection_head(features)
             queries, mixed = projections.split([len(query_images), len(mixture.images)])
         else:
-            queries = self.projection_head(self.backbone(query_images))
+            features = self.backbone(query_images)
+            queries = self.projection_head(features)
             mixed, mixture = None, None
+        self.step_features = features[: len(query_images)].detach()
         keys = self.compute_keys(key_images)
 
         similarities: dict[str, Tensor] = {}

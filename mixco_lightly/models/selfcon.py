@@ -69,6 +69,10 @@ class SelfCon(LightningModule):
         chunk_size: Most images that the network keeps activations of; see :func:`run_in_chunks`.
             The projection heads always have the whole batch. Default: all images.
 
+    Attributes:
+        step_features: The backbone's features (N, feature_dim) of view 0 in the last training step,
+            without gradient, for a probe beside the training.
+
     Raises:
         ValueError: If mix_criterion has a queue, or is given for supervised training.
 
@@ -78,6 +82,8 @@ class SelfCon(LightningModule):
         >>> network = MultiExitBackbone("test_resnet", image_size=32, exits=(2,))
         >>> model = SelfCon(network, SelfConLoss())
     """
+
+    step_features: Tensor | None = None
 
     def __init__(
         self,
@@ -148,7 +154,9 @@ class SelfCon(LightningModule):
             check_views = batch_idx == 0
             mixtures = find_mixtures(batch, len(views), check_views, may_be_plain=True)
         parts = [*views, *(mixture.images for mixture in mixtures)]
-        projections = self._project(torch.cat(parts)).split([len(part) for part in parts])
+        features = run_in_chunks(self.network, torch.cat(parts), self.chunk_size)
+        self.step_features = features[-1][: len(views[0])].detach()
+        projections = self._project(features).split([len(part) for part in parts])
         plain, mixed = projections[: len(views)], projections[len(views) :]
         labels = batch[1].repeat(len(views)) if self.supervised else None
         contrast = self.criterion(torch.cat(plain), labels)
@@ -161,11 +169,10 @@ class SelfCon(LightningModule):
             self.log_dict({"loss": loss, **logged}, sync_dist=True)
         return loss
 
-    def _project(self, images: Tensor) -> Tensor:
+    def _project(self, features: Sequence[Tensor]) -> Tensor:
         """Computes the projections of all exits, (N, E, projection_dim)."""
-        features = run_in_chunks(self.network, images, self.chunk_size)
         pairs = zip(self.projection_heads, features, strict=True)
-        return torch.stack([head(features) for head, features in pairs], dim=1)
+        return torch.stack([head(x) for head, x in pairs], dim=1)
 
     @staticmethod
     def _mix_term(
@@ -226,6 +233,7 @@ class SelfConClassifier(LightningModule):
         chunk_size: As in :class:`SelfCon`.
 
     Attributes:
+        step_features: As in :class:`SelfCon`.
         classifiers: Linear layers in the order of the exits, the backbone's last.
 
     Raises:
@@ -237,6 +245,8 @@ class SelfConClassifier(LightningModule):
         >>> network = MultiExitBackbone("test_resnet", image_size=32, exits=(2,))
         >>> model = SelfConClassifier(network, num_classes=10, criterion=SelfConLoss())
     """
+
+    step_features: Tensor | None = None
 
     def __init__(
         self,
@@ -298,6 +308,7 @@ class SelfConClassifier(LightningModule):
         views, targets = find_views(batch), batch[1]
         targets = targets.repeat(len(views))
         features = run_in_chunks(self.network, torch.cat(views), self.chunk_size)
+        self.step_features = features[-1][: len(views[0])].detach()
         *exits, last = (cross_entropy(logits, targets) for logits in self.classify(features))
         loss = last + self.exit_weight * sum(exits)
         logged = {"cross_entropy": last}

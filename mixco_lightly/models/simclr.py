@@ -47,6 +47,10 @@ class SimCLR(LightningModule):
         chunk_size: Most images that the backbone keeps activations of; see :func:`run_in_chunks`.
             The projection head always has the whole batch. Default: all images.
 
+    Attributes:
+        step_features: The backbone's features (N, feature_dim) of view 0 in the last training step,
+            without gradient, for a probe beside the training.
+
     Raises:
         TypeError: If the criterion is another loss.
         ValueError: If the criterion has a queue.
@@ -57,6 +61,8 @@ class SimCLR(LightningModule):
         >>> backbone = create_backbone("test_resnet", image_size=32)
         >>> model = SimCLR(backbone, MixCoLoss(temperature=0.5, mix_temperature=0.5))
     """
+
+    step_features: Tensor | None = None
 
     def __init__(
         self,
@@ -98,7 +104,10 @@ class SimCLR(LightningModule):
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """Runs one step: both views and, if there are any, both views' mixtures."""
-        z0, z1 = (self._project(view) for view in find_views(batch, count=2))
+        view0, view1 = find_views(batch, count=2)
+        features0 = self._embed(view0)
+        self.step_features = features0.detach()
+        z0, z1 = self.projection_head(features0), self._project(view1)
         mixtures: list[Mixture] = []
         if self.criterion.mix_weight > 0:
             check_views = batch_idx == 0
@@ -113,9 +122,12 @@ class SimCLR(LightningModule):
             log_step(self, loss, batch_similarities(z0, z1), mixtures)
         return loss.total
 
+    def _embed(self, images: Tensor) -> Tensor:
+        features: Tensor = run_in_chunks(self.backbone, images, self.chunk_size)
+        return features
+
     def _project(self, images: Tensor) -> Tensor:
-        features = run_in_chunks(self.backbone, images, self.chunk_size)
-        projections: Tensor = self.projection_head(features)
+        projections: Tensor = self.projection_head(self._embed(images))
         return projections
 
     def _project_mixtures(self, images0: Tensor, images1: Tensor) -> tuple[Tensor, Tensor]:
