@@ -197,6 +197,8 @@ class MeasureOptions:
         knn_k: Number of neighbours of the kNN evaluation.
         knn_every_n_epochs: Every how many epochs nearest neighbours are tried on a few training
             images, whose labels training never sees; 0 for never. It takes 1 to 2% of the time.
+        online_probe: Whether a linear classifier is trained beside the network, on the features of
+            its steps. It is measured on the images that the nearest neighbours classify.
     """
 
     protocol: list[ProtocolOrNone] = field(
@@ -205,6 +207,7 @@ class MeasureOptions:
     random_init: bool = field(default=True, metadata=_FREE)
     knn_k: PositiveInt = field(default=200, metadata=_FREE)
     knn_every_n_epochs: NonNegativeInt = field(default=5, metadata=_FREE)
+    online_probe: bool = field(default=False, metadata=_FREE)
 
 
 @dataclass(frozen=True)
