@@ -40,8 +40,7 @@ class UnMixConfig(PretrainConfig):
     Args:
         temperature: Divides the similarities of images, mixtures and keys.
         mix_weight: Weight of the mixtures' term; 0 is plain MoCo v2.
-        mix_probability: Part of the steps that are mixed, drawn by the seed; the others are steps of
-            plain MoCo v2.
+        mix_probability: Part of the steps that are mixed, drawn by the seed; the others are plain.
         mixing: How two images are mixed: mixup, weighted sums; cutmix, a box of one in the other;
             mask, blocks of one in the other, which is MixMask; mixup-or-cutmix, one of the two for
             each batch.

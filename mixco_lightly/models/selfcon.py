@@ -20,7 +20,7 @@ from mixco_lightly.loss.mixco_loss import MixCoLoss
 from mixco_lightly.loss.selfcon_loss import SelfConLoss
 from mixco_lightly.models.chunks import run_in_chunks
 from mixco_lightly.models.optimizer import OptimizerName, create_optimizer
-from mixco_lightly.models.step_log import is_logged_step
+from mixco_lightly.models.step_log import forget_mixed_step, is_logged_step
 from mixco_lightly.models.sync_batchnorm import keep_activations
 
 # The authors' cosine ends at this fraction of the highest learning rate.
@@ -166,6 +166,8 @@ class SelfCon(LightningModule):
             loss = contrast + self.mix_criterion.mix_weight * mix
             logged["mix"] = mix
         if is_logged_step(self):
+            if not mixtures:
+                forget_mixed_step(self)
             self.log_dict({"loss": loss, **logged}, sync_dist=True)
         return loss
 

@@ -84,8 +84,8 @@ class PretrainData(pl.LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         epoch, rank = trainer.current_epoch, trainer.global_rank
-        # Not of the rank: a step has one graph and one loss in all processes. The key keeps it apart
-        # from the sequence below, which for rank 0 would be the same.
+        # Not of the rank: a step is mixed in all processes or in none. The key keeps it apart from
+        # the sequence below, which would be the same for rank 0.
         self._mix_choices = np.random.default_rng(
             np.random.SeedSequence((self.seed, epoch), spawn_key=(1,))
         )

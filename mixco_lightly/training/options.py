@@ -171,8 +171,7 @@ class MixingOptions:
         temperature: Divides the similarities of plain images.
         mix_temperature: Divides the similarities of mixtures.
         mix_weight: Weight of the mixtures' term; 0 is the plain baseline.
-        mix_probability: Part of the steps that are mixed, drawn by the seed; the others are steps of
-            the plain baseline.
+        mix_probability: Part of the steps that are mixed, drawn by the seed; the others are plain.
         alpha: The mixtures' weights follow Beta(alpha, alpha); 1 is uniform.
         mixing: How two images are mixed: mixup, weighted sums; cutmix, a box of one in the other;
             mask, blocks of one in the other; mixup-or-cutmix, one of the two for each batch.
