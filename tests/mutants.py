@@ -65,6 +65,11 @@ AUGMENTED_ON_GPU = ("tests/data/test_device_transforms.py", "-k", "gpu")
 COMPILED = ("tests/loss/test_compile.py",)
 BATCHES = ("tests/models/test_batches.py",)
 UNLABELLED = ("tests/data/test_image_folder.py",)
+CHUNKS = ("tests/models/test_chunks.py",)
+PROBE = ("tests/training/test_online_probe.py", "-k", "not run")
+PROBE_RESUMED = ("tests/training/test_online_probe.py", "-k", "resumes")
+MIX_CHOICE = ("tests/training/test_mixing.py", "-k", "steps_is_mixed or decision")
+MIX_LOG = ("tests/models/test_step_log.py", "-k", "steps_that_are_mixed")
 PRECISION = ("tests/evaluation/test_evaluation_precision.py", "-k", "moco")
 _PAPER = "tests/studies/test_paper.py"
 SCALE = (_PAPER, "-k", "scale_multiplies")
@@ -96,6 +101,9 @@ _MOCO = "mixco_lightly/models/moco.py"
 _MOMENTUM = "mixco_lightly/models/momentum_module.py"
 _IMIX_MODULES = "mixco_lightly/models/imix.py"
 _SIMCLR = "mixco_lightly/models/simclr.py"
+_CHUNKS = "mixco_lightly/models/chunks.py"
+_STEP_LOG = "mixco_lightly/models/step_log.py"
+_PROBE = "mixco_lightly/training/online_probe.py"
 _DATA = "mixco_lightly/training/data_module.py"
 _RUN = "mixco_lightly/training/run_folder.py"
 _PARSER = "mixco_lightly/training/option_parser.py"
@@ -863,6 +871,72 @@ MUTANTS = [
     Mutant(
         "a study takes what its runs chose for another study", _RESULTS,
         ' or value == "auto"', "", AUTO,
+    # Chunks, the probe beside the training, and steps that are not mixed
+    Mutant(
+        "a repeated chunk moves the running statistics again", _CHUNKS,
+        "nullcontext(), _unchanged_buffers(network)", "nullcontext(), nullcontext()", CHUNKS,
+    ),
+    Mutant(
+        "all chunks keep their activations", _CHUNKS,
+        "checkpoint(network, chunk, use_reentrant=False, context_fn=contexts)", "network(chunk)",
+        CHUNKS,
+    ),
+    Mutant(
+        "a repeated chunk drops other paths", _CHUNKS,
+        "use_reentrant=False,", "use_reentrant=False, preserve_rng_state=False,", CHUNKS,
+    ),
+    Mutant(
+        "the last chunk is what is left", _CHUNKS,
+        "images.tensor_split(count)", "images.split(chunk_size)", CHUNKS,
+    ),
+    Mutant(
+        "the probe learns the labels that it is measured on", _PROBE,
+        "rows = self._rows[batch_idx]", "rows = torch.arange(len(batch[1]))", PROBE,
+    ),
+    Mutant(
+        "the probe takes a place in the part for one in all images", _PROBE,
+        "torch.tensor(loader.dataset.indices)[list(loader.sampler)]",
+        "torch.tensor(list(loader.sampler))", PROBE,
+    ),
+    Mutant(
+        "the probe draws from the training's generator", _PROBE,
+        "with torch.random.fork_rng(devices=[]):", "if True:", PROBE,
+    ),
+    Mutant(
+        "infinite features end the probe", _PROBE, ".nan_to_num(0.0, 0.0, 0.0)", "", PROBE,
+    ),
+    Mutant(
+        "a resumed probe forgets its optimiser", _PROBE,
+        'self._optimizer.load_state_dict(self._restored["optimizer"])', "pass", PROBE_RESUMED,
+    ),
+    Mutant(
+        "the probe sees mixtures as plain images", _MOCO,
+        "features[: len(query_images)].detach()", "features.detach()", BATCHES,
+    ),
+    Mutant(
+        "the probe sees mixtures in place of keys", _IMIX_MODULES,
+        "features[len(mixture.images) :].detach()", "features[: len(key_images)].detach()", BATCHES,
+    ),
+    Mutant(
+        "each process decides for itself which steps are mixed", _DATA,
+        "np.random.SeedSequence((self.seed, epoch), spawn_key=(1,))",
+        "np.random.SeedSequence((self.seed, epoch, rank), spawn_key=(1,))", MIX_CHOICE,
+    ),
+    Mutant(
+        "the decision to mix takes a random number of the views", _DATA,
+        "self._mix_choices.random() <", "torch.rand(()) <", MIX_CHOICE,
+    ),
+    Mutant(
+        "a plain step logs the mixtures' term of an earlier one", _STEP_LOG,
+        "        forget_mixed_step(module)\n", "", MIX_LOG,
+    ),
+    Mutant(
+        "i-Mix takes a batch without mixtures", _COLLATE,
+        "if may_be_plain and not mixtures:", "if not mixtures:", BATCHES,
+    ),
+    Mutant(
+        "runs from before there was a probability do not resume", _RUN,
+        '"mix_probability": 1.0, ', "", EARLIER,
     ),
 ]  # fmt: skip
 
