@@ -871,6 +871,7 @@ MUTANTS = [
     Mutant(
         "a study takes what its runs chose for another study", _RESULTS,
         ' or value == "auto"', "", AUTO,
+    ),
     # Chunks, the probe beside the training, and steps that are not mixed
     Mutant(
         "a repeated chunk moves the running statistics again", _CHUNKS,

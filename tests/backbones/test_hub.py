@@ -106,6 +106,8 @@ def test_export_of_an_earlier_version_is_pushed_in_todays_format(hub, tmp_path):
     sealed = json.dumps(config, sort_keys=True) + weights
     config["sha256"] = hashlib.sha256(sealed.encode()).hexdigest()
     (tmp_path / "backbone.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"earlier version.*export it again"):
+        create_model_card(tmp_path)
     push_to_hub(tmp_path, REPO)
     assert hub.files(REPO).keys() == FILES
     assert torch.equal(features_of(load_backbone(f"hf-hub:{REPO}")), features_of(backbone))
