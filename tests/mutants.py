@@ -558,18 +558,22 @@ MUTANTS = [
         "        _, key_images = find_views(batch, count=2)\n"
         "        (mixture,) = find_mixtures(batch, count=1, check_views=batch_idx == 0)\n"
         "        self.update_momentum_encoder(batch_idx)\n"
-        "        mixed = self.projection_head(self.backbone(mixture.images))\n",
+        "        features = self.backbone(mixture.images)\n",
         "        images, key_images = find_views(batch, count=2)\n"
         "        (mixture,) = find_mixtures(batch, count=1, check_views=batch_idx == 0)\n"
         "        self.update_momentum_encoder(batch_idx)\n"
-        "        mixed = self.projection_head(self.backbone(images))\n", FAMILY,
+        "        features = self.backbone(images)\n", FAMILY,
     ),
     Mutant(
         "i-Mix's momentum encoder moves after the keys", _IMIX_MODULES,
         "        self.update_momentum_encoder(batch_idx)\n"
-        "        mixed = self.projection_head(self.backbone(mixture.images))\n"
+        "        features = self.backbone(mixture.images)\n"
+        "        self.step_features = features.detach()\n"
+        "        mixed = self.projection_head(features)\n"
         "        keys = self.compute_keys(key_images)\n",
-        "        mixed = self.projection_head(self.backbone(mixture.images))\n"
+        "        features = self.backbone(mixture.images)\n"
+        "        self.step_features = features.detach()\n"
+        "        mixed = self.projection_head(features)\n"
         "        keys = self.compute_keys(key_images)\n"
         "        self.update_momentum_encoder(batch_idx)\n", FAMILY,
     ),
@@ -580,9 +584,10 @@ MUTANTS = [
     ),
     Mutant(
         "N-pair's keys have a forward of their own", _IMIX_MODULES,
-        "projections = self.projection_head(self.backbone(images))",
-        "projections = torch.cat([self.projection_head(self.backbone(x)) for x in "
-        "images.split([len(mixture.images), len(key_images)])])", FAMILY,
+        "features = self.backbone(images)\n        self.step_features = features[len",
+        "features = torch.cat([self.backbone(x) for x in "
+        "images.split([len(mixture.images), len(key_images)])])\n"
+        "        self.step_features = features[len", FAMILY,
     ),
     Mutant(
         "i-Mix logs the similarity of the second image's key", _IMIX_MODULES,
@@ -603,7 +608,7 @@ MUTANTS = [
     ),
     Mutant(
         "a run of an earlier version does not resume", _RUN,
-        '_EARLIER = {"mixing": "mixup"}', "_EARLIER: dict[str, str] = {}", EARLIER,
+        '_EARLIER = {"mixing": "mixup", ', "_EARLIER = {", EARLIER,
     ),
     # Resume
     Mutant(

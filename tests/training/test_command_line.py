@@ -50,7 +50,7 @@ MEANT = [
     ("moco", "--learning-rate", "--learning_rate"),
     ("moco", "--temprature", "--temperature"),
     ("moco", "--device", "--devices"),
-    ("moco", "--mix", "--mix_temperature or --mix_weight or --mixing"),
+    ("moco", "--mix", "--mix_temperature or --mix_weight or --mix_probability"),
     ("imix", "--mix_weight", "--mixing"),
     ("evaluate", "--knn", "--knn_k"),
     ("compare", "--job", "--jobs"),
