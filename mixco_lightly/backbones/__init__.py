@@ -14,10 +14,12 @@ if TYPE_CHECKING:
         load_backbone as load_backbone,
     )
     from mixco_lightly.backbones.multi_exit import MultiExitBackbone as MultiExitBackbone
+    from mixco_lightly.backbones.upload import push_to_hub as push_to_hub
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     backbone="Backbone create_backbone",
     export="export_backbone load_backbone",
     multi_exit="MultiExitBackbone",
+    upload="push_to_hub",
 )

@@ -36,6 +36,9 @@ class PretrainData(pl.LightningDataModule):
             by image in the loader's processes.
         mixed_views: The views that are mixed.
         mixer: Mixes a view's images, usually a :class:`Mixer`.
+        mix_probability: Probability with which a batch is mixed. All processes mix the same steps,
+            and a resumed run those of the uninterrupted one. Below 1, a batch that is not mixed has
+            an empty list of mixtures.
         train_fraction: Part of the images, the same part of each class. Not for a stream.
         batch_size: Images in a batch, on each device.
         num_workers: Processes that load images.
@@ -62,6 +65,7 @@ class PretrainData(pl.LightningDataModule):
         batch_size: int,
         num_workers: int,
         seed: int,
+        mix_probability: float = 1.0,
         max_broken_images: int = 0,
         broken_list: Path | None = None,
     ) -> None:
@@ -83,6 +87,8 @@ class PretrainData(pl.LightningDataModule):
             self.part = Subset(in_batches(images), chosen.tolist())
         self.mixed_views = mixed_views
         self.mixer = mixer
+        self.mix_probability = mix_probability
+        self._mix_choices = np.random.default_rng()
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
@@ -96,11 +102,16 @@ class PretrainData(pl.LightningDataModule):
         """
         trainer = self.trainer
         assert trainer is not None
+        epoch = trainer.current_epoch
+        # Not of the rank: a step is mixed in all processes or in none. The key keeps it apart from
+        # the loader's sequence, which would be the same for rank 0.
+        self._mix_choices = np.random.default_rng(
+            np.random.SeedSequence((self.seed, epoch), spawn_key=(1,))
+        )
         if self.stream is not None:
             self.stream.rank, self.stream.world_size = trainer.global_rank, trainer.world_size
             self._stream_batches = self._stream_batches or StreamBatches(self._open_pass)
             return self._stream_batches
-        epoch = trainer.current_epoch
         sampler: DistributedSampler[Any] = DistributedSampler(
             self.part,  # type: ignore[arg-type]
             num_replicas=trainer.world_size,
@@ -153,7 +164,8 @@ class PretrainData(pl.LightningDataModule):
         images, targets = batch
         if self.device_transform is not None:
             images = self.device_transform.to(images.device)(images)
-        mixtures = [self.mixer(images[view]) for view in self.mixed_views]
+        is_mixed = self.mix_probability >= 1 or self._mix_choices.random() < self.mix_probability
+        mixtures = [self.mixer(images[view]) for view in self.mixed_views if is_mixed]
         return [images, targets, mixtures]
 
 

@@ -1,7 +1,7 @@
 """One pretraining run: prepare, fit, finish.
 
 A run writes under its output_dir: config.yaml, metrics.csv, checkpoints/last.ckpt (after every
-epoch), backbone.safetensors, backbone.json, curves.png and summary.json.
+epoch), model.safetensors, config.json, backbone.json, curves.png and summary.json.
 """
 
 from __future__ import annotations
@@ -203,6 +203,7 @@ def create_data(recipe: Method[Config], config: Config, images: RunImages) -> Pr
         batch_size=config.batch_size,
         num_workers=config.num_workers,
         seed=config.seed,
+        mix_probability=getattr(config, "mix_probability", 1.0),
         max_broken_images=config.max_broken_images,
         broken_list=Path(config.output_dir) / "broken_images.txt",
     )
