@@ -84,10 +84,8 @@ class ImageOptions:
     """Data.
 
     Args:
-        dataset: One or more of digits, cifar10, cifar100, tiny-imagenet, imagefolder, huggingface,
-            webdataset, or functions of your own, such as my_data.py:create, whose file is run.
-            Default: the dataset that the first backbone was trained on. Without one, or if that was
-            digits: the dataset found in data_dir, or digits without data_dir.
+        dataset: One or more datasets, as for a recipe. Default: that of the first backbone.
+            Without one, or if that was digits: the one found in data_dir, or digits without it.
         data_dir: Folder of the data: one for all datasets, or one for each. Default: the folder
             that the first backbone was trained from, else data.
         image_column: Column of the images, for huggingface. Default: found by its type or name.
@@ -98,8 +96,8 @@ class ImageOptions:
             training and of the test images each; the tables say how many were. With 0 the first
             broken image is an error.
         label_fractions: Fractions of the training images whose labels are used, in (0, 1], the
-            same fraction of every class. The seed alone decides which; a larger fraction contains
-            a smaller one. All protocols use the same images, and all test images are tested.
+            same fraction of every class. The seed alone decides which; a larger one contains a
+            smaller one. All test images are tested.
         image_size: Image height and width. Default: the backbone's; with --backbone the dataset's.
     """
 

@@ -166,14 +166,15 @@ def find_hugging_face(root: Path) -> Path | None:
         root: The folder.
 
     Returns:
-        What ``save_to_disk`` wrote, a parquet file that is named as a split, or None.
+        What ``save_to_disk`` wrote, a parquet file of the split train, or None.
     """
     if (root / "dataset_dict.json").is_file():
         return root / "dataset_dict.json"
     for state in (root / "state.json", root / "train" / "state.json"):
         if state.is_file() and state.with_name("dataset_info.json").is_file():
             return state
-    return next((path for path in _find_parquet(root) if _SPLIT_FILE.fullmatch(path.name)), None)
+    groups = _group_files(list(_find_parquet(root)))
+    return groups["train"][0] if "train" in groups else None
 
 
 def _has_labels(
@@ -215,8 +216,8 @@ def _load_splits(root: Path) -> dict[str, Dataset]:
                 return {path.name: datasets.load_from_disk(str(path)) for path in saved}
             if files:
                 return {
-                    name: datasets.Dataset.from_parquet(parts, split=name)
-                    for name, parts in _group_files(files).items()
+                    name: datasets.Dataset.from_parquet(list(map(str, parts)), split=name)
+                    for name, parts in (_group_files(files) or {"train": files}).items()
                 }
             return dict(datasets.load_dataset(root.as_posix()))
         # datasets, pyarrow and huggingface_hub raise errors of nearly any type.
@@ -230,16 +231,17 @@ def _load_splits(root: Path) -> dict[str, Dataset]:
 
 def _find_parquet(root: Path) -> Iterator[Path]:
     for folder in (root, root / "data"):
-        yield from sorted(folder.glob("[!.]*.parquet"))
+        files = (path for path in folder.glob("[!.]*.parquet") if path.is_file())
+        yield from sorted(files)
 
 
-def _group_files(files: Sequence[Path]) -> dict[str, list[str]]:
-    """Groups parquet files by their splits; if no name has one, all are training images."""
-    groups: dict[str, list[str]] = {}
+def _group_files(files: Sequence[Path]) -> dict[str, list[Path]]:
+    """Groups parquet files by the splits that they are named as."""
+    groups: dict[str, list[Path]] = {}
     for path in files:
         if match := _SPLIT_FILE.fullmatch(path.name):
-            groups.setdefault(match[1], []).append(str(path))
-    return groups or {"train": [str(path) for path in files]}
+            groups.setdefault(match[1], []).append(path)
+    return groups
 
 
 @contextmanager

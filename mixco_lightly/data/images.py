@@ -257,5 +257,7 @@ def open_image(path: str | Path, source: bytes | Image.Image | None = None) -> I
         raise ImageError(f"The image {path} cannot be opened: {too_large}.") from error
     # Pillow raises errors of nearly any type for broken files.
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        # Pillow says what it cannot identify, and for bytes that is an address in memory.
+        text = " ".join(str(error).split()).partition(" <_io.BytesIO")[0]
+        reason = text or type(error).__name__
         raise ImageError(f"The image {path} cannot be opened: {reason}") from error

@@ -117,9 +117,7 @@ def _load_file(path: str) -> ModuleType:
     try:
         return run_file(Path(path))
     except Exception as error:
-        raise ValueError(
-            f"{path} cannot be loaded{_place(error, path)}: {_describe(error)}"
-        ) from error
+        raise ValueError(f"{path} cannot be loaded{_place(error)}: {_describe(error)}") from error
 
 
 def _import_module(name: str) -> ModuleType:
@@ -144,13 +142,16 @@ def _is_dotted(name: str) -> bool:
     return all(part.isidentifier() for part in name.split("."))
 
 
-def _place(error: Exception, path: str = "") -> str:
-    """Returns the line that raised an error: the last one in ``path``, or else the last."""
-    frames = traceback.extract_tb(error.__traceback__)[1:]
-    frames = [x for x in frames if x.filename == path] or frames
-    if not frames or frames[-1].filename.startswith("<frozen"):
-        return ""
-    return f" in {frames[-1].filename}, line {frames[-1].lineno}"
+def _place(error: Exception) -> str:
+    """Returns the last line in the user's file on the way to an error, if there is any."""
+    ours = {__file__, importlib.__file__}
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename not in ours and not frame.filename.startswith("<frozen")
+    ]
+    lines = [frame.lineno for frame in frames if frame.filename == frames[0].filename]
+    return f" in {frames[0].filename}, line {lines[-1]}" if lines else ""
 
 
 def _describe(error: Exception) -> str:

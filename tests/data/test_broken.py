@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import ToTensor
 
 from mixco_lightly.data.catalogue import create_dataset, create_train_test
+from mixco_lightly.data.image_files import ImageFiles
 from mixco_lightly.data.images import ImageError, broken_images, open_image
 
 SIZE = 32
@@ -208,7 +209,11 @@ def test_what_is_broken_is_found_once_until_the_images_change(image_folder, monk
         opened.append(path)
         return open_image(path)
 
-    monkeypatch.setattr("mixco_lightly.data.image_files.open_image", count)
+    class CountedFiles(ImageFiles):
+        def __init__(self, *arguments, **keywords):
+            super().__init__(*arguments, **keywords, loader=count)
+
+    monkeypatch.setattr("mixco_lightly.data.image_folder.ImageFiles", CountedFiles)
     break_images(image_folder, "red/00.png")
     for _ in range(2):
         assert len(open_folder(image_folder, 1)) == 23

@@ -47,6 +47,7 @@ class Planted:
 
 PLAUSIBLE = [0, 1, 2, 3, 7, 64, 0.5, 1.0, 1.5, 0.01, True, False, None]
 PLAUSIBLE += ["digits", "test_vit", "timm", "small", "auto", "cpu", "full", "device", "workers"]
+PLAUSIBLE += ["lightly.transforms:SimCLRTransform"]
 PLAUSIBLE += ["selfcon-su", "selfcon-mu", "one-stage", "fc", "same", "32-true", "knn", "out"]
 PLAUSIBLE += [[1], [1, 2], ["knn"], ["torch", "knn"], [0.5], {"drop_rate": 0.1}]
 HOSTILE = [math.nan, math.inf, -math.inf, -1, -0.5, 0.0, -0.0, 1e308, 1e-320, 2**63, 10**15]
@@ -150,6 +151,10 @@ LEGAL = {
     "mixing": one_of("mixup", "cutmix", "mask", "mixup-or-cutmix"),
     "optimizer": one_of("auto", "sgd", "adamw", "lars"),
     "accumulate": COUNT,
+    "max_steps": or_none(COUNT),
+    # For streams, for Hugging Face datasets, and the name of a function.
+    **dict.fromkeys(["steps_per_epoch", "image_column", "label_column"], one_of(None)),
+    "transform": one_of(None, "lightly.transforms:SimCLRTransform"),
     "final_momentum": or_none(is_number(0, 1)),
     "mix_probability": is_number(0, 1),
     "chunk_size": is_int(0),
