@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parent.parent
 PARTS = ["mixco_lightly", "recipes", "tests", "pyproject.toml", "README.md"]
 # What the package and its tests are built on.
-LIBRARIES = ["hypothesis", "kornia", "lightly.loss", "lightly.models.modules"]
+LIBRARIES = ["datasets", "hypothesis", "kornia", "lightly.loss", "lightly.models.modules"]
 LIBRARIES += ["lightly.transforms", "matplotlib.figure", "pytest", "pytorch_lightning"]
 LIBRARIES += ["safetensors.torch", "sklearn.linear_model", "timm", "torch.utils.checkpoint"]
 TIME_LIMIT = 200  # seconds for a run of tests
@@ -66,6 +66,8 @@ COMPILED = ("tests/loss/test_compile.py",)
 BATCHES = ("tests/models/test_batches.py",)
 SHARDS = ("tests/data/test_tar_shards.py",)
 SHARES = ("tests/data/test_image_stream.py",)
+TABLES = ("tests/data/test_hugging_face.py",)
+OWN = ("tests/data/test_own_code.py",)
 STREAMS = ("tests/training/test_streams.py",)
 UNLABELLED = ("tests/data/test_image_folder.py",)
 CHUNKS = ("tests/models/test_chunks.py",)
@@ -110,6 +112,11 @@ _PROBE = "mixco_lightly/training/online_probe.py"
 _DATA = "mixco_lightly/training/data_module.py"
 _TARS = "mixco_lightly/data/tar_shards.py"
 _STREAM = "mixco_lightly/data/image_stream.py"
+_TABLES = "mixco_lightly/data/hugging_face.py"
+_COLUMNS = "mixco_lightly/data/hugging_face_columns.py"
+_OWN_CODE = "mixco_lightly/data/own_code.py"
+_OWN_DATASET = "mixco_lightly/data/own_dataset.py"
+_OWN_TRANSFORM = "mixco_lightly/data/own_transform.py"
 _PASSES = "mixco_lightly/training/stream_batches.py"
 _LENGTH = "mixco_lightly/training/run_length.py"
 _TRAINER = "mixco_lightly/training/trainer.py"
@@ -657,6 +664,68 @@ MUTANTS = [
     Mutant(
         "broken images are listed in every pass", _STREAM,
         "            self.broken_list = None\n", "            pass\n", SHARES,
+    ),
+    Mutant(
+        "a row of a table opens any file", _TABLES,
+        "Path(path).resolve().is_relative_to(x.resolve())", "True", TABLES,
+    ),
+    Mutant(
+        "a row of a table leads out of its folder by two dots", _TABLES,
+        "Path(path).resolve().is_relative_to(x.resolve())", "Path(path).is_relative_to(x)", TABLES,
+    ),
+    Mutant(
+        "the classes of a table are those of each split", _TABLES,
+        "read_classes(splits.train, splits.label_column)",
+        "read_classes(rows, splits.label_column)", TABLES,
+    ),
+    Mutant(
+        "training.parquet is the split train", _TABLES, "(?![a-zA-Z])", "", TABLES,
+    ),
+    Mutant(
+        "test images alone are a table to train on", _TABLES,
+        'groups["train"][0] if "train" in groups else None',
+        "next(iter(groups.values()))[0] if groups else None", TABLES,
+    ),
+    Mutant(
+        "the hidden labels of a contest are labels", _COLUMNS,
+        " and not all(x in (None, -1) for x in _read(rows, label))", "", TABLES,
+    ),
+    Mutant(
+        "labels are numbered as they come", _COLUMNS,
+        "sorted(set(_read(train, label)) - {None})",
+        "dict.fromkeys(x for x in _read(train, label) if x is not None)", TABLES,
+    ),
+    Mutant(
+        "the user's file runs again for each name in it", _OWN_CODE,
+        "@cache\ndef _load_file", "def _load_file", OWN,
+    ),
+    Mutant(
+        "a user's file replaces an installed module", _OWN_CODE,
+        "sys.path.append(folder)", "sys.path.insert(0, folder)", OWN,
+    ),
+    Mutant(
+        "an error names a line of a library", _OWN_CODE,
+        "frame.filename == frames[0].filename", "True", OWN,
+    ),
+    Mutant(
+        "the labels of a user's classes are numbered anew", _OWN_DATASET,
+        "if classes is not None and kinds == {int}:", "if kinds == {int}:", OWN,
+    ),
+    Mutant(
+        "a broken item is not named", _OWN_DATASET,
+        "        except OSError as error:\n", "        except KeyError as error:\n", OWN,
+    ),
+    Mutant(
+        "a user's dataset is opened for each use", _OWN_DATASET,
+        "if (root, train) not in self._parts:", "if True:", OWN,
+    ),
+    Mutant(
+        "the trial of a transform draws the run's random numbers", _OWN_TRANSFORM,
+        "with torch.random.fork_rng(devices=[]):", "with torch.no_grad():", OWN,
+    ),
+    Mutant(
+        "a transform may make any number of views", _OWN_TRANSFORM,
+        "* num_views):", "* len(views)):", OWN,
     ),
     Mutant(
         "every epoch begins a stream anew", _DATA,

@@ -1,17 +1,23 @@
 """What comes from others, files and names, is data: it runs nothing and writes nowhere else."""
 
 import ast
+import io
 import json
 import os
+import pickle
 import struct
+import tarfile
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from mixco_lightly import create_backbone, export_backbone, load_backbone
+from mixco_lightly.data.archive import ArchiveError
 from mixco_lightly.data.catalogue import create_dataset, get_dataset
+from mixco_lightly.evaluation.subjects import recorded_dataset
 from mixco_lightly.studies.plan import plan_runs
 from tests.run_recipe import RECIPES
 
@@ -100,6 +106,12 @@ def test_the_search_finds(source):
     assert len(find_offences(f"def f():\n    {source}")) == 1
 
 
+def test_one_module_alone_imports_code_that_a_name_gives():
+    ways = ("exec_module", "spec_from_file_location", "runpy", "run_path", "run_module")
+    users = {path.stem for path in SOURCES if any(way in path.read_text() for way in ways)}
+    assert users == {"own_code"}
+
+
 def test_the_search_leaves_methods_of_these_names_alone():
     source = "from pickle import UnpicklingError\nmodel.eval()\nmodel.compile()\nyaml.safe_load(x)"
     assert find_offences(source) == []
@@ -170,6 +182,48 @@ def test_annotations_cannot_name_images_of_other_folders(tmp_path):
         (tmp_path / "val" / "val_annotations.txt").write_text(f"{name}\tn01\n")
         with pytest.raises(ValueError, match="names an image in another folder"):
             create_dataset("tiny-imagenet", tmp_path, train=False)
+
+
+def add_member(file, name, content=b"", **facts):
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    member.__dict__.update(facts)
+    file.addfile(member, io.BytesIO(content))
+
+
+def test_tar_shards_are_neither_unpacked_nor_unpickled_and_no_name_in_them_is_followed(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    content = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(content, "PNG")
+    names = ["../evil.png", "/tmp/evil.png", "pipe:touch planted.png", "http://localhost/a.png"]
+    with tarfile.open("train.tar", "w") as file:
+        for name in names:
+            add_member(file, name, content.getvalue())
+            for ending in ("pyd", "pickle", "pth"):
+                add_member(file, name.replace("png", ending), pickle.dumps(Payload()))
+    images = create_dataset("webdataset", tmp_path, train=True)
+    assert [image.size for image, _ in images] == [(4, 4)] * len(names)
+    with tarfile.open("train.tar", "w") as file:
+        add_member(file, "a.png", type=tarfile.SYMTYPE, linkname="/etc/passwd")
+    with pytest.raises(ArchiveError, match="link"):
+        create_dataset("webdataset", tmp_path, train=True)
+    for place in ("pipe:touch planted", "http://localhost/train.tar"):
+        with pytest.raises(FileNotFoundError, match="URLs and pipes are not read"):
+            create_dataset("webdataset", place, train=True)
+    assert os.listdir() == ["train.tar"]
+
+
+def test_no_script_beside_tables_runs_and_no_recorded_function_is_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("images.py", "__init__.py"):
+        Path(name).write_text("import os; os.mkdir('planted')")
+    with pytest.raises(FileNotFoundError, match="no Hugging Face dataset"):
+        create_dataset("huggingface", tmp_path, train=True)
+    with pytest.raises(ValueError, match="that code only runs if you name it"):
+        recorded_dataset({"dataset": f"{tmp_path}/images.py:create"})
+    assert sorted(os.listdir()) == ["__init__.py", "images.py"]
 
 
 class Payload:

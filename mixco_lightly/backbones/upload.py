@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def push_to_hub(
     ``config.json``, ``backbone.json`` and the card, ``README.md``, and no other file of the
     directory. Before, the export is loaded and written again, which checks it and brings exports
     of earlier versions up to date. The recorded options lose the paths ``data_dir`` and
-    ``output_dir``.
+    ``output_dir``, and the names of functions of your own the folders of their files.
 
     Args:
         directory: Where :func:`mixco_lightly.export_backbone` wrote it, or a run's output folder.
@@ -66,6 +67,9 @@ def push_to_hub(
             "access."
         )
     training = {k: v for k, v in config.get("training", {}).items() if k not in LOCAL_OPTIONS}
+    for option in ("dataset", "transform"):  # FILE.py:FUNCTION may be their value
+        if isinstance(training.get(option), str):
+            training[option] = os.path.basename(training[option])
     with tempfile.TemporaryDirectory() as folder:
         export_backbone(backbone, folder, training=training, metrics=config.get("metrics"))
         operations = [

@@ -229,14 +229,15 @@ def test_a_damaged_export_is_not_pushed(hub, tmp_path):
 
 
 def test_paths_of_the_machine_are_not_pushed_and_the_other_options_are(hub, tmp_path):
-    directory = exported(tmp_path, random_backbone(), training=TRAINING, metrics=METRICS)
+    own = {"dataset": "/home/alice/mine.py:create", "transform": "lightly.transforms:MoCoV2"}
+    training = TRAINING | own
+    directory = exported(tmp_path, random_backbone(), training=training, metrics=METRICS)
     push_to_hub(directory, REPO)
     files = hub.files(REPO)
     assert not any(b"/home/alice" in content for content in files.values())
     described = json.loads(files["backbone.json"])
-    assert described["training"] == {
-        name: value for name, value in TRAINING.items() if name not in ("data_dir", "output_dir")
-    }
+    kept = {name: x for name, x in training.items() if name not in ("data_dir", "output_dir")}
+    assert described["training"] == kept | {"dataset": "mine.py:create"}
     assert described["metrics"] == METRICS
 
 

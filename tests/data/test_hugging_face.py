@@ -333,7 +333,9 @@ def test_a_folder_without_such_a_dataset_is_one_error_that_says_what_is_there(tm
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "train.parquet").write_bytes(b"PAR1 no")
     (tmp_path / "text").mkdir()
-    (tmp_path / "text" / "training.parquet").mkdir()
+    (tmp_path / "text" / "train.parquet").mkdir()
+    for name in ("training.parquet", "test.parquet", ".train.parquet"):
+        (tmp_path / "text" / name).write_bytes(b"PAR1")
     for place, message in [
         ("nowhere", "no Hugging Face dataset in .*nowhere: .*nowhere does not exist"),
         ("other", "no split train in .*other: it has left, right"),
