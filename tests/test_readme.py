@@ -1,5 +1,6 @@
 """The code of the README and of docs/ runs, and their links lead somewhere."""
 
+import csv
 import dataclasses
 import re
 from itertools import islice
@@ -11,8 +12,9 @@ from lightly.loss import NTXentLoss
 from PIL import Image
 
 from mixco_lightly import create_backbone, export_backbone
-from mixco_lightly.data.catalogue import get_dataset
+from mixco_lightly.data.catalogue import create_train_test, get_dataset
 from mixco_lightly.data.image_stream import ImageStream
+from mixco_lightly.data.own_transform import create_own_transform
 from mixco_lightly.data.transforms import create_pretrain_transform
 from tests.training.test_streams import write_shard
 
@@ -22,8 +24,10 @@ DOCUMENTS = ["README.md", "CHANGELOG.md", "SECURITY.md", *PAGES]
 TEXT = {name: (ROOT / name).read_text() for name in DOCUMENTS}
 BLOCK = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
 (MOCO,) = BLOCK.findall(TEXT["README.md"])
-IN_STEP, SIMCLR, LIGHTNING, EVALUATE, FEATURES, SELFCON = BLOCK.findall(TEXT["docs/pipelines.md"])
-STREAM, RECIPE = BLOCK.findall(TEXT["docs/recipes.md"])
+IN_STEP, SIMCLR, LIGHTNING, PHOTOS, MINE, EVALUATE, FEATURES, SELFCON = BLOCK.findall(
+    TEXT["docs/pipelines.md"]
+)
+OWN, STREAM, RECIPE = BLOCK.findall(TEXT["docs/recipes.md"])
 FAMILY, *MIXED, SCALEMIX = BLOCK.findall(TEXT["docs/mixing.md"])
 DIFF = re.findall(r"```diff\n(.*?)```", TEXT["README.md"], flags=re.DOTALL)
 
@@ -68,7 +72,7 @@ def test_the_change_to_a_lightly_pipeline_is_three_lines_and_leaves_nothing_of_t
 
 def test_all_code_of_the_documents_is_tested():
     counts = {name: len(BLOCK.findall(text)) for name, text in TEXT.items()}
-    tested = {"README.md": 1, "docs/pipelines.md": 6, "docs/recipes.md": 2, "docs/mixing.md": 6}
+    tested = {"README.md": 1, "docs/pipelines.md": 8, "docs/recipes.md": 3, "docs/mixing.md": 6}
     tested["docs/weights.md"] = 1  # by tests/backbones/test_hub.py
     assert {name: count for name, count in counts.items() if count} == tested
 
@@ -105,6 +109,51 @@ def test_the_lightning_pipeline_trains_and_exports(tmp_path, monkeypatch):
     names = run(LIGHTNING)
     assert names["trainer"].global_step == 4
     assert (tmp_path / "runs/mine/backbone/model.safetensors").is_file()
+
+
+def logged(tmp_path, name):
+    """The columns of a CSV logger's file, without empty cells."""
+    with (tmp_path / "runs" / name / "version_0" / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {column: [float(row[column]) for row in rows if row[column]] for column in rows[0]}
+
+
+def test_moco_trains_on_photos_of_ones_own_and_logs_to_a_logger_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for index in range(40):
+        Image.new("RGB", (32 + index, 40), (index, 0, 0)).save(f"photos/{index}.jpg")
+    names = run(PHOTOS, __name__="photos")
+    assert names["trainer"].global_step == 2
+    figures = logged(tmp_path, "photos")
+    assert len(figures["loss"]) == 2
+    assert all(mix > 0 for mix in figures["mix"])
+
+
+def test_simclr_trains_on_batches_of_ones_own_and_logs_a_figure_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run(MINE, __name__="mine")
+    assert names["trainer"].global_step == 4
+    figures = logged(tmp_path, "mine")
+    assert all(mix > 0 for mix in figures["mix"])
+    assert len(figures["feature_std"]) == 4
+    assert all(value > 0 for value in figures["feature_std"])
+    assert all(0 <= lam <= 1 for lam in figures["lam"])
+
+
+def test_images_and_views_of_ones_own_are_what_the_options_take(tmp_path, monkeypatch):
+    monkeypatch.setattr("mixco_lightly.data.own_code._FUNCTIONS", {})
+    for split, count in (("train", 3), ("test", 2)):
+        (tmp_path / split).mkdir()
+        for index in range(count):
+            Image.new("L", (40, 30 + index)).save(tmp_path / split / f"{index % 2}_{index}.png")
+    (tmp_path / "my_data.py").write_text(OWN)
+    spec = get_dataset(f"{tmp_path}/my_data.py:create")
+    train, test = create_train_test(spec, tmp_path)
+    assert (train.targets, test.targets) == ([0, 1, 0], [0, 1])
+    assert train[2][0].size == (40, 32)
+    transform = create_own_transform(f"{tmp_path}/my_data.py:views", spec.facts, 16)
+    assert [tuple(view.shape) for view in transform(train[0][0])] == [(3, 16, 16)] * 2
 
 
 def test_the_evaluation_measures_percent(capsys):

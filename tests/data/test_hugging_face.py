@@ -1,6 +1,7 @@
 """Hugging Face datasets: saved folders, parquet files, and what stands in for the Hub."""
 
 import io
+import json
 import pickle
 import shutil
 import sys
@@ -24,6 +25,7 @@ from mixco_lightly.data import (
     has_labels,
     have_one_size,
 )
+from tests.run_recipe import TINY
 
 CLASSES = ["blue", "red"]
 
@@ -302,6 +304,28 @@ def test_columns_are_named_or_found_by_their_types_or_usual_names(tmp_path):
             create_dataset(spec, tmp_path / renamed, True)
     with pytest.raises(ValueError, match="cifar10 has no columns: leave out --image_column"):
         get_dataset("cifar10").with_columns("img", None)
+
+
+def test_a_run_finds_a_saved_folder_and_is_evaluated_by_its_recorded_columns(
+    tmp_path, run_here, evaluate
+):
+    root, run = tmp_path / "set", tmp_path / "run"
+    for name, count in (("train", 24), ("test", 12)):
+        rows = create_rows(name, count, sizes=(16, 17)).rename_column("label", "colour")
+        rows.add_column("label", list(range(count))).save_to_disk(root / name)
+    options = ["--data_dir", root, "--image_size", 16, "--batch_size", 8, "--epochs", 1]
+    options += ["--label_column", "colour", "--random_init", "false", "--protocol", "knn"]
+    options += ["--knn_every_n_epochs", 1, "--memory_bank_size", 8, "--output_dir", run]
+    code, printed, error = run_here("moco", *TINY, *options)
+    assert code == 0, error
+    assert "Found state.json in " in printed
+    assert "moco on huggingface: 24 images of 16 pixels" in printed
+    top1 = json.loads((run / "summary.json").read_text())["knn_top1"]
+    quiet = ["--num_workers", 0, "--knn_k", 5, "--protocol", "knn"]
+    code, _, error = evaluate("--backbone_dir", run, *quiet)
+    assert code == 0, error
+    (record,) = json.loads((run / "evaluation.json").read_text())["results"]
+    assert (record["dataset"], record["top1"]) == ("huggingface", top1)
 
 
 def test_the_name_of_a_dataset_on_the_hub_is_loaded_without_its_code(tmp_path, monkeypatch):

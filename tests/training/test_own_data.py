@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import sys
 
 import pytest
@@ -87,14 +88,14 @@ def test_own_images_and_views_are_mixed_probed_resumed_bit_for_bit_and_evaluated
     assert "augmented by workers" in printed
     assert "views of 16" in printed
     assert (record(whole)["dataset"], record(whole)["transform"]) == (name, f"{own}:views")
-    last = rows(whole)[-1]
-    assert all(float(last[column]) for column in ("mix_loss", "knn_top1", "online_probe_top1"))
+    logged = {column for row in rows(whole) for column, text in row.items() if text}
+    assert {"mix", "knn_top1", "online_top1"} <= logged
     summary = json.loads((whole / "summary.json").read_text())
     assert {"knn_top1", "linear_top1"} <= summary.keys()
 
     code, _, error = run_here("simclr", *OPTIONS, *options, "--output_dir", run)
     assert code == 0, error
-    (run / "checkpoints" / "epoch-0001.ckpt").replace(run / "checkpoints" / "last.ckpt")
+    shutil.copy(run / "checkpoints" / "epoch-0001.ckpt", run / "checkpoints" / "last.ckpt")
     (run / "checkpoints" / "epoch-0002.ckpt").unlink()
     code, _, error = run_here("simclr", "--config", run / "config.yaml", "--resume")
     assert code == 0, error
