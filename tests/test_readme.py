@@ -150,8 +150,8 @@ def test_images_and_views_of_ones_own_are_what_the_options_take(tmp_path, monkey
     (tmp_path / "my_data.py").write_text(OWN)
     spec = get_dataset(f"{tmp_path}/my_data.py:create")
     train, test = create_train_test(spec, tmp_path)
-    assert (train.targets, test.targets) == ([0, 1, 0], [0, 1])
-    assert train[2][0].size == (40, 32)
+    assert (train.targets, test.targets) == ([0, 0, 1], [0, 1])  # in the order of the names
+    assert train[2][0].size == (40, 31)
     transform = create_own_transform(f"{tmp_path}/my_data.py:views", spec.facts, 16)
     assert [tuple(view.shape) for view in transform(train[0][0])] == [(3, 16, 16)] * 2
 
