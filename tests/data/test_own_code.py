@@ -284,7 +284,7 @@ def test_a_missing_file_of_the_users_data_is_an_error_of_its_own(name):
     def create(data_dir, train):
         raise FileNotFoundError(f"no data in {data_dir}")
 
-    with pytest.raises(FileNotFoundError, match="^no data in place$"):
+    with pytest.raises(FileNotFoundError, match=r"^no data in place$"):
         create_dataset(name_function(create), "place", True)
 
 
@@ -361,7 +361,7 @@ def test_a_factory_that_needs_something_else_is_one_error(transform_name):
     def create(image_size, strength):
         return views
 
-    with pytest.raises(ValueError, match="failed: TypeError: .*'strength'"):
+    with pytest.raises(ValueError, match=r"failed: TypeError: .*'strength'"):
         create_own_transform(transform_name(create), FACTS, 16)
 
 

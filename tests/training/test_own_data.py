@@ -43,7 +43,7 @@ def views(image_size, mean, std):
     print("views of", image_size)
     return SimCLRTransform(input_size=image_size, normalize={"mean": mean, "std": std})
 '''
-RECIPE = '''
+RECIPE = """
 from mixco_lightly import loss, models
 from mixco_lightly.training import MixCoConfig, Recipe, optimiser_arguments
 
@@ -58,7 +58,7 @@ recipe = Recipe(
 )
 if __name__ == "__main__":
     recipe.main()
-'''
+"""
 OPTIONS = [*TINY, "--image_size", 16, "--batch_size", 8, "--epochs", 2, "--knn_every_n_epochs", 1]
 OPTIONS += ["--random_init", "false", "--protocol", "knn", "torch", "--online_probe", "true"]
 
