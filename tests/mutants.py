@@ -68,6 +68,9 @@ SHARDS = ("tests/data/test_tar_shards.py",)
 SHARES = ("tests/data/test_image_stream.py",)
 TABLES = ("tests/data/test_hugging_face.py",)
 OWN = ("tests/data/test_own_code.py",)
+OWN_RECIPE = ("tests/training/test_own_data.py", "-k", "recipes_own")
+RECORDED = ("tests/test_security.py", "-k", "recorded_function")
+PUSHED = ("tests/backbones/test_hub.py", "-k", "paths_of_the_machine")
 STREAMS = ("tests/training/test_streams.py",)
 UNLABELLED = ("tests/data/test_image_folder.py",)
 CHUNKS = ("tests/models/test_chunks.py",)
@@ -726,6 +729,20 @@ MUTANTS = [
     Mutant(
         "a transform may make any number of views", _OWN_TRANSFORM,
         "* num_views):", "* len(views)):", OWN,
+    ),
+    Mutant(
+        "a recipe's own transform comes before the option",
+        "mixco_lightly/training/pretraining.py",
+        "transform=config.transform or name", "transform=name", OWN_RECIPE,
+    ),
+    Mutant(
+        "a function that an export names runs", "mixco_lightly/evaluation/subjects.py",
+        'if ":" in name:', "if not name:", RECORDED,
+    ),
+    Mutant(
+        "a pushed export names the folder of the user's code",
+        "mixco_lightly/backbones/upload.py",
+        "os.path.basename(training[option])", "os.path.normpath(training[option])", PUSHED,
     ),
     Mutant(
         "every epoch begins a stream anew", _DATA,

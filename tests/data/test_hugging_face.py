@@ -12,7 +12,7 @@ import dill
 import numpy as np
 import pytest
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from torchvision.transforms import PILToTensor
 
 from mixco_lightly.data import (
@@ -25,6 +25,7 @@ from mixco_lightly.data import (
     has_labels,
     have_one_size,
 )
+from mixco_lightly.data.image_stream import ImageStream
 from tests.run_recipe import TINY
 
 CLASSES = ["blue", "red"]
@@ -304,6 +305,30 @@ def test_columns_are_named_or_found_by_their_types_or_usual_names(tmp_path):
             create_dataset(spec, tmp_path / renamed, True)
     with pytest.raises(ValueError, match="cifar10 has no columns: leave out --image_column"):
         get_dataset("cifar10").with_columns("img", None)
+
+
+class Rows(IterableDataset):
+    """Pairs of the rows of a streamed dataset."""
+
+    splits_itself = True
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        for row in self.rows:
+            yield row["image"], row["label"]
+
+
+def test_a_streamed_dataset_shares_itself_out_to_worker_processes():
+    rows = create_rows("train", 6).to_iterable_dataset(num_shards=2)
+    stream = ImageStream(Rows(rows), PILToTensor())
+    known = {pixels_of("train", index).tobytes(): index for index in range(6)}
+    read = [
+        (known[image[0].permute(1, 2, 0).numpy().tobytes()], int(target))
+        for image, target in DataLoader(stream, batch_size=1, num_workers=2)
+    ]
+    assert sorted(read) == [(index, index % 2) for index in range(6)]
 
 
 def test_a_run_finds_a_saved_folder_and_is_evaluated_by_its_recorded_columns(
