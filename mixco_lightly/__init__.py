@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         create_backbone as create_backbone,
         export_backbone as export_backbone,
         load_backbone as load_backbone,
+        push_to_hub as push_to_hub,
     )
     from mixco_lightly.data import (
         MixCoCollate as MixCoCollate,
@@ -41,7 +42,9 @@ __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
-    backbones="Backbone create_backbone MultiExitBackbone export_backbone load_backbone",
+    backbones=(
+        "Backbone MultiExitBackbone create_backbone export_backbone load_backbone push_to_hub"
+    ),
     data="MixCoCollate MixCollate Mixer Mixture mix_pairs",
     evaluation=(
         "Features ProbeResult MutualInformation "

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         export_onnx as export_onnx,
         export_program as export_program,
     )
+    from mixco_lightly.backbones.hub import push_to_hub as push_to_hub
     from mixco_lightly.backbones.multi_exit import MultiExitBackbone as MultiExitBackbone
 
 __getattr__, __dir__, __all__ = lazy_exports(
@@ -24,5 +25,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
     backbone="Backbone create_backbone",
     export="export_backbone load_backbone",
     formats="export_onnx export_program",
+    hub="push_to_hub",
     multi_exit="MultiExitBackbone",
 )

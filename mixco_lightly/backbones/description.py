@@ -12,10 +12,16 @@ from mixco_lightly.backbones.backbone import Backbone
 from mixco_lightly.data.eval_transform import INTERPOLATION
 from mixco_lightly.files import TEMPORARY_PREFIX, hash_file
 
-WEIGHTS_NAME = "backbone.safetensors"
 CONFIG_NAME = "backbone.json"
-_FORMAT = "mixco-lightly backbone 2"
+WEIGHTS_NAME = "model.safetensors"  # the only name that timm looks for on the Hub
+EARLIER_WEIGHTS_NAME = "backbone.safetensors"
+_FORMAT = "mixco-lightly backbone 3"
 _FORMAT_WITHOUT_DIGEST = "mixco-lightly backbone 1"
+_WEIGHTS_NAMES = {
+    _FORMAT: WEIGHTS_NAME,
+    "mixco-lightly backbone 2": EARLIER_WEIGHTS_NAME,
+    _FORMAT_WITHOUT_DIGEST: EARLIER_WEIGHTS_NAME,
+}
 # Arguments of timm.create_model that load files or weights, and those with a field of their own.
 REFUSED_KWARGS = {
     "pretrained",
@@ -49,6 +55,7 @@ def describe(
     std: Sequence[float] | None,
     training: Mapping[str, Any] | None,
     metrics: Mapping[str, Any] | None,
+    differences: Sequence[str],
     weights_digest: str,
 ) -> dict[str, Any]:
     """Describes how to build a backbone again and how to feed it.
@@ -59,6 +66,7 @@ def describe(
         std: Standard deviation of each channel, likewise.
         training: Settings of the training, of JSON's types.
         metrics: Results, of JSON's types.
+        differences: Why timm cannot load the export by itself; empty if it can.
         weights_digest: SHA-256 of the weights' file.
 
     Returns:
@@ -84,6 +92,7 @@ def describe(
         "removed_strides": list(backbone.fit.removed),
         "patch_size": backbone.fit.patch_size,
         "feature_dim": backbone.feature_dim,
+        "differs_from_timm": list(differences),
         "resize": backbone.resize,
         "interpolation": INTERPOLATION,
         "crop": backbone.image_size,
@@ -112,31 +121,37 @@ def read_config(directory: str | Path) -> dict[str, Any]:
         The content of ``backbone.json``.
 
     Raises:
-        FileNotFoundError: If ``backbone.json`` or ``backbone.safetensors`` is missing.
+        FileNotFoundError: If ``backbone.json`` or the weights are missing.
         ValueError: If it does not describe a backbone, or if the SHA-256 of the two files is not
             the recorded one.
     """
-    path, weights = Path(directory) / CONFIG_NAME, Path(directory) / WEIGHTS_NAME
-    successor = successor_of(Path(directory))
-    if not path.is_file() and not successor.is_file():
+    path, successor = Path(directory) / CONFIG_NAME, successor_of(Path(directory))
+    if successor.is_file():
+        config = _parse(successor)
+        weights = weights_path(directory, config)
+        if weights.is_file() and config.get("sha256") == _digest(config, hash_file(weights)):
+            return config
+    if not path.is_file():
         raise FileNotFoundError(
             f"There is no {CONFIG_NAME} in {directory}: expected a run's output_dir or a folder "
             "written by export_backbone."
         )
-    if not weights.is_file():
-        raise FileNotFoundError(f"There is no {WEIGHTS_NAME} in {directory}.")
-    weights_digest = hash_file(weights)
-    if successor.is_file():
-        config = _parse(successor)
-        if config.get("sha256") == _digest(config, weights_digest):
-            return config
     config = _parse(path)
-    if config["format"] == _FORMAT and config.get("sha256") != _digest(config, weights_digest):
+    weights = weights_path(directory, config)
+    if not weights.is_file():
+        raise FileNotFoundError(f"There is no {weights.name} in {directory}.")
+    has_digest = config["format"] != _FORMAT_WITHOUT_DIGEST
+    if has_digest and config.get("sha256") != _digest(config, hash_file(weights)):
         raise ValueError(
             f"{path} and {weights} are not as they were exported, or not of one export: their "
             "SHA-256 is not the recorded one. Restore both files from a copy, or export again."
         )
     return config
+
+
+def weights_path(directory: str | Path, config: Mapping[str, Any]) -> Path:
+    """Returns the path of the weights that a description belongs to."""
+    return Path(directory) / _WEIGHTS_NAMES[config["format"]]
 
 
 def _digest(config: Mapping[str, Any], weights_digest: str) -> str:
@@ -156,7 +171,7 @@ def _parse(path: Path) -> dict[str, Any]:
     missing = sorted(required - config.keys()) if isinstance(config, dict) else sorted(required)
     if missing:
         raise ValueError(f"{path} does not describe a backbone: it lacks {', '.join(missing)}.")
-    if config["format"] not in (_FORMAT, _FORMAT_WITHOUT_DIGEST):
+    if config["format"] not in list(_WEIGHTS_NAMES):  # a list, as it may not be hashable
         raise ValueError(
             f"{path}: the format must be {_FORMAT!r}, got {config['format']!r}. The file is "
             "damaged or comes from a later version of mixco-lightly."

@@ -19,27 +19,23 @@ from mixco_lightly.backbones.backbone import Backbone, build_backbone, create_ba
 from mixco_lightly.backbones.choice import Fit
 from mixco_lightly.backbones.description import (
     CONFIG_NAME,
-    REFUSED_KWARGS,
+    EARLIER_WEIGHTS_NAME,
     WEIGHTS_NAME,
     describe,
     read_config,
     successor_of,
+    weights_path,
+)
+from mixco_lightly.backbones.timm_config import (
+    TIMM_CONFIG_NAME,
+    describe_differences,
+    refuse_foreign_config,
+    timm_config,
 )
 from mixco_lightly.files import replace_file
 
-# Arguments of timm.create_model that do not change the features of a network with given weights.
-# (A network that depends on img_size has weights, or takes images, of that size only.)
-_HARMLESS_KWARGS = {
-    "img_size",
-    "drop_rate",
-    "drop_path_rate",
-    "drop_block_rate",
-    "attn_drop_rate",
-    "patch_drop_rate",
-    "pos_drop_rate",
-    "proj_drop_rate",
-}
-# Prefix of the weights' names if timm's network of that name would compute other features.
+HUB_PREFIX = "hf-hub:"
+# Prefix of the weights' names if timm cannot build a network with the same features.
 _PREFIX = "use_mixco_lightly_load_backbone."
 
 
@@ -52,16 +48,22 @@ def export_backbone(
     training: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes a backbone's weights, and a description of how to build and feed it.
+    """Writes a backbone's weights, and descriptions of it for this package and for timm.
 
-    ``backbone.safetensors`` has the weights. With a published stem they have timm's names and load
-    into ``timm.create_model(name, num_classes=0)``. A small stem or other ``timm_kwargs`` can
-    change strides, pooling or activations without changing a weight's shape: timm would load the
-    weights into a network with other features. To prevent that, every name then starts with
-    ``use_mixco_lightly_load_backbone.`` and timm refuses the file, even with ``strict=False``.
-    ``load_backbone(directory).model`` is the timm network.
+    ``model.safetensors`` has the weights, ``config.json`` is timm's description. Without a small
+    stem, ``timm.create_model("local-dir:DIRECTORY", pretrained=True)`` builds the network and its
+    features equal the backbone's bit by bit. ``config.json`` also has arguments of timm's network
+    (``model_args``), which include a ViT's small patches, and the evaluation transform as far as
+    timm can describe it. timm reads weights from a folder since 1.0.26, and from the Hub since
+    1.0.22 and before.
 
-    ``backbone.json`` describes the network and the evaluation transform of its images:
+    Where layers were changed after timm built the network, or where arguments change features but
+    no weight's shape, ``config.json`` lists the differences and names no architecture of timm.
+    Every weight's name then starts with ``use_mixco_lightly_load_backbone.``, so that timm refuses
+    the file, even with ``strict=False``. ``load_backbone(directory).model`` is the network.
+
+    ``backbone.json`` describes the network for :func:`load_backbone`, and the evaluation transform
+    of its images:
 
     - ``resize``: length that the shorter side is resized to, in pixels;
     - ``interpolation``: always "bilinear";
@@ -83,6 +85,7 @@ def export_backbone(
 
     Raises:
         ValueError: If the module is not such a backbone and does not have one.
+        FileExistsError: If the directory has a ``config.json`` of another tool.
 
     Examples:
         >>> import json, tempfile
@@ -103,18 +106,25 @@ def export_backbone(
         )
     mean = backbone.mean if mean is None else mean
     std = backbone.std if std is None else std
-    weights = save(_named_weights(backbone), metadata={"format": "pt"})
+    differences = describe_differences(backbone)
+    weights = save(_named_weights(backbone, differences), metadata={"format": "pt"})
     digest = hashlib.sha256(weights).hexdigest()
-    config = describe(backbone, mean, std, training, metrics, digest)
+    config = describe(backbone, mean, std, training, metrics, differences, digest)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    # Two files cannot be replaced at once. If the process is killed between them, the new
-    # description is left under the successor's name, and read_config finds it there.
+    refuse_foreign_config(directory / TIMM_CONFIG_NAME)
+    # Three files cannot be replaced at once. If the process is killed in between, the new
+    # description is left under the successor's name, where read_config finds it, and timm finds
+    # no config.json rather than that of other weights.
     with replace_file(successor_of(directory)) as file:
-        file.write((json.dumps(config, indent=2) + "\n").encode())
+        file.write(_encode(config))
     with replace_file(directory / WEIGHTS_NAME) as file:
         file.write(weights)
+        (directory / TIMM_CONFIG_NAME).unlink(missing_ok=True)
+    with replace_file(directory / TIMM_CONFIG_NAME) as file:
+        file.write(_encode(timm_config(backbone, differences, mean, std)))
     os.replace(successor_of(directory), directory / CONFIG_NAME)
+    (directory / EARLIER_WEIGHTS_NAME).unlink(missing_ok=True)
     return directory
 
 
@@ -122,15 +132,19 @@ def load_backbone(directory: str | Path) -> Backbone:
     """Loads an exported backbone in eval mode.
 
     Args:
-        directory: Where :func:`export_backbone` wrote it, or a run's output folder.
+        directory: Where :func:`export_backbone` wrote it, or a run's output folder, or its name on
+            the Hugging Face Hub: "hf-hub:USER/NAME" or "hf-hub:USER/NAME@REVISION". Only its
+            ``backbone.json`` and ``model.safetensors`` are downloaded, into huggingface_hub's
+            cache.
 
     Returns:
         The backbone. Its features equal the exported backbone's bit by bit, and its
         ``.transform`` prepares a PIL image as the evaluation does.
 
     Raises:
-        FileNotFoundError: If ``backbone.json`` or ``backbone.safetensors`` is missing.
+        FileNotFoundError: If ``backbone.json`` or ``model.safetensors`` is missing.
         ValueError: If a file is damaged, or if the two do not belong together.
+        ConnectionError: If the Hub cannot be reached, and its cache does not have the backbone.
 
     Examples:
         >>> import tempfile
@@ -146,8 +160,12 @@ def load_backbone(directory: str | Path) -> Backbone:
         ...     backbone(image.unsqueeze(0)).shape == (1, backbone.feature_dim)
         True
     """
+    if isinstance(directory, str) and directory.startswith(HUB_PREFIX):
+        from mixco_lightly.backbones.hub import download_backbone  # it imports this module
+
+        directory = download_backbone(directory)
     config = read_config(directory)
-    path = Path(directory) / WEIGHTS_NAME
+    path = weights_path(directory, config)
     try:
         state = load_file(path)
     except SafetensorError as error:
@@ -174,16 +192,18 @@ def load_backbone(directory: str | Path) -> Backbone:
     return backbone.eval()
 
 
-def _named_weights(backbone: Backbone) -> dict[str, Tensor]:
+def _encode(config: Mapping[str, Any]) -> bytes:
+    return (json.dumps(config, indent=2) + "\n").encode()
+
+
+def _named_weights(backbone: Backbone, differences: Sequence[str]) -> dict[str, Tensor]:
     """Returns the weights under their names in the file."""
     state = {
         # Copied, because layers may share weights and safetensors refuses shared memory.
         name: tensor.detach().to("cpu", copy=True).contiguous()
         for name, tensor in backbone.model.state_dict().items()
     }
-    fit = backbone.fit
-    kwargs = {**fit.kwargs, **backbone.timm_kwargs}.keys() - REFUSED_KWARGS
-    if not fit.removed and fit.patch_size is None and kwargs <= _HARMLESS_KWARGS:
+    if not differences:
         return state
     named = {_PREFIX + name: tensor for name, tensor in state.items()}
     # strict=False skips unknown names, but raises for a wrong shape.

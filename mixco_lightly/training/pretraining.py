@@ -1,7 +1,7 @@
 """One pretraining run: prepare, fit, finish.
 
 A run writes under its output_dir: config.yaml, metrics.csv, checkpoints/last.ckpt (after every
-epoch), backbone.safetensors, backbone.json, curves.png and summary.json.
+epoch), model.safetensors, config.json, backbone.json, curves.png and summary.json.
 """
 
 from __future__ import annotations

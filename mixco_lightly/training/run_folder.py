@@ -27,8 +27,10 @@ _RUN_FILES = (
     "metrics.csv",
     "broken_images.txt",
     "traceback.txt",
-    "backbone.safetensors",
+    "model.safetensors",
+    "config.json",
     "backbone.json",
+    "backbone.safetensors",  # the weights of an earlier version's export
     "curves.png",
     "summary.json",
     "evaluation.json",
