@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 FLOORS := .venv-floors
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-gpu test-slow test-floors mutants soak study-check format clean
+.PHONY: help quickstart paper test test-gpu test-slow test-floors mutants soak study-check forest format clean
 
 help: ## Show the commands.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -14,6 +14,13 @@ quickstart: $(VENV)/.installed ## Install, train MoCo v2 on the embedded digits,
 	$(BIN)/python recipes/moco.py --mix_weight 0 --precision 32-true --protocol none --output_dir $(QUICKSTART)/plain --overwrite
 	$(BIN)/python recipes/moco.py --precision 32-true --protocol none --output_dir $(QUICKSTART)/mixco --overwrite
 	$(BIN)/python recipes/evaluate.py --backbone_dir $(QUICKSTART)/plain $(QUICKSTART)/mixco --random_init --overwrite
+
+DATA ?= data
+SCALE ?= 1
+JOBS ?= 1
+MINUTES ?=
+paper: $(VENV)/.installed ## Run the papers' tables on one GPU, or go on: DATA=data SCALE=1 JOBS=1; MINUTES=50 stops in between.
+	$(BIN)/python recipes/paper.py --data_root $(DATA) --scale $(SCALE) --jobs $(JOBS)$(if $(MINUTES), --slice_minutes $(MINUTES))
 
 test: $(VENV)/.installed-dev ## Install with the dev extra, run ruff, mypy and pytest.
 	$(BIN)/ruff check .
@@ -41,6 +48,9 @@ soak: $(VENV)/.installed-dev ## Train for two hours; fail if memory, file handle
 
 study-check: $(VENV)/.installed-dev ## Compute the tables in recipes/results/ and the README anew from their runs.
 	$(BIN)/python -m pytest -q tests/studies/test_results.py
+
+forest: $(VENV)/.installed ## Draw docs/results.png, all studies' differences to plain training, from recipes/results/.
+	$(BIN)/python recipes/compare.py --output_dir recipes/results --forest docs/results.png
 
 format: $(VENV)/.installed-dev ## Format the code.
 	$(BIN)/ruff check --fix .

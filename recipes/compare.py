@@ -7,13 +7,17 @@ A study is a YAML file. It has a base (options of a recipe), named changes (opti
 the base) and, to repeat the comparison under other conditions, named groups (options that differ
 for base and changes alike, such as another backbone). Base and changes run in every group with
 every seed. Each run is an ordinary run of the recipe in a folder of its own. After an interruption
---resume skips finished runs and resumes the others.
+--resume skips finished runs and resumes the others. --slice_minutes stops a study by itself.
 
 After every run these files are written to output_dir: results.json (every run's options, figures
 and curve), results.md (mean, standard deviation, paired difference to the base with its 95%
 interval, cost) and results.png (accuracy over images seen and over seconds). All accuracies are
 those of the last epoch. Options and seed decide what a run learns, so a study can be repeated;
-seconds depend on the machine.
+seconds depend on the machine. --scale 0.1 runs a tenth of all epochs, in a folder of its own.
+
+    python recipes/compare.py --output_dir recipes/results --forest docs/results.png
+
+draws the difference to plain training in every setting of the studies in a folder.
 """
 
 from __future__ import annotations
@@ -21,15 +25,22 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from mixco_lightly.studies.plan import Study, check_study_file, plan_runs
-from mixco_lightly.studies.report import notes, read_results, tabulate, write_report
+from mixco_lightly.studies import forest
+from mixco_lightly.studies.commands import (
+    begin_study,
+    describe_stop,
+    find_config_classes as find_config_classes,
+    print_minutes,
+    print_results,
+)
+from mixco_lightly.studies.plan import Study, check_study_file
+from mixco_lightly.studies.report import read_results, write_report
+from mixco_lightly.studies.scale import scaled_folder
 from mixco_lightly.training.command_line import parse_options, print_table
 from mixco_lightly.training.errors import fail_in_one_line
 from mixco_lightly.training.interrupts import end_in_one_line
-from mixco_lightly.training.option_types import PositiveInt
-from mixco_lightly.training.recipe_files import load_page, recipes_folder
+from mixco_lightly.training.option_types import PositiveFloat, PositiveInt
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,12 @@ class CompareConfig(Study):
             output_dir/compare.log.
         resume: Whether to resume the study in output_dir; finished runs are skipped.
         report: Whether only to write table and plot again, from output_dir/results.json.
+        forest: PNG file. Only draws the differences to plain training there, of all studies whose
+            folders are in output_dir.
+        plan_minutes: Whether to time a few dozen steps of each arm before the runs, and to write
+            to output_dir/minutes.md how long the study takes.
+        slice_minutes: Minutes after which the study stops, at the next checkpoint of its runs; go
+            on with --resume. Default: when it is finished.
     """
 
     output_dir: str = "runs/study"
@@ -50,31 +67,20 @@ class CompareConfig(Study):
     background: bool = False
     resume: bool = False
     report: bool = False
-
-
-def find_config_classes() -> tuple[dict[str, type[Any]], type[Any]]:
-    """Returns the class of options of each recipe that can be compared, and that of evaluate.py."""
-    pages = {path.stem: load_page(path) for path in sorted(recipes_folder().glob("*.py"))}
-    recipes = {
-        name: page.recipe.config_class for name, page in pages.items() if hasattr(page, "recipe")
-    }
-    return recipes, pages["evaluate"].EvaluateConfig
+    forest: str = ""
+    plan_minutes: bool = False
+    slice_minutes: PositiveFloat | None = None
 
 
 def run_study(config: CompareConfig, output_dir: Path) -> None:
     """Makes or resumes the runs of a study; ends the program if it goes to the background."""
     from mixco_lightly.studies.execute import run_all, start_in_background, write_command
-    from mixco_lightly.studies.results import is_finished, write_results
+    from mixco_lightly.studies.minutes import plan_minutes
+    from mixco_lightly.studies.results import write_results
+    from mixco_lightly.studies.slices import Slice
 
-    runs = plan_runs(config, output_dir, *find_config_classes())
-    if output_dir.exists() and any(output_dir.iterdir()) and not config.resume:
-        raise FileExistsError(
-            f"{output_dir} is not empty: add --resume to go on with its study, or choose another "
-            "--output_dir."
-        )
-    output_dir.mkdir(parents=True, exist_ok=True)
-    for run in runs:
-        is_finished(run)  # raises a ValueError if the folder has a run of another study
+    part = Slice(config.slice_minutes)
+    runs = begin_study(config, output_dir, config.resume)
     if config.background:
         options = {**asdict(config), "background": False}
         log = output_dir / "compare.log"
@@ -84,28 +90,35 @@ def run_study(config: CompareConfig, output_dir: Path) -> None:
         print(f"Process {start_in_background(command, log)} goes on. Watch it with:")
         print(f"  tail -f {log}")
         sys.exit()
+    if config.plan_minutes:
+        print_minutes(config.question, plan_minutes(config, runs, output_dir))
     try:
-        failures = run_all(config, runs, output_dir, config.jobs)
+        failures = run_all(config, runs, output_dir, config.jobs, part)
     except KeyboardInterrupt:
         sys.exit("Stopped. Go on with the same command and --resume.")
     write_results(config, runs, output_dir, config.jobs)
     if failures:
         sys.exit("error: " + "\n".join(["runs failed:", *failures]))
+    if config.slice_minutes and (stop := describe_stop(runs, config.slice_minutes)):
+        print(f"{stop} Go on with the same command and --resume.")
 
 
 def main() -> None:
     """Runs a study, or goes on with it, and prints its table."""
     end_in_one_line()
     config = parse_options(CompareConfig, __doc__, check_study_file)
-    output_dir = Path(config.output_dir)
+    if config.forest:
+        with fail_in_one_line():
+            rows = forest.write_forest(Path(config.output_dir), Path(config.forest))
+        print_table(f"Differences to plain training -> {config.forest}", *forest.tabulate(rows))
+        return
+    output_dir = scaled_folder(config.output_dir, config.scale)
     with fail_in_one_line():
         if config.report:
             write_report(read_results(output_dir), output_dir)
         else:
             run_study(config, output_dir)
-        results = read_results(output_dir)
-    print_table(results["question"], *tabulate(results))
-    print(notes(results))
+        print_results(output_dir)
 
 
 if __name__ == "__main__":

@@ -176,8 +176,10 @@ def main() -> None:
     end_in_one_line()
     config = parse_options(EvaluateConfig, __doc__)
     # Functions import what takes seconds, so that --help and a wrong option answer at once.
+    from mixco_lightly.training.processes import end_with_parent
     from mixco_lightly.training.trainer import quieten_lightning
 
+    end_with_parent()
     quieten_lightning()
     with fail_in_one_line():
         evaluate(config)

@@ -41,6 +41,7 @@ from mixco_lightly import backbones, evaluation, loss, models
 from mixco_lightly.training import (
     MixCoConfig,
     NonNegativeFloat,
+    NonNegativeInt,
     OptimiserDefaults,
     PositiveFloat,
     Recipe,
@@ -102,6 +103,9 @@ class SelfConConfig(MixCoConfig):
         exit_weight: Weight of the sub-networks' cross-entropies in one-stage.
         contrast_weight: Weight of SelfCon's loss in one-stage.
         mix_weight: Weight of MixCo's term in the objectives without labels.
+        chunk_size: Most images that the network keeps activations of, for large batches on little
+            memory; the step takes up to 4/3 of the time. BatchNorm then has each chunk's
+            statistics. 0 for all images.
     """
 
     sgd_defaults = OptimiserDefaults(0.02, 1e-4)
@@ -128,6 +132,7 @@ class SelfConConfig(MixCoConfig):
     contrast_weight: NonNegativeFloat = 0.8
     mix_temperature: PositiveFloat = 0.5
     mix_weight: NonNegativeFloat = 0.0
+    chunk_size: NonNegativeInt = 0
     output_dir: str = "runs/selfcon"
 
 
@@ -198,6 +203,7 @@ def create_model(backbone: backbones.Backbone, config: SelfConConfig) -> models.
         batch_norm=config.head_batch_norm,
         mix_criterion=mix_criterion if config.mix_weight > 0 else None,
         projection_dim=config.projection_dim,
+        chunk_size=config.chunk_size,
         **optimiser_arguments(config),
     )
 
@@ -213,6 +219,7 @@ def create_classifier(
         exit_weight=config.exit_weight,
         contrast_weight=config.contrast_weight,
         projection_dim=config.projection_dim,
+        chunk_size=config.chunk_size,
         **optimiser_arguments(config),
     )
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from mixco_lightly import backbones, loss, models
 from mixco_lightly.training import (
     MixCoConfig,
+    NonNegativeInt,
     OptimiserDefaults,
     PositiveFloat,
     Recipe,
@@ -34,12 +35,19 @@ from mixco_lightly.training import (
 
 @dataclass(frozen=True)
 class SimCLRConfig(MixCoConfig):
-    """SimCLR."""
+    """SimCLR.
+
+    Args:
+        chunk_size: Most images that the network keeps activations of, for large batches on little
+            memory; the step takes up to 4/3 of the time. BatchNorm then has each chunk's
+            statistics. 0 for all images.
+    """
 
     sgd_defaults = OptimiserDefaults(0.1, 5e-4)
 
     temperature: PositiveFloat = 0.5
     mix_temperature: PositiveFloat = 0.5
+    chunk_size: NonNegativeInt = 0
     output_dir: str = "runs/simclr"
 
 
@@ -55,6 +63,7 @@ def create_model(backbone: backbones.Backbone, config: SimCLRConfig) -> models.S
         backbone,
         criterion,
         projection_dim=config.projection_dim,
+        chunk_size=config.chunk_size,
         **optimiser_arguments(config),
     )
 

@@ -40,6 +40,7 @@ class UnMixConfig(PretrainConfig):
     Args:
         temperature: Divides the similarities of images, mixtures and keys.
         mix_weight: Weight of the mixtures' term; 0 is plain MoCo v2.
+        mix_probability: Part of the steps that are mixed, drawn by the seed; the others are plain.
         mixing: How two images are mixed: mixup, weighted sums; cutmix, a box of one in the other;
             mask, blocks of one in the other, which is MixMask; mixup-or-cutmix, one of the two for
             each batch.
@@ -55,6 +56,7 @@ class UnMixConfig(PretrainConfig):
 
     temperature: PositiveFloat = 0.2
     mix_weight: NonNegativeFloat = 1.0
+    mix_probability: ClosedUnitInterval = 1.0
     mixing: MixingName = "mixup-or-cutmix"
     pairing: Literal["reversed", "halves"] = "reversed"
     alpha: PositiveFloat | None = None

@@ -49,6 +49,8 @@ MIXING = ("tests/training/test_mixing.py", "-k", "recipe_mixes")
 OPTIMIZER = ("tests/models/test_optimizer.py", "-k", "decay")
 WARM_UP = ("tests/training/test_optimiser.py", "-k", "depthwise")
 RATES = ("tests/training/test_optimiser.py", "-k", "base_learning_rate")
+FOREST = ("tests/studies/test_forest.py",)
+_FOREST = "mixco_lightly/studies/forest.py"
 FILES = ("tests/training/test_resume.py", "-k", "sweep or failed or metrics")
 OPTIONS = ("tests/training/test_resume.py", "-k", "options")
 EARLIER = ("tests/training/test_mixing.py", "-k", "begun_before")
@@ -57,14 +59,30 @@ KILLS_WORKERS = ("tests/training/test_resume.py", "-k", "two_kills and simclr")
 DEVICES = ("tests/training/test_devices.py", "-k", "simclr_on_two_processes")
 COMMAND_LINE = ("tests/training/test_command_line.py", "-k", "not ctrl_c")
 EXPORT = ("tests/backbones/test_export.py",)
+HUB = ("tests/backbones/test_hub.py",)
 ON_GPU = ("tests/loss/test_on_pretended_gpu.py",)
 AUGMENTED_ON_GPU = ("tests/data/test_device_transforms.py", "-k", "gpu")
 COMPILED = ("tests/loss/test_compile.py",)
 BATCHES = ("tests/models/test_batches.py",)
 UNLABELLED = ("tests/data/test_image_folder.py",)
+CHUNKS = ("tests/models/test_chunks.py",)
+PROBE = ("tests/training/test_online_probe.py", "-k", "not run")
+PROBE_RESUMED = ("tests/training/test_online_probe.py", "-k", "resumes")
+MIX_CHOICE = ("tests/training/test_mixing.py", "-k", "steps_is_mixed or decision")
+MIX_LOG = ("tests/models/test_step_log.py", "-k", "steps_that_are_mixed")
 PRECISION = ("tests/evaluation/test_evaluation_precision.py", "-k", "moco")
+_PAPER = "tests/studies/test_paper.py"
+SCALE = (_PAPER, "-k", "scale_multiplies")
+PUBLISHED = (_PAPER, "-k", "published")
+SLICES = (_PAPER, "-k", "slice_ends or each_slice")
+MINUTES = (_PAPER, "-k", "minutes_are or epochs_of_a_probe or device_is_warm")
+PARENT = (_PAPER, "-k", "works_for")
+AUTO = ("tests/studies/test_compare.py", "-k", "for_auto")
 
 _BLOCKWISE = "mixco_lightly/loss/blockwise.py"
+_EXPORT = "mixco_lightly/backbones/export.py"
+_HUB = "mixco_lightly/backbones/hub.py"
+_TIMM_CONFIG = "mixco_lightly/backbones/timm_config.py"
 _CONTRASTIVE = "mixco_lightly/loss/contrastive.py"
 _TWO_TERMS = "mixco_lightly/loss/plain_and_mixed_loss.py"
 _QUEUE_LOSS = "mixco_lightly/loss/queue_loss.py"
@@ -83,10 +101,22 @@ _MOCO = "mixco_lightly/models/moco.py"
 _MOMENTUM = "mixco_lightly/models/momentum_module.py"
 _IMIX_MODULES = "mixco_lightly/models/imix.py"
 _SIMCLR = "mixco_lightly/models/simclr.py"
+_CHUNKS = "mixco_lightly/models/chunks.py"
+_STEP_LOG = "mixco_lightly/models/step_log.py"
+_PROBE = "mixco_lightly/training/online_probe.py"
 _DATA = "mixco_lightly/training/data_module.py"
 _RUN = "mixco_lightly/training/run_folder.py"
 _PARSER = "mixco_lightly/training/option_parser.py"
 _METRICS = "mixco_lightly/training/metrics.py"
+_PROCESSES = "mixco_lightly/training/processes.py"
+_STEP_TIMER = "mixco_lightly/training/step_timer.py"
+_EXECUTE = "mixco_lightly/studies/execute.py"
+_MINUTES = "mixco_lightly/studies/minutes.py"
+_PUBLISHED = "mixco_lightly/studies/published.py"
+_REPORT = "mixco_lightly/studies/report.py"
+_RESULTS = "mixco_lightly/studies/results.py"
+_SCALE = "mixco_lightly/studies/scale.py"
+_SLICES = "mixco_lightly/studies/slices.py"
 
 
 class Mutant(NamedTuple):
@@ -528,18 +558,22 @@ MUTANTS = [
         "        _, key_images = find_views(batch, count=2)\n"
         "        (mixture,) = find_mixtures(batch, count=1, check_views=batch_idx == 0)\n"
         "        self.update_momentum_encoder(batch_idx)\n"
-        "        mixed = self.projection_head(self.backbone(mixture.images))\n",
+        "        features = self.backbone(mixture.images)\n",
         "        images, key_images = find_views(batch, count=2)\n"
         "        (mixture,) = find_mixtures(batch, count=1, check_views=batch_idx == 0)\n"
         "        self.update_momentum_encoder(batch_idx)\n"
-        "        mixed = self.projection_head(self.backbone(images))\n", FAMILY,
+        "        features = self.backbone(images)\n", FAMILY,
     ),
     Mutant(
         "i-Mix's momentum encoder moves after the keys", _IMIX_MODULES,
         "        self.update_momentum_encoder(batch_idx)\n"
-        "        mixed = self.projection_head(self.backbone(mixture.images))\n"
+        "        features = self.backbone(mixture.images)\n"
+        "        self.step_features = features.detach()\n"
+        "        mixed = self.projection_head(features)\n"
         "        keys = self.compute_keys(key_images)\n",
-        "        mixed = self.projection_head(self.backbone(mixture.images))\n"
+        "        features = self.backbone(mixture.images)\n"
+        "        self.step_features = features.detach()\n"
+        "        mixed = self.projection_head(features)\n"
         "        keys = self.compute_keys(key_images)\n"
         "        self.update_momentum_encoder(batch_idx)\n", FAMILY,
     ),
@@ -550,9 +584,10 @@ MUTANTS = [
     ),
     Mutant(
         "N-pair's keys have a forward of their own", _IMIX_MODULES,
-        "projections = self.projection_head(self.backbone(images))",
-        "projections = torch.cat([self.projection_head(self.backbone(x)) for x in "
-        "images.split([len(mixture.images), len(key_images)])])", FAMILY,
+        "features = self.backbone(images)\n        self.step_features = features[len",
+        "features = torch.cat([self.backbone(x) for x in "
+        "images.split([len(mixture.images), len(key_images)])])\n"
+        "        self.step_features = features[len", FAMILY,
     ),
     Mutant(
         "i-Mix logs the similarity of the second image's key", _IMIX_MODULES,
@@ -573,7 +608,7 @@ MUTANTS = [
     ),
     Mutant(
         "a run of an earlier version does not resume", _RUN,
-        '_EARLIER = {"mixing": "mixup"}', "_EARLIER: dict[str, str] = {}", EARLIER,
+        '_EARLIER = {"mixing": "mixup", ', "_EARLIER = {", EARLIER,
     ),
     # Resume
     Mutant(
@@ -610,7 +645,7 @@ MUTANTS = [
         'lines = [line for line in file if line.endswith("\\n")]', "lines = list(file)", FILES,
     ),
     Mutant(
-        "foreign weights are loaded as far as they fit", "mixco_lightly/backbones/export.py",
+        "foreign weights are loaded as far as they fit", _EXPORT,
         "load_state_dict(state, strict=True)", "load_state_dict(state, strict=False)", EXPORT,
     ),
     # GPUs, precision, Lightning, unlabelled images
@@ -652,9 +687,71 @@ MUTANTS = [
         "if is_of(view):", "if False:", BATCHES,
     ),
     Mutant(
-        "small stems are exported under timm's names", "mixco_lightly/backbones/export.py",
-        "not fit.removed and fit.patch_size is None and kwargs", "kwargs",
-        (*EXPORT, "-k", "small_stem"),
+        "small stems are exported under timm's names", _EXPORT,
+        "    if not differences:\n", "    if True:\n", (*EXPORT, "-k", "small_stem"),
+    ),
+    # weights that travel: timm, the Hub, the model card
+    Mutant(
+        "timm pairs new weights with the old description", _EXPORT,
+        "        (directory / TIMM_CONFIG_NAME).unlink(missing_ok=True)\n", "",
+        (*EXPORT, "-k", "kill"),
+    ),
+    Mutant(
+        "an earlier export's weights stay beside the new ones", _EXPORT,
+        "    (directory / EARLIER_WEIGHTS_NAME).unlink(missing_ok=True)\n", "",
+        (*EXPORT, "-k", "is_replaced"),
+    ),
+    Mutant(
+        "another tool's config.json is replaced", _EXPORT,
+        "    refuse_foreign_config(directory / TIMM_CONFIG_NAME)\n", "",
+        (*EXPORT, "-k", "another_tools"),
+    ),
+    Mutant(
+        "weights of earlier exports are looked for under today's name",
+        "mixco_lightly/backbones/description.py",
+        '_WEIGHTS_NAMES[config["format"]]', "WEIGHTS_NAME", (*EXPORT, "-k", "earlier_version"),
+    ),
+    Mutant(
+        "timm is not told the arguments of its network", _TIMM_CONFIG,
+        'config["model_args"] = arguments', "pass", (*EXPORT, "-k", "timm_loads"),
+    ),
+    Mutant(
+        "more weights alone count as another shape", _TIMM_CONFIG,
+        "shapes.get(name, tensor.shape) == tensor.shape", "shapes.get(name) == tensor.shape",
+        (*EXPORT, "-k", "names_are_those"),
+    ),
+    Mutant(
+        "timm 1.0.22 fits weights of other channels once more", _TIMM_CONFIG,
+        " if backbone.in_chans == 3 else None", "", (*EXPORT, "-k", "first_convolution"),
+    ),
+    Mutant(
+        "timm resizes to a pixel less", _TIMM_CONFIG,
+        "while math.floor(crop / part) < resize:", "while False:", (*EXPORT, "-k", "timms_"),
+    ),
+    Mutant(
+        "two files of two pushes are downloaded", _HUB,
+        "WEIGHTS_NAME, revision=commit)", "WEIGHTS_NAME, revision=revision or None)",
+        (*HUB, "-k", "between_two_downloads"),
+    ),
+    Mutant(
+        "a name on the Hub may go on", _HUB,
+        "_REPO_ID.fullmatch(repo_id)", "_REPO_ID.match(repo_id)", (*HUB, "-k", "a_name_that"),
+    ),
+    Mutant(
+        "a revision may leave its folder", _HUB,
+        ' or ".." in revision', "", (*HUB, "-k", "a_name_that"),
+    ),
+    Mutant(
+        "a token that may not write is any error", _HUB,
+        "if status in (401, 403)", "if status == 401", (*HUB, "-k", "may_not_write"),
+    ),
+    Mutant(
+        "paths of the machine are pushed", "mixco_lightly/backbones/upload.py",
+        " if k not in LOCAL_OPTIONS", "", (*HUB, "-k", "paths_of_the_machine"),
+    ),
+    Mutant(
+        "the card forgets the license", "mixco_lightly/backbones/model_card.py",
+        "        license=license,\n", "", (*HUB, "-k", "a_license_only_if_given"),
     ),
     Mutant(
         "a number's range is not checked", _PARSER, "    PositiveInt: checked.PositiveInt,\n", "",
@@ -680,6 +777,172 @@ MUTANTS = [
     Mutant(
         "a run is evaluated in its training precision", "mixco_lightly/training/summary.py",
         "knn_k=config.knn_k,", "knn_k=config.knn_k, precision=config.precision,", PRECISION,
+    ),
+    Mutant(
+        "settings that share their plain runs count as two", _FOREST,
+        "(one.base_runs | one.arm_runs)", "one.arm_runs", FOREST,
+    ),
+    Mutant(
+        "a setting that links two others joins one of them", _FOREST,
+        "*(x for each in linked for x in each)", "*(linked or [[]])[0]",
+        FOREST,
+    ),
+    Mutant(
+        "a setting that two studies show is drawn twice", _FOREST,
+        "if runs not in [", "if setting not in [", FOREST,
+    ),
+    Mutant(
+        "longer plain training is drawn as a method", _FOREST,
+        'arm.split(",")[0] == PLAIN', "arm == PLAIN", FOREST,
+    ),
+    Mutant(
+        "two settings are pooled", _FOREST,
+        "if len(means) >= MIN_POOLED_SETTINGS", "if len(means) > 1", FOREST,
+    ),
+    Mutant(
+        "the pooled interval is that of a single setting", "mixco_lightly/studies/statistics.py",
+        "* deviation / math.sqrt(n))", "* deviation)", FOREST,
+    ),
+    Mutant("the interval is half as wide", _FOREST, "xerr=half,", "xerr=half / 2,", FOREST),
+    # make paper
+    Mutant("scaled epochs are rounded down", _SCALE, "math.ceil(", "math.floor(", SCALE),
+    Mutant(
+        "0.07 of 100 epochs are 8", _SCALE,
+        "math.ceil(round(epochs * scale, 6))", "math.ceil(epochs * scale)", SCALE,
+    ),
+    Mutant(
+        "the warm-up is not scaled", _SCALE,
+        'round(scaled["warmup_epochs"] * scale, 6)', 'scaled["warmup_epochs"]', SCALE,
+    ),
+    Mutant(
+        "a published figure is looked up without its group", _PUBLISHED,
+        ".get(name_arm(group, arm))", ".get(arm)", PUBLISHED,
+    ),
+    Mutant(
+        "an unknown figure is a blank", _PUBLISHED,
+        'UNKNOWN = "unknown"', 'UNKNOWN = ""', PUBLISHED,
+    ),
+    Mutant(
+        "the published column of a scaled study does not name its epochs", _PUBLISHED,
+        "if scale == 1:", "if scale <= 1:", PUBLISHED,
+    ),
+    Mutant(
+        "the title of a scaled study does not say so", _REPORT,
+        'f" (scale {scale:g})" if scale else ""', '""', PUBLISHED,
+    ),
+    Mutant(
+        "a slice ends a run at an old checkpoint", _SLICES,
+        "if before is not None and written != before:", "if written:", SLICES,
+    ),
+    Mutant(
+        "a slice ends a run before its time", _SLICES,
+        "if checkpoint is None or not self.is_over():", "if checkpoint is None:", SLICES,
+    ),
+    Mutant(
+        "a slice that is over evaluates nothing", _EXECUTE,
+        "if has_run and part.is_over():", "if part.is_over():", SLICES,
+    ),
+    Mutant(
+        "a slice that is over goes on with the evaluations", _EXECUTE,
+        "if has_run and part.is_over():", "if False:", SLICES,
+    ),
+    Mutant(
+        "the minutes are of one epoch", _MINUTES,
+        "timer.seconds_per_step * batches * prepared.config.epochs",
+        "timer.seconds_per_step * batches", MINUTES,
+    ),
+    Mutant(
+        "the minutes are of one seed", _MINUTES,
+        "return self.runs * (self.training + self.evaluation)",
+        "return self.training + self.evaluation", MINUTES,
+    ),
+    Mutant(
+        "the minutes of a probe are of a part of the images", _MINUTES,
+        "/ 2 / part * epochs", "/ 2 * epochs", MINUTES,
+    ),
+    Mutant(
+        "the minutes of a probe count its start in each epoch", _MINUTES,
+        "max(0.0, three - one) / 2", "three / 3", MINUTES,
+    ),
+    Mutant(
+        "the warm-up is timed", _STEP_TIMER,
+        "if self._steps in (0, self._warm_up):", "if self._steps == 0:", MINUTES,
+    ),
+    Mutant(
+        "a run goes on when its study is killed", _PROCESSES,
+        "os.environ.get(STUDY_PROCESS if is_first else _FIRST_PROCESS)",
+        "None if is_first else os.environ.get(_FIRST_PROCESS)", PARENT,
+    ),
+    Mutant(
+        "a study takes what its runs chose for another study", _RESULTS,
+        ' or value == "auto"', "", AUTO,
+    ),
+    # Chunks, the probe beside the training, and steps that are not mixed
+    Mutant(
+        "a repeated chunk moves the running statistics again", _CHUNKS,
+        "nullcontext(), _unchanged_buffers(network)", "nullcontext(), nullcontext()", CHUNKS,
+    ),
+    Mutant(
+        "all chunks keep their activations", _CHUNKS,
+        "checkpoint(network, chunk, use_reentrant=False, context_fn=contexts)", "network(chunk)",
+        CHUNKS,
+    ),
+    Mutant(
+        "a repeated chunk drops other paths", _CHUNKS,
+        "use_reentrant=False,", "use_reentrant=False, preserve_rng_state=False,", CHUNKS,
+    ),
+    Mutant(
+        "the last chunk is what is left", _CHUNKS,
+        "images.tensor_split(count)", "images.split(chunk_size)", CHUNKS,
+    ),
+    Mutant(
+        "the probe learns the labels that it is measured on", _PROBE,
+        "rows = self._rows[batch_idx]", "rows = torch.arange(len(batch[1]))", PROBE,
+    ),
+    Mutant(
+        "the probe takes a place in the part for one in all images", _PROBE,
+        "torch.tensor(loader.dataset.indices)[list(loader.sampler)]",
+        "torch.tensor(list(loader.sampler))", PROBE,
+    ),
+    Mutant(
+        "the probe draws from the training's generator", _PROBE,
+        "with torch.random.fork_rng(devices=[]):", "if True:", PROBE,
+    ),
+    Mutant(
+        "infinite features end the probe", _PROBE, ".nan_to_num(0.0, 0.0, 0.0)", "", PROBE,
+    ),
+    Mutant(
+        "a resumed probe forgets its optimiser", _PROBE,
+        'self._optimizer.load_state_dict(self._restored["optimizer"])', "pass", PROBE_RESUMED,
+    ),
+    Mutant(
+        "the probe sees mixtures as plain images", _MOCO,
+        "features[: len(query_images)].detach()", "features.detach()", BATCHES,
+    ),
+    Mutant(
+        "the probe sees mixtures in place of keys", _IMIX_MODULES,
+        "features[len(mixture.images) :].detach()", "features[: len(key_images)].detach()", BATCHES,
+    ),
+    Mutant(
+        "each process decides for itself which steps are mixed", _DATA,
+        "np.random.SeedSequence((self.seed, epoch), spawn_key=(1,))",
+        "np.random.SeedSequence((self.seed, epoch, rank), spawn_key=(1,))", MIX_CHOICE,
+    ),
+    Mutant(
+        "the decision to mix takes a random number of the views", _DATA,
+        "self._mix_choices.random() <", "torch.rand(()) <", MIX_CHOICE,
+    ),
+    Mutant(
+        "a plain step logs the mixtures' term of an earlier one", _STEP_LOG,
+        "        forget_mixed_step(module)\n", "", MIX_LOG,
+    ),
+    Mutant(
+        "i-Mix takes a batch without mixtures", _COLLATE,
+        "if may_be_plain and not mixtures:", "if not mixtures:", BATCHES,
+    ),
+    Mutant(
+        "runs from before there was a probability do not resume", _RUN,
+        '"mix_probability": 1.0, ', "", EARLIER,
     ),
 ]  # fmt: skip
 

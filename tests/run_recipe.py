@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import runpy
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -64,6 +65,40 @@ class Program:
             self.kill()
         stdout, stderr = (path.read_text() for path in self.outputs)
         return Result(self.process.exitcode, stdout, stderr)
+
+
+class ForkedProcess:
+    """Stands for subprocess.Popen where a study starts a command.
+
+    Args:
+        command: The command line.
+        env: Its environment.
+        stdout: The open file of its output.
+        stderr: Not used; it goes there too.
+    """
+
+    def __init__(self, command, env, stdout, stderr):
+        self.returncode = None
+        self._output = stdout
+        # The server is the parent of the process, not the study.
+        environment = {key: text for key, text in env.items() if key != "MIXCO_STUDY_PROCESS"}
+        folder = Path(stdout.name).parent
+        self._program = Program(*command[1:], cwd=folder, environment=environment)
+
+    def wait(self, timeout=None):
+        """Waits for its end, as Popen does."""
+        self._program.process.join(timeout)
+        if self._program.is_running():
+            raise subprocess.TimeoutExpired("program", timeout)
+        if self.returncode is None:
+            result = self._program.wait()
+            self.returncode = result.returncode
+            self._output.write(result.stdout + result.stderr)
+        return self.returncode
+
+    def kill(self):
+        """As kill -9."""
+        self._program.kill()
 
 
 def _run_file(argv, cwd, outputs, environment):

@@ -51,8 +51,23 @@ PACKAGES = [
     for name, path in MODULES.items()
     if path.name == "__init__.py" and "lazy_exports(" in path.read_text()
 ]
-modules = pytest.mark.parametrize("module", MODULES)
 packages = pytest.mark.parametrize("package", PACKAGES)
+
+
+def every_module(check):
+    """Makes one test of a check of a module; a test for each module would take longer."""
+
+    def test():
+        wrong = {}
+        for module in MODULES:
+            try:
+                check(module)
+            except AssertionError as error:
+                wrong[module] = str(error)
+        assert not wrong
+
+    test.__name__ = check.__name__
+    return test
 
 
 @cache
@@ -107,7 +122,7 @@ def test_the_search_sees_the_package_and_its_imports():
     assert {"mixco_lightly", *(f"mixco_lightly.{room}" for room in rooms)} <= set(PACKAGES)
 
 
-@modules
+@every_module
 def test_a_room_imports_only_the_rooms_before_it(module):
     if not module:
         return  # the package exports names of every room
@@ -120,12 +135,12 @@ def test_a_room_imports_only_the_rooms_before_it(module):
     assert not wrong
 
 
-@modules
+@every_module
 def test_nothing_inside_imports_from_the_package_itself(module):
     assert "" not in own_imports_of(module) or room_of(module) in COMMANDS
 
 
-@modules
+@every_module
 def test_recipes_do_not_import_each_other_and_nobody_imports_them(module):
     pages = {name.partition(".")[2] for name in MODULES if room_of(name) == "recipes"}
     assert not {name.partition(".")[0] for name in imports_of(module)} & pages
@@ -148,21 +163,21 @@ def calls_of(module):
     return {ast.unparse(x.func) for x in ast.walk(tree_of(module)) if isinstance(x, ast.Call)}
 
 
-@modules
+@every_module
 def test_only_commands_end_the_program(module):
     if room_of(module) in COMMANDS or module in EXITS:
         return
     assert not calls_of(module) & {"sys.exit", "exit", "quit", "SystemExit"}
 
 
-@modules
+@every_module
 def test_only_the_parser_reads_the_arguments_of_the_program(module):
     if module == "__main__" or module in READS_ARGUMENTS:
         return
     assert "sys.argv" not in ast.unparse(tree_of(module))
 
 
-@modules
+@every_module
 def test_no_own_module_is_imported_by_a_text(module):
     for node in ast.walk(tree_of(module)):
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
@@ -171,7 +186,7 @@ def test_no_own_module_is_imported_by_a_text(module):
             assert is_third_party or module == "lazy"
 
 
-@modules
+@every_module
 def test_no_module_is_longer_than_350_lines(module):
     assert len(MODULES[module].read_text().splitlines()) <= 350
 

@@ -69,9 +69,10 @@ def find_offences(source):
     return offences
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
-def test_no_source_evaluates_text_or_unpickles(path):
-    assert find_offences(path.read_text()) == []
+def test_no_source_evaluates_text_or_unpickles():
+    offences = {str(path): find_offences(path.read_text()) for path in SOURCES}
+    assert len(offences) > 60
+    assert {name: found for name, found in offences.items() if found} == {}
 
 
 @pytest.mark.parametrize(
@@ -183,6 +184,7 @@ def export(tmp_path, monkeypatch):
     """An export of the first format, which has no checksum that an attacker would write anew."""
     monkeypatch.chdir(tmp_path)
     export_backbone(create_backbone("test_resnet", 32), tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "backbone.safetensors")
     edit(tmp_path, format="mixco-lightly backbone 1")
     load_backbone(tmp_path)
     return tmp_path

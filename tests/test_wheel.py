@@ -117,7 +117,7 @@ def check_run(result, folder):
     assert result.returncode == 0, result.stderr
     assert "kNN" in result.stdout
     assert json.loads((folder / "summary.json").read_text())["knn_top1"] > 20  # chance is 10
-    assert (folder / "backbone.safetensors").exists()
+    assert (folder / "model.safetensors").exists()
 
 
 def test_the_wheel_holds_every_recipe_and_preset_once(wheel):

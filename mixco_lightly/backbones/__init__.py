@@ -17,14 +17,14 @@ if TYPE_CHECKING:
         export_onnx as export_onnx,
         export_program as export_program,
     )
-    from mixco_lightly.backbones.hub import push_to_hub as push_to_hub
     from mixco_lightly.backbones.multi_exit import MultiExitBackbone as MultiExitBackbone
+    from mixco_lightly.backbones.upload import push_to_hub as push_to_hub
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     backbone="Backbone create_backbone",
     export="export_backbone load_backbone",
     formats="export_onnx export_program",
-    hub="push_to_hub",
     multi_exit="MultiExitBackbone",
+    upload="push_to_hub",
 )

@@ -26,6 +26,7 @@ from mixco_lightly.backbones.description import (
     successor_of,
     weights_path,
 )
+from mixco_lightly.backbones.hub import HUB_PREFIX, download_backbone
 from mixco_lightly.backbones.timm_config import (
     TIMM_CONFIG_NAME,
     describe_differences,
@@ -34,7 +35,6 @@ from mixco_lightly.backbones.timm_config import (
 )
 from mixco_lightly.files import replace_file
 
-HUB_PREFIX = "hf-hub:"
 # Prefix of the weights' names if timm cannot build a network with the same features.
 _PREFIX = "use_mixco_lightly_load_backbone."
 
@@ -161,8 +161,6 @@ def load_backbone(directory: str | Path) -> Backbone:
         True
     """
     if isinstance(directory, str) and directory.startswith(HUB_PREFIX):
-        from mixco_lightly.backbones.hub import download_backbone  # it imports this module
-
         directory = download_backbone(directory)
     config = read_config(directory)
     path = weights_path(directory, config)

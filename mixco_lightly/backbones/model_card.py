@@ -40,7 +40,8 @@ def create_model_card(
         The card.
 
     Raises:
-        ValueError: Or FileNotFoundError, as for :func:`mixco_lightly.load_backbone`.
+        ValueError: If the export is of an earlier version; and as for
+            :func:`mixco_lightly.load_backbone`.
 
     Examples:
         >>> import tempfile
@@ -53,7 +54,12 @@ def create_model_card(
         ('library_name: timm', True)
     """
     config = read_config(directory)
-    training, differences = config.get("training", {}), config.get("differs_from_timm", [])
+    if "differs_from_timm" not in config:
+        raise ValueError(
+            f"The export in {directory} is of an earlier version, which does not say whether timm "
+            "loads it. Load it with load_backbone and export it again."
+        )
+    training, differences = config.get("training", {}), config["differs_from_timm"]
     method = training.get("method")
     header = ModelCardData(
         library_name="mixco-lightly" if differences else "timm",
@@ -94,7 +100,7 @@ def _introduce(config: Mapping[str, Any]) -> str:
 
 
 def _explain_loading(config: Mapping[str, Any], repo_id: str | None) -> str:
-    differences = config.get("differs_from_timm", [])
+    differences = config["differs_from_timm"]
     here = f"hf-hub:{repo_id}" if repo_id else "DIRECTORY"
     for_timm = here if repo_id else f"local-dir:{here}"
     text = (

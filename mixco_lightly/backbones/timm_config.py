@@ -87,7 +87,7 @@ def timm_config(
         The content of ``config.json``. If there are differences, ``architecture`` is no name that
         timm knows, so that timm raises an error that shows it.
     """
-    published = backbone.model.pretrained_cfg
+    published: Any = backbone.model.pretrained_cfg
     architecture = str(published.get("architecture") or backbone.name.split(".")[0])
     side = backbone.image_size
     data = {

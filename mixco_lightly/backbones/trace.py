@@ -259,10 +259,12 @@ class _ShapesOnly(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if args and isinstance(args[0], Tensor) and args[0].is_meta:
+        # torch.nn.init passes all arguments by name.
+        tensor = args[0] if args else kwargs.get("tensor")
+        if isinstance(tensor, Tensor) and tensor.is_meta:
             function = getattr(func, "__name__", "")
             if function in _SAME_SHAPE:
-                return args[0]
+                return tensor
             if function == "linear":
                 weight = args[1] if len(args) > 1 else kwargs["weight"]
                 return func(args[0], weight)  # without the bias, which changes no shape

@@ -193,7 +193,9 @@ def find_views(batch: Any, count: int | None = None) -> list[Tensor] | tuple[Ten
     return views
 
 
-def find_mixtures(batch: Sequence[Any], count: int, check_views: bool = False) -> list[Mixture]:
+def find_mixtures(
+    batch: Sequence[Any], count: int, check_views: bool = False, may_be_plain: bool = False
+) -> list[Mixture]:
     """Returns the mixtures of the first ``count`` views of a batch.
 
     Args:
@@ -202,6 +204,10 @@ def find_mixtures(batch: Sequence[Any], count: int, check_views: bool = False) -
         check_views: Whether to check that the mixtures come from these views in their order. The
             check compares the first mixed image with the views. It makes the CPU wait for a GPU, so
             the modules check only in the first step of each epoch.
+        may_be_plain: Whether an empty list of mixtures is a batch that is not mixed.
+
+    Returns:
+        ``count`` mixtures, or none if the batch is not mixed.
 
     Raises:
         ValueError: If the batch does not end with that many mixtures, if one of them is empty, or,
@@ -213,6 +219,8 @@ def find_mixtures(batch: Sequence[Any], count: int, check_views: bool = False) -
             "The batch has no mixtures. Give the DataLoader collate_fn=MixCoCollate() or "
             "MixCollate(mixer). A loss with mix_weight=0 needs none."
         )
+    if may_be_plain and not mixtures:
+        return []
     if len(mixtures) < count:
         raise ValueError(
             f"The batch has mixtures of {len(mixtures)} view(s), but {count} are needed: set views "

@@ -45,6 +45,11 @@ class IMixMoCo(MomentumModule):
             batches.
         final_momentum: As in :class:`MoCo`. Default: it does not change.
 
+    Attributes:
+        step_features: The backbone's features of the mixtures in the last training step, without
+            gradient, for a probe beside the training. With the pairs of i-Mix, row i is the mixture
+            in which image i has the larger weight.
+
     Raises:
         TypeError: If the criterion is another loss.
         ValueError: If the criterion has no queue, or a momentum is not in [0, 1].
@@ -90,7 +95,9 @@ class IMixMoCo(MomentumModule):
         _, key_images = find_views(batch, count=2)
         (mixture,) = find_mixtures(batch, count=1, check_views=batch_idx == 0)
         self.update_momentum_encoder(batch_idx)
-        mixed = self.projection_head(self.backbone(mixture.images))
+        features = self.backbone(mixture.images)
+        self.step_features = features.detach()
+        mixed = self.projection_head(features)
         keys = self.compute_keys(key_images)
 
         similarities: dict[str, Tensor] = {}
@@ -124,6 +131,10 @@ class IMixNPair(LightningModule):
         optimizer: "sgd", the authors'; "adamw" for attention and LayerNorm; or "lars" for large
             batches.
 
+    Attributes:
+        step_features: The backbone's features (N, feature_dim) of view 1 in the last training step,
+            without gradient, for a probe beside the training.
+
     Raises:
         TypeError: If the criterion is another loss.
         ValueError: If the criterion has a queue.
@@ -134,6 +145,8 @@ class IMixNPair(LightningModule):
         >>> backbone = create_backbone("test_resnet", image_size=32)
         >>> model = IMixNPair(backbone, IMixLoss())
     """
+
+    step_features: Tensor | None = None
 
     def __init__(
         self,
@@ -172,7 +185,9 @@ class IMixNPair(LightningModule):
         _, key_images = find_views(batch, count=2)
         (mixture,) = find_mixtures(batch, count=1, check_views=batch_idx == 0)
         images = torch.cat([mixture.images, key_images])  # (m + n) x C x H x W
-        projections = self.projection_head(self.backbone(images))
+        features = self.backbone(images)
+        self.step_features = features[len(mixture.images) :].detach()
+        projections = self.projection_head(features)
         mixed, keys = projections.split([len(mixture.images), len(key_images)])
         loss: Tensor = self.criterion(mixed, keys, mixture)
         if is_logged_step(self):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mixco_lightly.backbones.backbone import Backbone
 from mixco_lightly.data.collate import find_mixtures, find_views
+from mixco_lightly.data.mixture import Mixture
 from mixco_lightly.loss.plain_and_mixed_loss import PlainAndMixedLoss
 from mixco_lightly.models.momentum_module import MomentumModule
 from mixco_lightly.models.optimizer import OptimizerName
@@ -44,7 +45,7 @@ class MoCo(MomentumModule):
         backbone: From :func:`mixco_lightly.create_backbone`.
         criterion: :class:`MixCoLoss` or :class:`UnMixLoss` with a queue, whose dimension is also
             that of the projections. With ``mix_weight=0`` this is plain MoCo v2 and batches need
-            no mixtures.
+            no mixtures. A batch whose list of mixtures is empty has no mixtures' term.
         momentum: Fraction of its weights that the momentum encoder keeps in each step. The
             default 0.999 is MoCo's; short runs need less, such as 0.99.
         final_momentum: Momentum in the last step; it follows half a cosine from ``momentum``, as in
@@ -54,6 +55,10 @@ class MoCo(MomentumModule):
         warmup_epochs: Epochs of linear warm-up; the authors use none.
         optimizer: "sgd", the authors'; "adamw" for attention and LayerNorm; or "lars" for large
             batches.
+
+    Attributes:
+        step_features: The backbone's features (N, feature_dim) of view 0 in the last training step,
+            without gradient, for a probe beside the training.
 
     Raises:
         TypeError: If the criterion is another loss.
@@ -104,14 +109,21 @@ class MoCo(MomentumModule):
         query_images, key_images = find_views(batch, count=2)
         self.update_momentum_encoder(batch_idx)
 
+        mixtures: list[Mixture] = []
         if self.criterion.mix_weight > 0:
-            (mixture,) = find_mixtures(batch, count=1, check_views=batch_idx == 0)
+            check_views = batch_idx == 0
+            mixtures = find_mixtures(batch, count=1, check_views=check_views, may_be_plain=True)
+        if mixtures:
+            (mixture,) = mixtures
             images = torch.cat([query_images, mixture.images])  # (n + m) x C x H x W
-            projections = self.projection_head(self.backbone(images))
+            features = self.backbone(images)
+            projections = self.projection_head(features)
             queries, mixed = projections.split([len(query_images), len(mixture.images)])
         else:
-            queries = self.projection_head(self.backbone(query_images))
+            features = self.backbone(query_images)
+            queries = self.projection_head(features)
             mixed, mixture = None, None
+        self.step_features = features[: len(query_images)].detach()
         keys = self.compute_keys(key_images)
 
         similarities: dict[str, Tensor] = {}
@@ -121,5 +133,5 @@ class MoCo(MomentumModule):
             similarities = queue_similarities(queries, keys, self.criterion.queue.keys)
         loss = self.criterion.forward_components(queries, keys, mixed, mixture)
         if similarities:
-            log_step(self, loss, similarities, [mixture] if mixture else [])
+            log_step(self, loss, similarities, mixtures)
         return loss.total

@@ -37,11 +37,15 @@ class MomentumModule(LightningModule):
         warmup_epochs: Epochs of linear warm-up.
         optimizer: The optimiser's name.
 
+    Attributes:
+        step_features: Features of the last training step, set by it, without gradient.
+
     Raises:
         ValueError: If the criterion has no queue, or a momentum is not in [0, 1].
     """
 
     criterion: QueueLoss
+    step_features: Tensor | None = None
 
     def __init__(
         self,

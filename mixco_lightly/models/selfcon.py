@@ -18,8 +18,9 @@ from mixco_lightly.data.collate import find_mixtures, find_views
 from mixco_lightly.data.mixture import Mixture
 from mixco_lightly.loss.mixco_loss import MixCoLoss
 from mixco_lightly.loss.selfcon_loss import SelfConLoss
+from mixco_lightly.models.chunks import run_in_chunks
 from mixco_lightly.models.optimizer import OptimizerName, create_optimizer
-from mixco_lightly.models.step_log import is_logged_step
+from mixco_lightly.models.step_log import forget_mixed_step, is_logged_step
 from mixco_lightly.models.sync_batchnorm import keep_activations
 
 # The authors' cosine ends at this fraction of the highest learning rate.
@@ -53,7 +54,8 @@ class SelfCon(LightningModule):
         criterion: The loss of all exits' projections.
         supervised: Whether the loss gets the labels.
         mix_criterion: Without labels, a loss without a queue whose term for mixtures is added with
-            its ``mix_weight``. Batches must then have mixtures of each view.
+            its ``mix_weight``. Batches must then have mixtures of each view, or an empty list of
+            mixtures for no such term.
         projection_dim: Dimension of the projections.
         batch_norm: Whether the projection heads have BatchNorm, as SimCLR's in Lightly. The default
             False is the authors'. Untrained pooled features of all images point in nearly the same
@@ -64,6 +66,12 @@ class SelfCon(LightningModule):
             and none below.
         optimizer: "sgd", the authors'; "adamw" for attention and LayerNorm; or "lars" for large
             batches.
+        chunk_size: Most images that the network keeps activations of; see :func:`run_in_chunks`.
+            The projection heads always have the whole batch. Default: all images.
+
+    Attributes:
+        step_features: The backbone's features (N, feature_dim) of view 0 in the last training step,
+            without gradient, for a probe beside the training.
 
     Raises:
         ValueError: If mix_criterion has a queue, or is given for supervised training.
@@ -74,6 +82,8 @@ class SelfCon(LightningModule):
         >>> network = MultiExitBackbone("test_resnet", image_size=32, exits=(2,))
         >>> model = SelfCon(network, SelfConLoss())
     """
+
+    step_features: Tensor | None = None
 
     def __init__(
         self,
@@ -87,6 +97,7 @@ class SelfCon(LightningModule):
         weight_decay: float = 1e-4,
         warmup_epochs: float = 0,
         optimizer: OptimizerName = "sgd",
+        chunk_size: int = 0,
     ) -> None:
         super().__init__()
         if mix_criterion is not None and supervised:
@@ -109,6 +120,7 @@ class SelfCon(LightningModule):
         self.weight_decay = weight_decay
         self.warmup_epochs = warmup_epochs
         self.optimizer = optimizer
+        self.chunk_size = chunk_size
 
     @property
     def backbone(self) -> Backbone:
@@ -139,25 +151,30 @@ class SelfCon(LightningModule):
                     f"batch has {len(views)} views of each image. Use one or two views, or no "
                     "mix_criterion."
                 )
-            mixtures = find_mixtures(batch, len(views), check_views=batch_idx == 0)
+            check_views = batch_idx == 0
+            mixtures = find_mixtures(batch, len(views), check_views, may_be_plain=True)
         parts = [*views, *(mixture.images for mixture in mixtures)]
-        projections = self._project(torch.cat(parts)).split([len(part) for part in parts])
+        features = run_in_chunks(self.network, torch.cat(parts), self.chunk_size)
+        self.step_features = features[-1][: len(views[0])].detach()
+        projections = self._project(features).split([len(part) for part in parts])
         plain, mixed = projections[: len(views)], projections[len(views) :]
         labels = batch[1].repeat(len(views)) if self.supervised else None
         contrast = self.criterion(torch.cat(plain), labels)
         loss, logged = contrast, {"contrast": contrast}
-        if self.mix_criterion is not None:
+        if self.mix_criterion is not None and mixtures:
             mix = self._mix_term(self.mix_criterion, plain, mixed, mixtures)
             loss = contrast + self.mix_criterion.mix_weight * mix
             logged["mix"] = mix
         if is_logged_step(self):
+            if not mixtures:
+                forget_mixed_step(self)
             self.log_dict({"loss": loss, **logged}, sync_dist=True)
         return loss
 
-    def _project(self, images: Tensor) -> Tensor:
+    def _project(self, features: Sequence[Tensor]) -> Tensor:
         """Computes the projections of all exits, (N, E, projection_dim)."""
-        pairs = zip(self.projection_heads, self.network(images), strict=True)
-        return torch.stack([head(features) for head, features in pairs], dim=1)
+        pairs = zip(self.projection_heads, features, strict=True)
+        return torch.stack([head(x) for head, x in pairs], dim=1)
 
     @staticmethod
     def _mix_term(
@@ -215,8 +232,10 @@ class SelfConClassifier(LightningModule):
         warmup_epochs: Epochs of linear warm-up; see :class:`SelfCon`.
         optimizer: "sgd", the authors'; "adamw" for attention and LayerNorm; or "lars" for large
             batches.
+        chunk_size: As in :class:`SelfCon`.
 
     Attributes:
+        step_features: As in :class:`SelfCon`.
         classifiers: Linear layers in the order of the exits, the backbone's last.
 
     Raises:
@@ -228,6 +247,8 @@ class SelfConClassifier(LightningModule):
         >>> network = MultiExitBackbone("test_resnet", image_size=32, exits=(2,))
         >>> model = SelfConClassifier(network, num_classes=10, criterion=SelfConLoss())
     """
+
+    step_features: Tensor | None = None
 
     def __init__(
         self,
@@ -241,6 +262,7 @@ class SelfConClassifier(LightningModule):
         weight_decay: float = 1e-4,
         warmup_epochs: float = 0,
         optimizer: OptimizerName = "sgd",
+        chunk_size: int = 0,
     ) -> None:
         super().__init__()
         if num_classes < 2:
@@ -263,6 +285,7 @@ class SelfConClassifier(LightningModule):
         self.weight_decay = weight_decay
         self.warmup_epochs = warmup_epochs
         self.optimizer = optimizer
+        self.chunk_size = chunk_size
 
     @property
     def backbone(self) -> Backbone:
@@ -286,7 +309,8 @@ class SelfConClassifier(LightningModule):
         """Runs one step: cross-entropy of all exits and, with a criterion, their contrast."""
         views, targets = find_views(batch), batch[1]
         targets = targets.repeat(len(views))
-        features = self.network(torch.cat(views))
+        features = run_in_chunks(self.network, torch.cat(views), self.chunk_size)
+        self.step_features = features[-1][: len(views[0])].detach()
         *exits, last = (cross_entropy(logits, targets) for logits in self.classify(features))
         loss = last + self.exit_weight * sum(exits)
         logged = {"cross_entropy": last}

@@ -15,6 +15,7 @@ from mixco_lightly.backbones.backbone import Backbone
 from mixco_lightly.data.collate import find_mixtures, find_views
 from mixco_lightly.data.mixture import Mixture
 from mixco_lightly.loss.plain_and_mixed_loss import PlainAndMixedLoss
+from mixco_lightly.models.chunks import run_in_chunks
 from mixco_lightly.models.optimizer import OptimizerName, create_optimizer
 from mixco_lightly.models.step_log import batch_similarities, is_logged_step, log_step
 from mixco_lightly.models.sync_batchnorm import keep_activations
@@ -35,13 +36,20 @@ class SimCLR(LightningModule):
     Args:
         backbone: From :func:`mixco_lightly.create_backbone`.
         criterion: :class:`MixCoLoss` or :class:`UnMixLoss` without a queue. With ``mix_weight=0``
-            this is plain SimCLR and batches need no mixtures.
+            this is plain SimCLR and batches need no mixtures. A batch whose list of mixtures is
+            empty has no mixtures' term.
         projection_dim: Dimension of the projections; 128 in SimCLR and in the authors' code.
         learning_rate: Highest learning rate. The default 0.3 is the authors' for batches of 256.
         weight_decay: The default 1e-6 is SimCLR's and the authors'.
         warmup_epochs: Epochs of linear warm-up; the authors use none.
         optimizer: "sgd", the authors'; "adamw" for attention and LayerNorm; or "lars" for large
             batches.
+        chunk_size: Most images that the backbone keeps activations of; see :func:`run_in_chunks`.
+            The projection head always has the whole batch. Default: all images.
+
+    Attributes:
+        step_features: The backbone's features (N, feature_dim) of view 0 in the last training step,
+            without gradient, for a probe beside the training.
 
     Raises:
         TypeError: If the criterion is another loss.
@@ -54,6 +62,8 @@ class SimCLR(LightningModule):
         >>> model = SimCLR(backbone, MixCoLoss(temperature=0.5, mix_temperature=0.5))
     """
 
+    step_features: Tensor | None = None
+
     def __init__(
         self,
         backbone: Backbone,
@@ -63,6 +73,7 @@ class SimCLR(LightningModule):
         weight_decay: float = 1e-6,
         warmup_epochs: float = 0,
         optimizer: OptimizerName = "sgd",
+        chunk_size: int = 0,
     ) -> None:
         super().__init__()
         if not isinstance(criterion, PlainAndMixedLoss):
@@ -80,6 +91,7 @@ class SimCLR(LightningModule):
         self.weight_decay = weight_decay
         self.warmup_epochs = warmup_epochs
         self.optimizer = optimizer
+        self.chunk_size = chunk_size
 
     def forward(self, images: Tensor) -> Tensor:
         """Computes features (N, feature_dim) of images (N, C, H, W)."""
@@ -91,11 +103,16 @@ class SimCLR(LightningModule):
         keep_activations(self)
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
-        """Runs one step: both views and, unless mix_weight is 0, both views' mixtures."""
-        z0, z1 = (self._project(view) for view in find_views(batch, count=2))
+        """Runs one step: both views and, if there are any, both views' mixtures."""
+        view0, view1 = find_views(batch, count=2)
+        features0 = self._embed(view0)
+        self.step_features = features0.detach()
+        z0, z1 = self.projection_head(features0), self._project(view1)
         mixtures: list[Mixture] = []
         if self.criterion.mix_weight > 0:
-            mixtures = find_mixtures(batch, count=2, check_views=batch_idx == 0)
+            check_views = batch_idx == 0
+            mixtures = find_mixtures(batch, count=2, check_views=check_views, may_be_plain=True)
+        if mixtures:
             mixture0, mixture1 = mixtures
             mixed0, mixed1 = self._project_mixtures(mixture0.images, mixture1.images)
             loss = self.criterion.forward_components(z0, z1, mixed0, mixture0, mixed1, mixture1)
@@ -105,8 +122,12 @@ class SimCLR(LightningModule):
             log_step(self, loss, batch_similarities(z0, z1), mixtures)
         return loss.total
 
+    def _embed(self, images: Tensor) -> Tensor:
+        features: Tensor = run_in_chunks(self.backbone, images, self.chunk_size)
+        return features
+
     def _project(self, images: Tensor) -> Tensor:
-        projections: Tensor = self.projection_head(self.backbone(images))
+        projections: Tensor = self.projection_head(self._embed(images))
         return projections
 
     def _project_mixtures(self, images0: Tensor, images1: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
@@ -92,6 +93,19 @@ def batch_similarities(out0: Tensor, out1: Tensor) -> dict[str, Tensor]:
     }
 
 
+def forget_mixed_step(module: LightningModule) -> None:
+    """Keeps Lightning from logging ``mix`` and ``lam`` of an earlier step again.
+
+    Until the end of an epoch Lightning logs the last value of every name in every logged step.
+
+    Args:
+        module: The module in its training step, which is logged.
+    """
+    results: dict[str, Any] = module.trainer._results or {}
+    for name in ("mix", "lam"):
+        results.pop(f"training_step.{name}", None)
+
+
 def log_step(
     module: LightningModule,
     loss: MixCoLossComponents,
@@ -106,10 +120,15 @@ def log_step(
         module: The module in its training step.
         loss: The loss and its terms.
         similarities: From :func:`queue_similarities` or :func:`batch_similarities`.
-        mixtures: The mixtures; empty for the plain baseline.
+        mixtures: The mixtures; empty for the plain baseline, whose ``mix`` is 0, and for a step
+            that is not mixed, whose ``mix`` is not logged.
     """
     values = {"loss": loss.total, "contrast": loss.contrast, "mix": loss.mix, **similarities}
+    criterion: Any = module.criterion
     if mixtures:
         values["lam"] = torch.cat([mixture.lam for mixture in mixtures]).mean()
+    elif criterion.mix_weight > 0:
+        del values["mix"]
+        forget_mixed_step(module)
     # Without prog_bar, for which Lightning would wait for the values in every step.
     module.log_dict(values, sync_dist=True)

@@ -13,6 +13,8 @@ FIGURES = {
     name_figure("backbone", "classifier"): "classifier, top-1 %",
     name_figure("subnetwork", "torch"): "sub-network linear, top-1 %",
     name_figure("ensemble", "torch"): "ensemble linear, top-1 %",
+    name_figure("subnetwork", "classifier"): "sub-network classifier, top-1 %",
+    name_figure("ensemble", "classifier"): "ensemble classifier, top-1 %",
     HELD_OUT_KNN: "kNN on held-out training images, %",
     name_figure(RANDOM_INIT, "torch"): "random initialisation linear, top-1 %",
     name_figure(RANDOM_INIT, "knn"): "random initialisation kNN, top-1 %",
@@ -20,7 +22,7 @@ FIGURES = {
 # What a study can show beside the accuracies, if it names it.
 SPEED = "images_per_second"
 # Protocols of a further dataset, as the headings name them, and how such a heading ends.
-TRANSFER_PROTOCOLS = {"torch": "linear", "knn": "kNN"}
+TRANSFER_PROTOCOLS = {"torch": "linear", "knn": "kNN", "paper": "linear evaluation"}
 TRANSFER_ENDING = ", top-1 %"
 
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mixco_lightly.studies.figures import FIGURES, SPEED
+from mixco_lightly.studies.figures import FIGURES, SPEED, transfer_heading
+from mixco_lightly.studies.published import check_published, name_arm
+from mixco_lightly.studies.scale import scale_epochs
 from mixco_lightly.training.command_line import check_options
 from mixco_lightly.training.option_files import describe_unknown
-from mixco_lightly.training.option_types import NonNegativeInt
+from mixco_lightly.training.option_types import NonNegativeInt, PositiveFloat
 from mixco_lightly.training.options import options_of_use
 
 Options = dict[str, Any]
@@ -29,7 +31,7 @@ class Study:
             another recipe, null leaves out an option of the base which that recipe does not have.
         groups: For each group, by name, the options that differ from the base, in the group's base
             and changes alike. Default: a single group.
-        transfer: Other datasets to evaluate each backbone on, by name: options of evaluate.py
+        transfer: Datasets to evaluate each finished backbone on, by name: options of evaluate.py
             (dataset, data_dir and so on). A group with an option transfer uses only the datasets
             named there.
         base_name: Name of the base in tables.
@@ -39,6 +41,11 @@ class Study:
             accuracies. Choose settings by held_out_knn_top1, and show nothing else in a study that
             chooses.
         data_root: Folder that contains every data_dir of the study.
+        published: Published figures to show beside the measured ones. For each figure, by its name
+            or, with transfer, its heading: source, in words; values, a number for each arm
+            (GROUP: ARM, or ARM without groups) where one is known; epochs, those it is of.
+        scale: What the epochs of all runs and evaluations are multiplied by. The folder's name and
+            the table's heading then have it.
     """
 
     recipe: str = "moco"
@@ -51,6 +58,8 @@ class Study:
     question: str = ""
     figures: list[str] = field(default_factory=list)
     data_root: str = "."
+    published: dict[str, Options] = field(default_factory=dict)
+    scale: PositiveFloat = 1.0
 
     def content(self) -> Options:
         """Returns what decides the runs and the table, as results.json records it."""
@@ -60,7 +69,7 @@ class Study:
         return {
             name: value
             for name, value in values.items()
-            if value and name not in ("question", "data_root")
+            if value and name not in ("question", "data_root") and (name, value) != ("scale", 1)
         }
 
 
@@ -87,7 +96,7 @@ class Run:
     @property
     def label(self) -> str:
         """The run's name in messages."""
-        return f"{f'{self.group}: ' if self.group else ''}{self.arm}, seed {self.options['seed']}"
+        return f"{name_arm(self.group, self.arm)}, seed {self.options['seed']}"
 
     def transfer_folder(self, name: str) -> Path:
         """Returns the folder of the evaluation on a further dataset."""
@@ -142,7 +151,7 @@ def check_study_file(path: Path) -> None:
         if not isinstance(values, list) or any(type(value) is not kind for value in values):
             raise ValueError(f"{path}: {key} must be a list of {description}, got {values!r}.")
     places = {"base": study.get("base", {})}
-    for key in ("changes", "groups", "transfer"):
+    for key in ("changes", "groups", "transfer", "published"):
         named = study.get(key, {})
         places[key] = named
         if isinstance(named, dict):
@@ -179,6 +188,13 @@ def plan_runs(
             "Two groups or changes differ only in characters that no folder can have: rename one."
         )
     _check_arms(arms, config_classes)
+    headings = [
+        transfer_heading(protocol, name)
+        for name, options in transfer.items()
+        for protocol in options["protocol"]
+    ]
+    names = [name_arm(arm.group, arm.name) for arm in arms]
+    check_published(study.published, names, [*FIGURES, *headings])
     return [
         Run(
             group=arm.group,
@@ -250,6 +266,7 @@ def _plan_arms(
             if options.keys() & {"dataset", "data_dir"}:  # without them a run uses the digits
                 folder = options.get("data_dir", "data")
                 options["data_dir"] = str(Path(study.data_root) / folder)
+            options = scale_epochs(options, config_classes[recipe], study.scale)
             arms.append(_Arm(group, name, recipe, options, {x: transfer[x] for x in further}))
     return arms
 
@@ -318,7 +335,7 @@ def _plan_transfer(study: Study, evaluate_class: type[Any]) -> dict[str, Options
             raise ValueError(
                 f"{place}: mutual-information is not an accuracy to compare: remove it."
             )
-        transfer[name] = options
+        transfer[name] = scale_epochs(options, evaluate_class, study.scale)
     if len({folder_name(name) for name in transfer}) < len(transfer):
         raise ValueError(
             "Two names of transfer differ only in characters that no folder can have: rename one."

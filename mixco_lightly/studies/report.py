@@ -11,6 +11,7 @@ from typing import IO, Any
 
 from mixco_lightly.files import replace_file
 from mixco_lightly.studies.figures import FIGURES, SPEED, TRANSFER_ENDING
+from mixco_lightly.studies.published import published_cell, published_heading
 from mixco_lightly.studies.statistics import Difference, average_curves, paired_difference
 
 Results = dict[str, Any]
@@ -51,13 +52,31 @@ def render(results: Results) -> str:
     head, rows = tabulate(results)
     lines = [f"| {' | '.join(cells)} |" for cells in [head, *rows]]
     lines.insert(1, f"|{'---|' * len(head)}")
-    title = f"## {results['question']}\n\n" if results["question"] else ""
+    title = f"## {title_of(results)}\n\n" if title_of(results) else ""
     options = yaml.safe_dump(results["study"], sort_keys=False, allow_unicode=True, width=100)
     return f"{title}{chr(10).join(lines)}\n\n{notes(results)}\n\n```yaml\n{options}```\n"
 
 
+def title_of(results: Results) -> str:
+    """Returns the title of a study's table: its question, and a scale other than 1."""
+    scale = results["study"].get("scale")
+    return results["question"] + (f" (scale {scale:g})" if scale else "")
+
+
 def notes(results: Results) -> str:
     """Returns how to read the table."""
+    published = results["study"].get("published", {})
+    scale = results["study"].get("scale", 1)
+    return "".join(
+        [
+            *([f"Runs and evaluations have {scale:g} of their epochs. "] if scale != 1 else []),
+            _how_to_read(results),
+            *(f" Paper, {name}: {block['source'].strip()}" for name, block in published.items()),
+        ]
+    )
+
+
+def _how_to_read(results: Results) -> str:
     return (
         "Accuracy on the test images unless the heading says otherwise, last epoch: mean ± "
         "standard deviation over seeds. The difference to the base is paired by seed, with "
@@ -85,11 +104,16 @@ def tabulate(results: Results) -> tuple[list[str], list[list[str]]]:
     compared = [
         name for name in figures if {x["arm"] == base for x in rows if name in x} == {True, False}
     ]
+    published, scale = results["study"].get("published", {}), results["study"].get("scale", 1)
     has_speed = SPEED in chosen
     has_groups = any(row["group"] for row in rows)
     head = [*(["group"] if has_groups else []), "arm", "seeds"]
     for name in figures:
-        head += [headings[name], *([f"minus {base} [95%]"] if name in compared else [])]
+        if name in published:
+            head += [f"{headings[name]}, ours", published_heading(published[name], scale)]
+        else:
+            head.append(headings[name])
+        head += [f"minus {base} [95%]"] if name in compared else []
     head += ["images seen", "seconds", *(["images/s"] if has_speed else [])]
     lines = []
     for group, arm in dict.fromkeys((row["group"], row["arm"]) for row in rows):
@@ -97,6 +121,8 @@ def tabulate(results: Results) -> tuple[list[str], list[list[str]]]:
         cells = [*([group] if has_groups else []), arm, str(len(found))]
         for name in figures:
             cells.append(format_mean([x[name] for x in found]) if name in found[0] else "")
+            if name in published:
+                cells.append(published_cell(published[name], group, arm))
             if name in compared:
                 is_base = arm == base
                 difference = None if is_base else paired_difference(rows, name, group, (base, arm))
@@ -155,5 +181,5 @@ def draw(results: Results, file: IO[bytes]) -> None:
         axes[0].legend(fontsize=8)
         for axis in axes:
             axis.grid(alpha=0.3)
-    figure.suptitle(results["question"])
+    figure.suptitle(title_of(results))
     figure.savefig(file, dpi=110, format="png")

@@ -28,8 +28,9 @@ def is_finished(run: Run) -> bool:
         return False
     before = yaml.safe_load(path.read_text()) or {}
     for name, value in run.options.items():
-        # Data may have moved, and selfcon.py records no exits for a method without sub-networks.
-        if name == "data_dir" or (name == "exits" and before.get(name) == []):
+        # Data may have moved, a run records what it chose for auto, and selfcon.py records no exits
+        # for a method without sub-networks.
+        if name == "data_dir" or value == "auto" or (name == "exits" and before.get(name) == []):
             continue
         if before.get(name) != value:
             raise ValueError(
@@ -37,11 +38,15 @@ def is_finished(run: Run) -> bool:
                 f"{value}: choose another --output_dir, or delete that folder."
             )
     return (run.folder / "summary.json").is_file() and all(
-        # An interrupted evaluation leaves some of its protocols.
-        {record["protocol"] for record in read_report(run.transfer_folder(name))}
-        >= set(options["protocol"])
-        for name, options in run.transfer.items()
+        is_evaluated(run, name) for name in run.transfer
     )
+
+
+def is_evaluated(run: Run, name: str) -> bool:
+    """Checks whether an evaluation of a run on a further dataset is complete."""
+    # An interrupted evaluation leaves some of its protocols.
+    measured = {record["protocol"] for record in read_report(run.transfer_folder(name))}
+    return measured >= set(run.transfer[name]["protocol"])
 
 
 def collect(runs: Sequence[Run]) -> list[dict[str, Any]]:

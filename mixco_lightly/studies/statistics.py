@@ -1,4 +1,4 @@
-"""Means over seeds, and differences that are paired by seed."""
+"""Means over seeds, differences that are paired by seed, and their mean over settings."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 
 class Difference(NamedTuple):
-    """Difference of two arms, paired by seed.
+    """Difference of two arms, over pairs of runs or over settings.
 
     Args:
-        mean: Mean of the pairs' differences.
-        deviation: Their standard deviation; NaN for a single pair.
-        half_width: Half the width of the 95% interval; NaN for a single pair.
+        mean: Mean of the differences.
+        deviation: Their standard deviation; NaN for a single one.
+        half_width: Half the width of the 95% interval; NaN for a single one.
     """
 
     mean: float
@@ -71,14 +71,41 @@ def paired_difference(
         for name in arms
     )
     differences = [arm[seed] - base[seed] for seed in sorted(base.keys() & arm.keys())]
-    if not differences:
-        return None
-    mean, n = statistics.mean(differences), len(differences)
+    return _student_interval(differences) if differences else None
+
+
+def pooled_difference(means: Sequence[float]) -> Difference:
+    """Computes the mean difference over settings, with an interval for the mean of such settings.
+
+    The interval is Student's t over the settings' mean differences, so both the spread between
+    settings and the noise of seeds widen it. Every setting counts the same: with three seeds its
+    own variance is too uncertain to be its weight, as a random-effects estimate would have it.
+
+    Args:
+        means: Mean difference of each setting, from :func:`paired_difference`. Settings that share
+            runs are not independent: give their average as one.
+
+    Raises:
+        ValueError: If there is no setting.
+
+    Examples:
+        >>> from mixco_lightly.studies.statistics import pooled_difference
+        >>> pooled_difference([1.0, 2.0, 6.0]).mean
+        3.0
+    """
+    if not means:
+        raise ValueError("There is no setting to pool: give the difference of at least one.")
+    return _student_interval(means)
+
+
+def _student_interval(values: Sequence[float]) -> Difference:
+    """Returns the mean of independent values with Student's 95% interval."""
+    mean, n = statistics.mean(values), len(values)
     if n == 1:
         return Difference(mean, math.nan, math.nan)
     from scipy.stats import t
 
-    deviation = statistics.stdev(differences)
+    deviation = statistics.stdev(values)
     return Difference(mean, deviation, float(t.ppf(0.975, n - 1)) * deviation / math.sqrt(n))
 
 

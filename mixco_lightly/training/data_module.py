@@ -32,6 +32,9 @@ class PretrainData(pl.LightningDataModule):
             by image in the loader's processes.
         mixed_views: The views that are mixed.
         mixer: Mixes a view's images, usually a :class:`Mixer`.
+        mix_probability: Probability with which a batch is mixed. All processes mix the same steps,
+            and a resumed run those of the uninterrupted one. Below 1, a batch that is not mixed has
+            an empty list of mixtures.
         train_fraction: Part of the images, the same part of each class.
         batch_size: Images in a batch, on each device.
         num_workers: Processes that load images.
@@ -56,6 +59,7 @@ class PretrainData(pl.LightningDataModule):
         batch_size: int,
         num_workers: int,
         seed: int,
+        mix_probability: float = 1.0,
     ) -> None:
         super().__init__()
         images = copy.copy(images)
@@ -65,6 +69,8 @@ class PretrainData(pl.LightningDataModule):
         self.part: Subset[Any] = Subset(in_batches(images), chosen.tolist())
         self.mixed_views = mixed_views
         self.mixer = mixer
+        self.mix_probability = mix_probability
+        self._mix_choices = np.random.default_rng()
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
@@ -78,6 +84,11 @@ class PretrainData(pl.LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         epoch, rank = trainer.current_epoch, trainer.global_rank
+        # Not of the rank: a step is mixed in all processes or in none. The key keeps it apart from
+        # the sequence below, which would be the same for rank 0.
+        self._mix_choices = np.random.default_rng(
+            np.random.SeedSequence((self.seed, epoch), spawn_key=(1,))
+        )
         entropy = np.random.SeedSequence((self.seed, epoch, rank))
         epoch_seed = int(entropy.generate_state(1)[0])
         pl.seed_everything(epoch_seed, verbose=False)
@@ -109,7 +120,8 @@ class PretrainData(pl.LightningDataModule):
         images, targets = batch
         if self.device_transform is not None:
             images = self.device_transform.to(images.device)(images)
-        mixtures = [self.mixer(images[view]) for view in self.mixed_views]
+        is_mixed = self.mix_probability >= 1 or self._mix_choices.random() < self.mix_probability
+        mixtures = [self.mixer(images[view]) for view in self.mixed_views if is_mixed]
         return [images, targets, mixtures]
 
 

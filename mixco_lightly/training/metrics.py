@@ -22,7 +22,7 @@ from mixco_lightly.models.step_log import is_logged_step
 _CURVES = [
     ("losses", "nats", ("loss", "contrast", "mix", "cross_entropy")),
     ("cosine similarities", "mean", ("positive_similarity", "negative_similarity")),
-    ("kNN of held-out labels", "top-1 %", ("knn_top1",)),
+    ("kNN of held-out labels", "top-1 %", ("knn_top1", "online_top1")),
     ("learning rate", "", ("learning_rate",)),
 ]
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 from mixco_lightly.data.mixing_names import MixingName
 from mixco_lightly.evaluation.protocols import DEFAULT_PROTOCOLS, ProtocolName
 from mixco_lightly.training.option_types import (
+    ClosedUnitInterval,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -170,6 +171,7 @@ class MixingOptions:
         temperature: Divides the similarities of plain images.
         mix_temperature: Divides the similarities of mixtures.
         mix_weight: Weight of the mixtures' term; 0 is the plain baseline.
+        mix_probability: Part of the steps that are mixed, drawn by the seed; the others are plain.
         alpha: The mixtures' weights follow Beta(alpha, alpha); 1 is uniform.
         mixing: How two images are mixed: mixup, weighted sums; cutmix, a box of one in the other;
             mask, blocks of one in the other; mixup-or-cutmix, one of the two for each batch.
@@ -178,6 +180,7 @@ class MixingOptions:
     temperature: PositiveFloat = 0.2
     mix_temperature: PositiveFloat = 0.2
     mix_weight: NonNegativeFloat = 1.0
+    mix_probability: ClosedUnitInterval = 1.0
     alpha: PositiveFloat = 1.0
     mixing: MixingName = "mixup"
 
@@ -193,6 +196,8 @@ class MeasureOptions:
         knn_k: Number of neighbours of the kNN evaluation.
         knn_every_n_epochs: Every how many epochs nearest neighbours are tried on a few training
             images, whose labels training never sees; 0 for never. It takes 1 to 2% of the time.
+        online_probe: Whether a linear classifier is trained beside the network, on the features of
+            its steps. It is measured on the images that the nearest neighbours classify.
     """
 
     protocol: list[ProtocolOrNone] = field(
@@ -201,6 +206,7 @@ class MeasureOptions:
     random_init: bool = field(default=True, metadata=_FREE)
     knn_k: PositiveInt = field(default=200, metadata=_FREE)
     knn_every_n_epochs: NonNegativeInt = field(default=5, metadata=_FREE)
+    online_probe: bool = field(default=False, metadata=_FREE)
 
 
 @dataclass(frozen=True)

@@ -187,6 +187,7 @@ def create_data(recipe: Method[Config], config: Config, images: RunImages) -> Pr
         batch_size=config.batch_size,
         num_workers=config.num_workers,
         seed=config.seed,
+        mix_probability=getattr(config, "mix_probability", 1.0),
     )
 
 

@@ -26,6 +26,8 @@ from pytorch_lightning.utilities import rank_zero_only
 
 # Environment variable: id of the process from which Lightning's launcher started the others.
 _FIRST_PROCESS = "MIXCO_FIRST_PROCESS"
+# Environment variable: id of the process of the study that started this program.
+STUDY_PROCESS = "MIXCO_STUDY_PROCESS"
 
 
 class OtherProcessError(RuntimeError):
@@ -132,22 +134,26 @@ def trainer_plugins() -> list[Any]:
     return [] if launcher is None else [launcher]
 
 
-def end_with_first_process() -> None:
-    """Ends this process soon after the first process, if Lightning's launcher started it.
+def end_with_parent() -> None:
+    """Ends this process soon after the process that it works for.
 
-    Does nothing in the first process, under torchrun and SLURM, which end their processes, and on
-    Windows, where a process keeps the id of a parent that has ended.
+    That is the first process of its run, if Lightning's launcher started it, and the study, if a
+    study started the run: a study that was killed leaves no program behind that writes to its run.
+
+    Does nothing under torchrun and SLURM, which end their processes, and on Windows, where a
+    process keeps the id of a parent that has ended.
     """
-    first = os.environ.get(_FIRST_PROCESS)
-    if first is None or os.environ.get("LOCAL_RANK", "0") == "0" or sys.platform == "win32":
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    parent = os.environ.get(STUDY_PROCESS if is_first else _FIRST_PROCESS)
+    if parent is None or sys.platform == "win32":
         return
 
     def watch() -> None:
-        while os.getppid() == int(first):
+        while os.getppid() == int(parent):
             time.sleep(0.5)
         _exit_now(1)
 
-    threading.Thread(target=watch, name="watch-first-process", daemon=True).start()
+    threading.Thread(target=watch, name="watch-parent", daemon=True).start()
 
 
 def _exit_now(code: int) -> NoReturn:

@@ -15,7 +15,7 @@ from mixco_lightly.loss.key_queue import TOLERATED_STEPS_IN_FLOAT16
 from mixco_lightly.training.metrics import latest_metrics
 from mixco_lightly.training.processes import OtherProcessError
 
-SHOWN_METRICS = ("loss", "contrast", "mix", "cross_entropy", "knn_top1")
+SHOWN_METRICS = ("loss", "contrast", "mix", "cross_entropy", "knn_top1", "online_top1")
 
 
 class Speed(Callback):
@@ -190,14 +190,15 @@ def has_scaler(trainer: pl.Trainer) -> bool:
 def shown_metrics(trainer: pl.Trainer) -> dict[str, float]:
     """Returns the logged values to show, without waiting for a device.
 
-    ``knn_top1`` is not measured in every epoch; the name of an older value includes its epoch.
+    ``knn_top1`` and ``online_top1`` are not measured in every epoch; the name of an older value
+    includes its epoch.
     """
     latest = latest_metrics(trainer)
     shown = {}
     for name in SHOWN_METRICS:
         if name in latest:
             value, epoch = latest[name]
-            is_old = name == "knn_top1" and epoch != trainer.current_epoch
+            is_old = name in ("knn_top1", "online_top1") and epoch != trainer.current_epoch
             shown[f"{name} of epoch {epoch + 1}" if is_old else name] = value
     return shown
 

@@ -68,9 +68,9 @@ class Recipe(Method[Config]):
             measure_and_write,
             prepare,
         )
-        from mixco_lightly.training.processes import OtherProcessError, end_with_first_process
+        from mixco_lightly.training.processes import OtherProcessError, end_with_parent
 
-        end_with_first_process()
+        end_with_parent()
         try:
             with fail_in_one_line((ValueError, OSError, MisconfigurationException)):
                 run = prepare(self, config)

@@ -21,7 +21,7 @@ from mixco_lightly.training.options import (
     Config,
     MachineOptions,
     NetworkOptions,
-    OptimiserOptions,
+    PretrainConfig,
     ProtocolOrNone,
 )
 from mixco_lightly.training.processes import check_processes, is_rank_zero, print_on_rank_zero
@@ -127,7 +127,7 @@ def choose_protocols(names: Sequence[ProtocolOrNone]) -> list[ProtocolOrNone]:
     return [name for name in names if name != "none"]
 
 
-def check_numbers(options: OptimiserOptions) -> None:
+def check_numbers(options: PretrainConfig) -> None:
     """Raises a ValueError for numbers that do not go together."""
     if options.warmup_epochs is not None and options.warmup_epochs >= options.epochs:
         raise ValueError(
@@ -143,6 +143,11 @@ def check_numbers(options: OptimiserOptions) -> None:
         raise ValueError(
             "--optimizer lars scales the rate of the weights that decay: give a --weight_decay "
             "above 0, such as 1e-6."
+        )
+    if options.online_probe and not options.knn_every_n_epochs:
+        raise ValueError(
+            "--online_probe is measured when the nearest neighbours are, but --knn_every_n_epochs "
+            "is 0: give --knn_every_n_epochs 5, or leave --online_probe out."
         )
     if options.batch_size < 2:
         raise ValueError(f"--batch_size must be at least 2, got {options.batch_size}.")

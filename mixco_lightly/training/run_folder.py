@@ -22,7 +22,7 @@ from mixco_lightly.training.options import options_of_use
 _FREE_OPTIONS = options_of_use("free")
 _COMMAND_OPTIONS = options_of_use("command")
 # Options that the files of earlier versions do not have, and what those versions did.
-_EARLIER = {"mixing": "mixup"}
+_EARLIER = {"mixing": "mixup", "mix_probability": 1.0, "chunk_size": 0}
 _RUN_FILES = (
     "metrics.csv",
     "broken_images.txt",

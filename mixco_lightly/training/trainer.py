@@ -19,6 +19,7 @@ from mixco_lightly.models.sync_batchnorm import TimmSyncBatchNorm
 from mixco_lightly.training.diagnosis import WarnAtChance
 from mixco_lightly.training.kept_checkpoints import KeepCheckpoints
 from mixco_lightly.training.metrics import LogLearningRate
+from mixco_lightly.training.online_probe import OnlineProbe
 from mixco_lightly.training.open_data import RunImages
 from mixco_lightly.training.options import PretrainConfig
 from mixco_lightly.training.processes import trainer_plugins
@@ -52,6 +53,8 @@ def create_trainer(
     if images is not None and config.knn_every_n_epochs:
         assert config.image_size is not None
         assert config.num_workers is not None
+        probe = OnlineProbe(images.train, config.seed) if config.online_probe else None
+        callbacks += [] if probe is None else [probe]
         callbacks.append(
             TrainingKNN(
                 images.train,
@@ -60,6 +63,7 @@ def create_trainer(
                 batch_size=max(config.batch_size, 256),
                 num_workers=config.num_workers,
                 seed=config.seed,
+                probe=probe,
             )
         )
     if negatives is not None:
@@ -109,6 +113,7 @@ def quieten_lightning() -> None:
         ".*Checkpoint directory.*exists and is not empty.*",  # made just now, or resumed
         ".*does not have many workers.*",  # chosen by the user or by machine.default_num_workers
         ".*treespec, LeafSpec.*",
+        ".*callbacks used to create the checkpoint.*",  # resumed without the online probe
     ):
         warnings.filterwarnings("ignore", message=message)
 

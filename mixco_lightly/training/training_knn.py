@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -17,6 +17,9 @@ from mixco_lightly.data.images import LabelledImages
 from mixco_lightly.evaluation.features import extract_features
 from mixco_lightly.evaluation.knn import knn_probe
 from mixco_lightly.training.processes import print_on_rank_zero
+
+if TYPE_CHECKING:
+    from mixco_lightly.training.online_probe import OnlineProbe
 
 # A forward of a fifth of the images is about 4% of an epoch's work; every fifth epoch, about 1%.
 _SHARE = 0.2
@@ -68,6 +71,7 @@ class TrainingKNN(Callback):
         batch_size: Images in a batch.
         num_workers: Processes that load images.
         seed: Decides which images are taken.
+        probe: A linear classifier that is measured on the same queries, logged as ``online_top1``.
     """
 
     def __init__(
@@ -78,7 +82,9 @@ class TrainingKNN(Callback):
         batch_size: int,
         num_workers: int,
         seed: int,
+        probe: OnlineProbe | None = None,
     ) -> None:
+        self._probe = probe
         self._every_n_epochs = every_n_epochs
         self._batch_size = batch_size
         self._num_workers = num_workers
@@ -117,8 +123,10 @@ class TrainingKNN(Callback):
             print_on_rank_zero(f"No kNN in epoch {epochs}: there are features that are not finite.")
             return
         top1 = knn_probe(bank, queries, k=min(_NEIGHBOURS, len(self._bank))).top1
-        # Not self.log, which writes after the checkpoint: a kill in between would lose the value.
         metrics = {"epoch": trainer.current_epoch, "knn_top1": top1}
+        if self._probe is not None and self._probe.is_trained:
+            metrics["online_top1"] = self._probe.measure(queries)
+        # Not self.log, which writes after the checkpoint: a kill in between would lose the value.
         for logger in trainer.loggers:
             logger.log_metrics(metrics, trainer.global_step - 1)
 

@@ -39,6 +39,8 @@ NAMES = [
     "vit_relpos_small_patch16_224",
     "xcit_nano_12_p16_224",
 ]
+# timm has no small network of this kind: two of its twelve blocks.
+KWARGS = {"vit_relpos_small_patch16_224": {"depth": 2}}
 
 
 @pytest.mark.parametrize(
@@ -46,4 +48,4 @@ NAMES = [
     [(name, ["moco", "simclr"][index % 2]) for index, name in enumerate(NAMES)],
 )
 def test_training_reaches_first_and_last_layer_and_the_export_loads_bit_by_bit(name, method):
-    check_step(name, method, 32)
+    check_step(name, method, 32, **KWARGS.get(name, {}))

@@ -1,6 +1,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 
@@ -13,11 +14,14 @@ from torch import nn
 
 from mixco_lightly import create_backbone, export_backbone, load_backbone
 from mixco_lightly.backbones.description import read_config
+from mixco_lightly.backbones.timm_config import _crop_pct
 from mixco_lightly.data.images import ImageFacts
 from mixco_lightly.data.transforms import create_test_transform
 
-WEIGHTS = "backbone.safetensors"
+WEIGHTS = "model.safetensors"
 CONFIG = "backbone.json"
+TIMM_CONFIG = "config.json"
+EARLIER_WEIGHTS = "backbone.safetensors"
 
 
 def trained_backbone(name="test_resnet", image_size=32, **options):
@@ -32,18 +36,56 @@ def trained_backbone(name="test_resnet", image_size=32, **options):
     return backbone
 
 
-def features_of(backbone):
+def features_of(backbone, image_size=None, in_chans=3):
+    """Features of three images of the backbone's size; of a timm model, of the size given."""
+    if image_size is None:
+        image_size, in_chans = backbone.image_size, backbone.in_chans
     generator = torch.Generator().manual_seed(1)
-    size = (3, backbone.in_chans, backbone.image_size, backbone.image_size)
+    images = torch.randn(3, in_chans, image_size, image_size, generator=generator)
     with torch.no_grad():
-        return backbone.eval()(torch.randn(size, generator=generator))
+        return backbone.eval()(images)
+
+
+def load_in_timm(directory):
+    return timm.create_model(f"local-dir:{directory}", pretrained=True, num_classes=0)
+
+
+def write_earlier_export(backbone, directory, with_digest=True, **changes):
+    """Writes what versions before 0.2 did."""
+    weights = directory / EARLIER_WEIGHTS
+    save_file(backbone.model.state_dict(), weights, metadata={"format": "pt"})
+    config = {
+        "format": f"mixco-lightly backbone {1 + with_digest}",
+        "name": backbone.name,
+        "image_size": backbone.image_size,
+        "in_chans": 3,
+        "stem": backbone.stem,
+        "timm_kwargs": {},
+        "chosen_kwargs": backbone.fit.kwargs,
+        "removed_strides": list(backbone.fit.removed),
+        "patch_size": None,
+        "feature_dim": backbone.feature_dim,
+        "mean": [0.4, 0.5, 0.6],
+        "std": [0.2, 0.2, 0.2],
+        "training": {},
+        "metrics": {},
+        **changes,
+    }
+    (directory / CONFIG).write_text(json.dumps(seal(config, weights) if with_digest else config))
 
 
 def edit_config(directory, **changes):
-    """Changes a description and leaves its checksum out, as in the first format."""
+    """Changes a description and its checksum."""
     path = directory / CONFIG
-    first = {"format": "mixco-lightly backbone 1"}
-    path.write_text(json.dumps(json.loads(path.read_text()) | first | changes))
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(seal(config, directory / WEIGHTS)))
+
+
+def seal(config, weights):
+    """Adds the checksum of a description and its weights."""
+    config = {key: value for key, value in config.items() if key != "sha256"}
+    text = json.dumps(config, sort_keys=True) + hashlib.sha256(weights.read_bytes()).hexdigest()
+    return {**config, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 @pytest.mark.parametrize("stem", ["small", "timm"])
@@ -81,7 +123,8 @@ def test_export_leaves_the_backbone_as_it_is(tmp_path):
 def test_export_writes_only_safetensors_and_json(tmp_path):
     directory = export_backbone(trained_backbone(), tmp_path / "new" / "folder")
     assert directory == tmp_path / "new" / "folder"
-    assert sorted(path.name for path in directory.iterdir()) == [CONFIG, WEIGHTS]
+    assert sorted(path.name for path in directory.iterdir()) == [CONFIG, TIMM_CONFIG, WEIGHTS]
+    assert isinstance(json.loads((directory / TIMM_CONFIG).read_text()), dict)
     assert load_file(directory / WEIGHTS)
     # safetensors: the length of a JSON header, then the header. A pickle is neither.
     content = (directory / WEIGHTS).read_bytes()
@@ -103,7 +146,7 @@ def test_description_has_all_that_is_needed_to_feed_the_backbone(tmp_path):
     assert config == read_config(tmp_path)
     assert len(config.pop("sha256")) == 64
     assert config == {
-        "format": "mixco-lightly backbone 2",
+        "format": "mixco-lightly backbone 3",
         "name": "test_resnet",
         "image_size": 32,
         "in_chans": 1,
@@ -113,6 +156,9 @@ def test_description_has_all_that_is_needed_to_feed_the_backbone(tmp_path):
         "removed_strides": ["conv1.0", "maxpool"],
         "patch_size": None,
         "feature_dim": 96,
+        "differs_from_timm": [
+            "Without their stride (convolutions have at most 3x3 pixels): conv1.0, maxpool."
+        ],
         "resize": 32,
         "interpolation": "bilinear",
         "crop": 32,
@@ -214,8 +260,7 @@ def test_weights_of_their_published_stem_load_into_timm_with_equal_features(name
     assert torch.equal(features_of(backbone), features_of(load_backbone(tmp_path)))
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        # Not bit by bit, because the backbone computes convolutions of small maps another way.
-        torch.testing.assert_close(model.eval()(images), backbone(images), rtol=1e-4, atol=1e-5)
+        assert torch.equal(model.eval()(images), backbone(images))
 
 
 @pytest.mark.parametrize(
@@ -226,7 +271,7 @@ def test_weights_of_their_published_stem_load_into_timm_with_equal_features(name
         ({"pretrained": True, "pretrained_cfg_overlay": {"file": WEIGHTS}}, "size mismatch"),
     ],
 )
-@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+@pytest.mark.parametrize("name", ["test_resnet", "gmlp_ti16_224"])
 def test_timm_itself_does_not_load_a_small_stem(name, options, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     export_backbone(create_backbone(name, 32, stem="small"), tmp_path)
@@ -240,12 +285,14 @@ def test_timm_itself_does_not_load_a_small_stem(name, options, message, tmp_path
         ("test_resnet", {"output_stride": 8}, False),
         ("test_resnet", {"act_layer": "gelu"}, False),
         ("test_resnet", {"drop_path_rate": 0.1}, True),
+        ("test_resnet", {"block_args": {"attn_layer": "se"}}, False),
+        ("test_resnet", {"channels": (16, 32, 48, 64)}, True),
         ("test_vit", {"global_pool": "max"}, False),
         ("test_vit", {}, True),
         ("gmlp_ti16_224", {"stem": "small"}, False),
     ],
 )
-def test_names_are_those_of_timm_only_where_its_network_has_the_same_features(
+def test_names_are_those_of_timm_only_where_it_cannot_build_another_network_for_the_weights(
     name, options, is_plain, tmp_path
 ):
     backbone = create_backbone(name, 32, **{"stem": "timm", **options})
@@ -259,31 +306,134 @@ def test_names_are_those_of_timm_only_where_its_network_has_the_same_features(
 @pytest.mark.parametrize("name", ["resnet10t", "test_vit"])
 def test_export_of_an_earlier_version_loads(name, with_digest, tmp_path):
     backbone = trained_backbone(name, stem="small")
-    save_file(backbone.model.state_dict(), tmp_path / WEIGHTS, metadata={"format": "pt"})
-    config = {
-        "format": f"mixco-lightly backbone {1 + with_digest}",
-        "name": name,
-        "image_size": 32,
-        "in_chans": 3,
-        "stem": "small",
-        "timm_kwargs": {},
-        "chosen_kwargs": backbone.fit.kwargs,
-        "removed_strides": list(backbone.fit.removed),
-        "patch_size": None,
-        "feature_dim": backbone.feature_dim,
-        "mean": [0.4, 0.5, 0.6],
-        "std": [0.2, 0.2, 0.2],
-        "training": {},
-        "metrics": {},
-    }
-    if with_digest:
-        weights = hashlib.sha256((tmp_path / WEIGHTS).read_bytes()).hexdigest()
-        text = json.dumps(config, sort_keys=True) + weights
-        config["sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    (tmp_path / CONFIG).write_text(json.dumps(config))
+    transform = {"resize": 40, "interpolation": "bilinear", "crop": 32} if with_digest else {}
+    write_earlier_export(backbone, tmp_path, with_digest, **transform)
     loaded = load_backbone(tmp_path)
     assert torch.equal(features_of(loaded), features_of(backbone))
     assert loaded.transform(Image.new("RGB", (50, 40))).shape == (3, 32, 32)
+
+
+def test_export_of_an_earlier_version_with_refused_names_loads_and_is_replaced(tmp_path):
+    backbone = trained_backbone("test_resnet")
+    write_earlier_export(backbone, tmp_path)
+    state = load_file(tmp_path / EARLIER_WEIGHTS)
+    prefixed = {f"use_mixco_lightly_load_backbone.{key}": x for key, x in state.items()}
+    save_file({**prefixed, "conv1.0.weight": torch.empty(0)}, tmp_path / EARLIER_WEIGHTS)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps(seal(config, tmp_path / EARLIER_WEIGHTS)))
+    loaded = load_backbone(tmp_path)
+    assert torch.equal(features_of(loaded), features_of(backbone))
+    export_backbone(loaded, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {CONFIG, TIMM_CONFIG, WEIGHTS}
+    assert torch.equal(features_of(load_backbone(tmp_path)), features_of(backbone))
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size", "options", "arguments"),
+    [
+        ("test_resnet", 64, {"stem": "timm"}, None),
+        ("test_convnext", 64, {"stem": "timm", "drop_path_rate": 0.1}, None),
+        ("test_resnet.r160_in1k", 64, {"stem": "timm"}, None),
+        ("test_resnet", 64, {"stem": "timm", "in_chans": 1}, None),
+        ("test_resnet", 64, {"stem": "timm", "in_chans": 4}, None),
+        ("test_vit", 96, {"stem": "timm"}, {"img_size": 96}),
+        ("test_vit", 32, {"stem": "small"}, {"img_size": 32, "patch_size": 4}),
+        ("test_vit", 32, {"in_chans": 2}, {"img_size": 32, "patch_size": 4}),
+        (
+            "test_vit",
+            32,
+            {"patch_size": (4, 8), "embed_dim": 96, "global_pool": "max"},
+            {"img_size": 32, "patch_size": [4, 8], "embed_dim": 96, "global_pool": "max"},
+        ),
+    ],
+)
+def test_timm_loads_the_folder_with_features_equal_bit_by_bit(
+    name, image_size, options, arguments, tmp_path
+):
+    backbone = trained_backbone(name, image_size, **options)
+    export_backbone(backbone, tmp_path)
+    assert read_config(tmp_path)["differs_from_timm"] == []
+    assert json.loads((tmp_path / TIMM_CONFIG).read_text()).get("model_args") == arguments
+    features = features_of(load_in_timm(tmp_path), image_size, backbone.in_chans)
+    assert torch.equal(features, features_of(backbone))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "difference"),
+    [
+        ("resnet10t", {"stem": "small"}, r"Without their stride .*: conv1\.0, maxpool\."),
+        ("gmlp_ti16_224", {"stem": "small"}, r"patches were set to 4x4 pixels\."),
+        (
+            "test_resnet",
+            {"stem": "timm", "act_layer": "gelu"},
+            r"change features but no weight's shape: act_layer\.",
+        ),
+    ],
+)
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_timm_refuses_the_folder_of_another_network_and_the_folder_says_what_differs(
+    pretrained, name, options, difference, tmp_path
+):
+    export_backbone(create_backbone(name, 32, **options), tmp_path)
+    for file in (CONFIG, TIMM_CONFIG):
+        (listed,) = json.loads((tmp_path / file).read_text())["differs_from_timm"]
+        assert re.search(difference, listed)
+    with pytest.raises(RuntimeError, match=rf"Unknown model .*timm's {name}.*load_backbone"):
+        timm.create_model(f"local-dir:{tmp_path}", pretrained=pretrained, num_classes=0)
+
+
+@pytest.mark.parametrize("options", [{"embed_dim": 96}, {"stem": "small"}])
+@pytest.mark.parametrize("strict", [True, False])
+def test_weights_of_arguments_that_timm_is_told_do_not_load_without_them(options, strict, tmp_path):
+    export_backbone(create_backbone("test_vit", 32, **options), tmp_path)
+    model = timm.create_model("test_vit", num_classes=0, img_size=32)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        model.load_state_dict(load_file(tmp_path / WEIGHTS), strict=strict)
+
+
+def test_timm_puts_a_new_head_on_the_exported_backbone(tmp_path):
+    export_backbone(trained_backbone(image_size=64, stem="timm"), tmp_path)
+    model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=7)
+    assert model.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
+    weights = load_file(tmp_path / WEIGHTS)
+    assert torch.equal(model.layer1[0].conv1.weight, weights["layer1.0.conv1.weight"])
+
+
+@pytest.mark.parametrize("resize", [None, 96, 100, 109, 137])
+def test_timms_transform_of_the_folder_is_that_of_the_evaluation(resize, tmp_path):
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    backbone = create_backbone("test_vit", 96)
+    backbone.resize = resize or backbone.resize
+    export_backbone(backbone, tmp_path, mean=mean, std=std)
+    data = timm.data.resolve_model_data_config(load_in_timm(tmp_path))
+    transform = timm.data.create_transform(**data, is_training=False)
+    pixels = torch.randint(256, (150, 201, 3), dtype=torch.uint8, generator=torch.manual_seed(0))
+    image = Image.fromarray(pixels.numpy())
+    assert torch.equal(transform(image), load_backbone(tmp_path).transform(image))
+
+
+@pytest.mark.parametrize(("in_chans", "name"), [(3, "conv1.0"), (1, None), (4, None)])
+def test_timm_is_told_the_first_convolution_only_if_it_has_three_channels(in_chans, name, tmp_path):
+    # timm 1.0.22 fits its weights to other channels whatever channels they have: those of 4 are
+    # replaced by random ones.
+    export_backbone(create_backbone("test_resnet", 64, in_chans, stem="timm"), tmp_path)
+    config = json.loads((tmp_path / TIMM_CONFIG).read_text())["pretrained_cfg"]
+    assert (config["first_conv"], config["input_size"]) == (name, [in_chans, 64, 64])
+
+
+def test_timms_floor_of_the_resized_side_is_the_recorded_one():
+    for crop in range(1, 600):
+        for resize in (crop, crop + 1, round(crop * 8 / 7), crop + 97, 2 * crop):
+            assert math.floor(crop / _crop_pct(crop, resize)) == resize
+
+
+@pytest.mark.parametrize("content", ['{"architectures": ["BertModel"]}', "[]", "not JSON"])
+def test_another_tools_config_is_not_replaced(content, tmp_path):
+    (tmp_path / TIMM_CONFIG).write_text(content)
+    with pytest.raises(FileExistsError, match=f"{TIMM_CONFIG} was not written by export_backbone"):
+        export_backbone(trained_backbone(), tmp_path)
+    assert (tmp_path / TIMM_CONFIG).read_text() == content
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize("image_size", [32, 64, 96, 224])
@@ -372,10 +522,16 @@ def test_files_of_two_exports_are_refused(tmp_path):
         load_backbone(tmp_path / "a")
 
 
-@pytest.mark.parametrize("done", range(4))
-def test_a_kill_between_the_writes_leaves_one_export_or_the_other(done, tmp_path, monkeypatch):
-    before, after = trained_backbone("test_vit"), trained_backbone("test_resnet")
-    export_backbone(before, tmp_path)
+@pytest.mark.parametrize("is_earlier", [False, True])
+@pytest.mark.parametrize("done", range(5))
+def test_a_kill_between_the_writes_leaves_one_export_or_the_other(
+    done, is_earlier, tmp_path, monkeypatch
+):
+    before, after = trained_backbone("test_vit"), trained_backbone("test_resnet", stem="timm")
+    if is_earlier:
+        write_earlier_export(before, tmp_path)
+    else:
+        export_backbone(before, tmp_path)
     replace, count = os.replace, 0
 
     def die(*paths):
@@ -387,7 +543,7 @@ def test_a_kill_between_the_writes_leaves_one_export_or_the_other(done, tmp_path
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", die)
-        if done < 3:
+        if done < 4:
             with pytest.raises(KeyboardInterrupt):
                 export_backbone(after, tmp_path)
         else:
@@ -395,9 +551,15 @@ def test_a_kill_between_the_writes_leaves_one_export_or_the_other(done, tmp_path
     # The description is replaced last, and the weights as the second.
     expected = before if done < 2 else after
     assert torch.equal(features_of(load_backbone(tmp_path)), features_of(expected))
+    # From before the weights are replaced until after, timm finds no description.
+    if done in (1, 2) or (is_earlier and done == 0):
+        with pytest.raises(FileNotFoundError, match=TIMM_CONFIG):
+            load_in_timm(tmp_path)
+    else:
+        assert torch.equal(features_of(load_in_timm(tmp_path), 32), features_of(expected))
     export_backbone(before, tmp_path)
     assert torch.equal(features_of(load_backbone(tmp_path)), features_of(before))
-    assert {path.name for path in tmp_path.iterdir()} == {CONFIG, WEIGHTS}
+    assert {path.name for path in tmp_path.iterdir()} == {CONFIG, TIMM_CONFIG, WEIGHTS}
 
 
 def test_a_write_that_fails_names_the_file_and_keeps_the_export(tmp_path, monkeypatch):
@@ -414,11 +576,11 @@ def test_a_write_that_fails_names_the_file_and_keeps_the_export(tmp_path, monkey
     assert torch.equal(features_of(load_backbone(tmp_path)), features_of(backbone))
 
 
-@pytest.mark.parametrize("form", ["mixco-lightly backbone 3", "", None, 2])
+@pytest.mark.parametrize("form", ["mixco-lightly backbone 4", "", None, 2, []])
 def test_another_format_is_refused(form, tmp_path):
     export_backbone(trained_backbone(), tmp_path)
     edit_config(tmp_path, format=form)
-    with pytest.raises(ValueError, match="the format must be 'mixco-lightly backbone 2'"):
+    with pytest.raises(ValueError, match="the format must be 'mixco-lightly backbone 3'"):
         load_backbone(tmp_path)
 
 
@@ -492,8 +654,8 @@ def test_weights_of_another_model_are_refused(changes, tmp_path):
 
 def test_foreign_weights_are_refused(tmp_path):
     export_backbone(trained_backbone(), tmp_path)
-    edit_config(tmp_path)
     save_file({"weight": torch.ones(2)}, tmp_path / WEIGHTS)
+    edit_config(tmp_path)
     with pytest.raises(ValueError, match=f"does not fit {CONFIG}"):
         load_backbone(tmp_path)
 
@@ -535,9 +697,10 @@ def test_where_weights_came_from_is_not_exported(tmp_path):
 def test_export_without_the_choices_is_fitted_again(name, tmp_path):
     backbone = trained_backbone(name)
     export_backbone(backbone, tmp_path)
-    edit_config(tmp_path)
+    (tmp_path / WEIGHTS).rename(tmp_path / EARLIER_WEIGHTS)
     config = json.loads((tmp_path / CONFIG).read_text())
     # Versions before these were recorded.
+    config["format"] = "mixco-lightly backbone 1"
     for key in ("chosen_kwargs", "removed_strides", "sha256"):
         del config[key]
     (tmp_path / CONFIG).write_text(json.dumps(config))

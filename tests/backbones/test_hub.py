@@ -3,19 +3,20 @@
 import hashlib
 import json
 import re
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 from huggingface_hub import ModelCard, constants
-from huggingface_hub.utils import close_session
 from PIL import Image
 from safetensors.torch import save_file
 
 from mixco_lightly import create_backbone, export_backbone, load_backbone, push_to_hub
 from mixco_lightly.backbones.model_card import create_model_card
-from tests.backbones.stand_in_hub import TOKEN, StandInHub
+from tests.backbones.stand_in_hub import TOKEN
 
+PAGE = Path(__file__).parents[2] / "docs" / "weights.md"
 REPO = "alice/tiny-mixco"
 FILES = {"README.md", "backbone.json", "config.json", "model.safetensors"}
 TRAINING = {
@@ -36,28 +37,6 @@ METRICS = {
     "seconds": 12.0,
     "versions": {"torch": "2.14.1"},
 }
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A running stand-in that huggingface_hub takes for the Hub, and an empty cache."""
-    stand_in = StandInHub()
-    template = stand_in.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "ENDPOINT", stand_in.endpoint)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    # Asked for once a day, and written into the home directory.
-    registry = str(tmp_path / "agents.json")
-    monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", registry, raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    close_session()
-    yield stand_in
-    stand_in.close()
-    close_session()
 
 
 def random_backbone(seed=0, name="test_vit", **options):
@@ -127,6 +106,8 @@ def test_export_of_an_earlier_version_is_pushed_in_todays_format(hub, tmp_path):
     sealed = json.dumps(config, sort_keys=True) + weights
     config["sha256"] = hashlib.sha256(sealed.encode()).hexdigest()
     (tmp_path / "backbone.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"earlier version.*export it again"):
+        create_model_card(tmp_path)
     push_to_hub(tmp_path, REPO)
     assert hub.files(REPO).keys() == FILES
     assert torch.equal(features_of(load_backbone(f"hf-hub:{REPO}")), features_of(backbone))
@@ -186,7 +167,7 @@ def test_without_the_hub_the_cache_answers_and_what_it_lacks_is_one_line(
 
 def test_push_without_a_login_asks_for_one_before_any_request(hub, tmp_path, monkeypatch):
     directory = exported(tmp_path, random_backbone())
-    monkeypatch.setattr("mixco_lightly.backbones.hub.get_token", lambda: None)
+    monkeypatch.setattr("mixco_lightly.backbones.upload.get_token", lambda: None)
     with pytest.raises(PermissionError, match=r"hf auth login.*HF_TOKEN") as caught:
         push_to_hub(directory, REPO)
     assert one_line(caught)
@@ -232,10 +213,9 @@ def test_what_the_hub_does_not_have_is_one_line(name, message, hub, tmp_path):
 def test_a_name_that_is_none_is_refused_before_any_request(name, hub, tmp_path):
     with pytest.raises(ValueError, match=r"A name on the Hub is USER/NAME|A revision is a branch"):
         load_backbone(f"hf-hub:{name}")
-    directory = exported(tmp_path, random_backbone())
     repo_id, at, revision = name.partition("@")
     with pytest.raises(ValueError, match=r"A name on the Hub is USER/NAME|A revision is a branch"):
-        push_to_hub(directory, repo_id, revision=revision if at else None)
+        push_to_hub(tmp_path, repo_id, revision=revision if at else None)
     assert not hub.requests
 
 
@@ -299,6 +279,16 @@ def test_the_cards_code_gives_the_features(hub, tmp_path):
     assert torch.equal(names["features"], expected)
     exec(compile(in_timm, "card", "exec"), names)  # noqa: S102
     assert torch.equal(features_of(names["model"].eval()), features_of(backbone))
+
+
+def test_the_pages_code_computes_the_same_features_on_every_way(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    names = {}
+    exec(compile(code, "page", "exec"), names)  # noqa: S102
+    expected = features_of(names["backbone"].eval())
+    for network in ("here", "in_timm", "from_hub", "in_timm_from_hub"):
+        assert torch.equal(features_of(names[network].eval()), expected)
 
 
 def test_the_card_says_what_differs_from_timm_instead_of_how_timm_loads_it(tmp_path):

@@ -61,7 +61,7 @@ def test_the_old_place_of_the_export_works_and_warns_once(tmp_path):
     assert names["export_backbone"] is backbones.export_backbone
     assert names["load_backbone"] is backbones.load_backbone
     assert names["CONFIG_NAME"] == "backbone.json"
-    assert names["WEIGHTS_NAME"] == "backbone.safetensors"
+    assert names["WEIGHTS_NAME"] == "model.safetensors"
     assert callable(names["read_config"])
 
 

@@ -17,7 +17,7 @@ from mixco_lightly import create_backbone, export_backbone, load_backbone
 from mixco_lightly.data.catalogue import create_train_test
 from tests.run_recipe import RECIPES
 
-WEIGHTS, CONFIG = "backbone.safetensors", "backbone.json"
+WEIGHTS, CONFIG = "model.safetensors", "backbone.json"
 
 
 class Planted:

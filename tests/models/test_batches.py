@@ -16,6 +16,7 @@ from mixco_lightly.models.imix import IMixMoCo, IMixNPair
 from mixco_lightly.models.moco import MoCo
 from mixco_lightly.models.selfcon import SelfCon, SelfConClassifier
 from mixco_lightly.models.simclr import SimCLR
+from tests.models.test_lightning_modules import attach
 
 
 def create(name):
@@ -78,6 +79,53 @@ def test_an_empty_mixture_and_one_of_another_batch_are_refused(name):
     batch[-1][0] = mixture._replace(second=mixture.second + 3)
     with pytest.raises(ValueError, match="belongs to another batch"):
         model.training_step(batch, 0)
+
+
+@pytest.mark.parametrize("name", ["moco", "unmix", "simclr", "selfcon"])
+def test_a_batch_that_is_not_mixed_has_the_plain_terms_loss_and_logs_no_mix(name):
+    batch = MixCoCollate((0, 1))(samples_of(16, 16))
+    plain, baseline = attach(create(name)), attach(create(name))
+    criterion = baseline.mix_criterion if name == "selfcon" else baseline.criterion
+    criterion.mix_weight = 0.0
+    if name == "selfcon":
+        baseline.mix_criterion = None
+    loss = plain.training_step([*batch[:2], []], 0)
+    assert float(loss.detach()) == float(baseline.training_step([*batch[:2], []], 0).detach())
+    assert "mix" not in plain.logged
+    assert "lam" not in plain.logged
+    loss.backward()  # every parameter has a gradient, as DDP expects in every step
+    without = [key for key, p in plain.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+
+
+@pytest.mark.parametrize("name", ["imix", "npair"])
+def test_imix_cannot_leave_mixtures_out_of_a_batch(name):
+    batch = MixCoCollate((0, 1))(samples_of(16, 16))
+    with pytest.raises(ValueError, match=r"mixtures of 0 view\(s\), but 1 are needed"):
+        create(name).training_step([*batch[:2], []], 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "mixed"),
+    [(name, True) for name in ("moco", "unmix", "imix", "npair", "simclr", "selfcon")]
+    + [(name, False) for name in ("moco", "simclr", "selfcon")],
+)
+def test_step_features_are_those_of_the_plain_view_without_gradient(name, mixed):
+    batch = MixCoCollate((0, 1))(samples_of(16, 16))
+    if not mixed:
+        batch[-1] = []
+    model = create(name).train()
+    outputs = []
+    network = model.network if name == "selfcon" else model.backbone
+    network.register_forward_hook(lambda *args: outputs.append(args[-1]))
+    model.training_step(batch, 0)
+    expected = outputs[0]
+    if name == "selfcon":
+        expected = expected[-1]  # the deepest exit
+    expected = expected[3:] if name == "npair" else expected[:6]  # mixtures first
+    assert torch.equal(model.step_features, expected.detach())
+    assert not model.step_features.requires_grad
+    assert len(model.step_features) == (3 if name == "imix" else 6)
 
 
 @pytest.mark.parametrize("name", ["moco", "simclr", "imix", "npair"])

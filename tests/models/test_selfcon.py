@@ -108,7 +108,7 @@ def test_each_exit_has_a_two_layer_head_of_its_own_without_batch_norm():
 def test_with_batch_norm_each_head_normalises_its_projections_over_the_batch():
     model = selfcon_of((1, 2), batch_norm=True)
     with torch.no_grad():
-        projections = model._project(torch.rand(8, 3, 16, 16))  # (N, E, D)
+        projections = model._project(model.network(torch.rand(8, 3, 16, 16)))  # (N, E, D)
     torch.testing.assert_close(projections.mean(dim=0), torch.zeros(3, 16), atol=1e-5, rtol=0)
 
 
@@ -254,7 +254,7 @@ def test_forward_and_export_are_those_of_the_backbone(create, tmp_path):
         assert torch.equal(model(images), model.network(images)[-1])
     assert model.backbone is model.network.backbone
     export_backbone(model, tmp_path)
-    assert (tmp_path / "backbone.safetensors").is_file()
+    assert (tmp_path / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("create", [selfcon_of, classifier_of])

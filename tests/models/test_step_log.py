@@ -126,5 +126,32 @@ def test_similarities_and_mean_weight_are_computed_in_the_logged_steps_only(
         assert all(torch.equal(queues[i], before[step]) for i, step in enumerate(computed_at))
 
 
+@pytest.mark.parametrize("method", ["moco", "simclr"])
+def test_the_mixtures_term_is_logged_in_the_steps_that_are_mixed(method):
+    samples = [([torch.rand(3, 16, 16), torch.rand(3, 16, 16)], i // 4) for i in range(20)]
+    mix = MixCoCollate((0,) if method == "moco" else (0, 1))
+
+    def collate_fn(batch):
+        views, targets, mixtures = mix(batch)
+        return [views, targets, mixtures if targets[0] in (0, 3) else []]
+
+    recorder = Recorder()
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=recorder,
+        log_every_n_steps=1,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    loader = torch.utils.data.DataLoader(samples, batch_size=4, collate_fn=collate_fn)
+    trainer.fit(create_model(method, 0.5), loader)
+    assert [step for step, row in recorder.rows.items() if "mix" in row] == [0, 3]
+    assert [step for step, row in recorder.rows.items() if "lam" in row] == [0, 3]
+    for row in recorder.rows.values():
+        assert row["loss"] == pytest.approx(row["contrast"] + 0.5 * row.get("mix", 0), rel=1e-5)
+
+
 def test_no_step_is_logged_without_a_trainer():
     assert not is_logged_step(create_model("moco", 1.0))

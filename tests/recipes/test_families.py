@@ -35,7 +35,7 @@ def test_trained_weights_are_not_destroyed_in_the_first_epochs_of_a_run_from_the
 
     # Weights trained with labels, which is more than the run that continues from them learns.
     start = measure("selfcon", "--objective", "cross-entropy", "--epochs", 4)
-    weights = {"file": str(tmp_path / "selfcon" / "backbone.safetensors"), "num_classes": 0}
+    weights = {"file": str(tmp_path / "selfcon" / "model.safetensors"), "num_classes": 0}
     kwargs = json.dumps({"pretrained_cfg_overlay": weights})
     after = measure("moco", "--pretrained", "true", "--backbone_kwargs", kwargs, "--epochs", 2)
     # With the rate of a training from scratch it is 2.7 points lower instead of 0.7 higher.

@@ -148,6 +148,57 @@ def test_the_family_studies_give_every_arm_the_same_tries_and_differ_in_nothing_
     assert study["base"]["memory_bank_size"] <= 5000 - study["base"]["batch_size"]
 
 
+PAPER = ["tiny-imagenet", "cifar10", "cifar100"]
+
+
+@pytest.mark.parametrize("dataset", PAPER)
+def test_a_papers_table_has_the_settings_of_its_presets_but_for_size_and_precision(dataset):
+    study = read(f"paper-{dataset}-study")
+    own = {"data_dir", "protocol", "random_init", "mix_weight"}
+    for group, method in [("MoCo v2", "moco"), ("SimCLR", "simclr")]:
+        preset = read(f"{dataset}-{method}")
+        assert preset.pop("precision") == "32-true"  # here it is the machine's choice
+        if dataset == "tiny-imagenet":
+            preset |= {"image_size": 64, "stem": "small"}
+        assert study["groups"][group]["recipe"] == method
+        options = {**study["base"], **study["groups"][group], **study["changes"]["MixCo"]}
+        options = {name: x for name, x in options.items() if name not in {*own, "recipe"}}
+        assert options == {name: x for name, x in preset.items() if name != "mix_weight"}
+    assert study["base"]["mix_weight"] == 0
+    assert study["changes"] == {"MixCo": {"mix_weight": 1}}
+    assert study["seeds"] == [0, 1, 2]
+    # Backbones are evaluated on what they were pretrained on and, as by the authors, on CIFAR.
+    names = {"tiny-imagenet": "TinyImageNet", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+    measured = PAPER if dataset == "tiny-imagenet" else [dataset]
+    assert {name: x["dataset"] for name, x in study["transfer"].items()} == {
+        names[name]: name for name in measured
+    }
+    assert all(options["protocol"] == ["paper"] for options in study["transfer"].values())
+    # No figure of MixCo's tables is known.
+    assert len(study["published"]) == len(measured)
+    assert not any("values" in block for block in study["published"].values())
+
+
+def test_selfcons_table_has_the_settings_of_its_preset_and_the_figures_of_the_abstract():
+    study = read("paper-selfcon-study")
+    options = {**study["base"], **study["changes"]["SelfCon in one stage"]}
+    own = {"data_dir", "protocol", "random_init"}
+    preset = read("cifar100-one-stage-selfcon")
+    assert preset.pop("precision") == "auto"  # the default
+    assert {name: x for name, x in options.items() if name not in own} == preset
+    assert study["base"]["objective"] == "cross-entropy"
+    assert study["changes"]["cross-entropy of both exits"] == {
+        "objective": "one-stage",
+        "contrast_weight": 0,
+    }
+    assert study["seeds"] == [0, 1, 2]
+    # 76.45, and 4.36 points ahead of cross-entropy.
+    assert study["published"]["classifier_top1"]["values"] == {
+        "cross-entropy": 72.09,
+        "SelfCon in one stage": 76.45,
+    }
+
+
 # Of each preset to start with: its study and group, and where the longer run's figures are.
 STARTS = {
     "start-moco": ("augmentation-study", None, []),

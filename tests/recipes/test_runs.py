@@ -28,9 +28,10 @@ from tests.run_recipe import RECIPES, TINY, Program, run, tiny_run
 def test_a_run_leaves_every_file_and_figure_behind(recipe, options, image_folder, tmp_path):
     output = run(recipe, *tiny_run(image_folder, "--output_dir", "run", *options), cwd=tmp_path)
     folder = tmp_path / "run"
-    assert {path.name for path in folder.iterdir()} == {
-        *("config.yaml", "metrics.csv", "checkpoints", "backbone.safetensors"),
-        *("backbone.json", "curves.png", "summary.json"),
+    # TensorBoard's folder is there where its package is installed.
+    assert {path.name for path in folder.iterdir()} - {"tensorboard"} == {
+        *("config.yaml", "metrics.csv", "checkpoints", "model.safetensors"),
+        *("backbone.json", "config.json", "curves.png", "summary.json"),
     }
     summary = json.loads((folder / "summary.json").read_text())
     for name in ("linear_top1", "sklearn_top1", "knn_top1", "random_init_linear_top1"):
@@ -113,7 +114,7 @@ def test_every_preset_is_read_by_the_recipe_in_its_name(preset, run_here):
 
 @pytest.mark.parametrize(
     "recipe",
-    ["moco", "simclr", "imix", "unmix", "selfcon", "evaluate", "compare", "draw_mixtures"],
+    ["moco", "simclr", "imix", "unmix", "selfcon", "evaluate", "compare", "paper", "draw_mixtures"],
 )
 def test_help_has_a_line_for_every_option(recipe, run_here):
     code, output, _ = run_here(recipe, "--help")
@@ -324,7 +325,7 @@ def test_compile_makes_graphs_of_every_network_head_and_loss_and_changes_no_figu
     assert all(backend.frame_count > 0 for _, backend in compiled), compiled
     # The same run but for rounding.
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    names = [load_file(tmp_path / c / "backbone.safetensors").keys() for c in ("false", "true")]
+    names = [load_file(tmp_path / c / "model.safetensors").keys() for c in ("false", "true")]
     assert names[0] == names[1]
     states = [
         torch.load(tmp_path / c / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
@@ -412,7 +413,7 @@ def test_sync_batchnorm_has_no_effect_on_one_device(image_folder, tmp_path, run_
         run = [f"--sync_batchnorm={flag}", "--output_dir", tmp_path / flag]
         code, _, error = run_here("moco", *options, *run)
         assert code == 0, error
-    weights = [load_file(tmp_path / flag / "backbone.safetensors") for flag in ("false", "true")]
+    weights = [load_file(tmp_path / flag / "model.safetensors") for flag in ("false", "true")]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 

@@ -6,7 +6,6 @@ import math
 import os
 import re
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -21,7 +20,7 @@ from mixco_lightly.studies import execute, report
 from mixco_lightly.studies.plan import plan_runs
 from mixco_lightly.studies.results import collect, is_finished
 from mixco_lightly.studies.statistics import paired_difference
-from tests.run_recipe import RECIPES, Program
+from tests.run_recipe import RECIPES, ForkedProcess
 
 
 @pytest.fixture
@@ -113,6 +112,7 @@ def test_a_plan_has_every_group_arm_and_seed_once_and_the_change_wins_over_group
         ({"changes": {"a b": {}, "a-b": {}}}, "no folder"),
         ({"seeds": [1, 1]}, "seed is named twice"),
         ({"figures": ["linear"]}, "'linear': choose from linear_top1, "),
+        ({"published": {"knn": {"source": "a"}}}, "published, knn: there is no such figure"),
     ],
 )
 def test_a_study_that_cannot_run_is_refused_before_anything_runs(
@@ -205,6 +205,7 @@ def test_a_value_of_a_wrong_type_is_named_with_its_place_in_the_file(
         ("changes: {MixCo: 1}", "changes, MixCo must be a mapping of names, got 1."),
         ("groups: long", "groups must be a mapping of names, got 'long'."),
         ("transfer: {A: digits}", "transfer, A must be a mapping of names, got 'digits'."),
+        ("published: [70]", "published must be a mapping of names, got [70]."),
     ],
 )
 @pytest.mark.parametrize("option", ["--config {}", "--config={}"])
@@ -260,11 +261,16 @@ def test_a_run_has_the_users_threads_or_its_share_of_the_processors_it_may_use(
 ):
     seen = []
 
-    def run(command, env, **_):
-        seen.append(env["OMP_NUM_THREADS"])
-        return subprocess.CompletedProcess(command, 1)
+    class Failed:
+        returncode = 1
 
-    monkeypatch.setattr(execute.subprocess, "run", run)
+        def __init__(self, command, env, **_):
+            seen.append(env["OMP_NUM_THREADS"])
+
+        def wait(self, timeout):
+            pass
+
+    monkeypatch.setattr(execute.subprocess, "Popen", Failed)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6), raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS")
@@ -277,7 +283,7 @@ def test_a_run_has_the_users_threads_or_its_share_of_the_processors_it_may_use(
 
 def test_a_run_has_at_least_one_thread(compare, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(execute, "run_one", lambda run, threads, log: seen.append(threads))
+    monkeypatch.setattr(execute, "run_one", lambda run, threads, log, part: seen.append(threads))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(2), raising=False)
     config, folder = study(compare, tmp_path, seeds=[0], jobs=5)
     monkeypatch.setattr(execute, "_describe", lambda run: "")
@@ -348,7 +354,7 @@ def run_study(compare, config, folder, monkeypatch, stop_after=None):
     """Runs a study whose recipes are replaced by finish; gives the labels that ran."""
     ran = []
 
-    def run_one(run, threads, log):
+    def run_one(run, threads, log, part):
         if len(ran) == stop_after:
             raise KeyboardInterrupt
         ran.append(run.label)
@@ -444,7 +450,7 @@ def test_what_goes_wrong_in_the_report_stops_the_study_at_once(compare, tmp_path
     runs = 50 * plan(compare, config, folder)
     ran = []
 
-    def run_one(run, threads, log):
+    def run_one(run, threads, log, part):
         time.sleep(0.05)
         ran.append(run.label)
         return "no images"
@@ -536,6 +542,13 @@ def test_a_run_of_another_study_is_refused_by_the_name_of_the_option(compare, tm
         is_finished(plan(compare, config, folder)[0])
 
 
+def test_what_a_run_chose_for_auto_is_what_the_study_says(compare, tmp_path):
+    config, folder = study(compare, tmp_path, base={**BASE, "precision": "auto"})
+    run = plan(compare, config, folder)[0]
+    finish(replace(run, options={**run.options, "precision": "bf16-mixed"}), 50)
+    assert is_finished(run)
+
+
 def test_a_run_without_all_of_its_transfers_is_not_finished(compare, tmp_path):
     transfer = {"Other data": {"dataset": "digits", "protocol": ["torch", "knn"]}}
     config, folder = study(compare, tmp_path, transfer=transfer)
@@ -610,7 +623,7 @@ def test_a_failed_run_is_named_and_the_others_still_run(
 ):
     config, folder = study(compare, tmp_path, seeds=[0])
 
-    def run_one(run, threads, log):
+    def run_one(run, threads, log, part):
         if run.arm == "plain":
             return "exit code 1: error: no images"
         finish(run, 50)
@@ -628,13 +641,8 @@ def call(compare, monkeypatch, *options):
 
 
 def test_a_whole_study_on_digits_by_the_command_of_the_help(compare, tmp_path, monkeypatch, capsys):
-    def fork(command, env, stdout, stderr, check):
-        result = Program(*command[1:], cwd=tmp_path).wait()
-        stdout.write(result.stdout + result.stderr)
-        return result
-
     # The recipes run as ever, but without their imports, which take longer than such runs.
-    monkeypatch.setattr(execute.subprocess, "run", fork)
+    monkeypatch.setattr(execute.subprocess, "Popen", ForkedProcess)
     path = tmp_path / "digits.yaml"
     base = {**BASE, "backbone": "test_vit", "image_size": 16, "protocol": ["knn"]}
     base["precision"] = "32-true"  # on every processor

@@ -225,6 +225,7 @@ def forget_exits(folder):
     config = json.loads(path.read_text())
     config["training"] |= {"exits": [], "method": "supcon"}
     config["format"] = "mixco-lightly backbone 1"  # which has no checksum
+    (folder / "model.safetensors").rename(folder / "backbone.safetensors")
     path.write_text(json.dumps(config))
 
 

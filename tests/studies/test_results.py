@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mixco_lightly.studies import report
+from mixco_lightly.studies import forest, report
 from mixco_lightly.studies.plan import plan_runs
 from mixco_lightly.studies.statistics import paired_difference
 
@@ -155,6 +155,18 @@ def test_the_map_in_the_readme_follows_from_the_studies():
         assert row == map_row(results, setting, study, group)
 
 
+def test_the_pooled_rows_in_the_document_follow_from_the_studies():
+    rows = forest.arrange(forest.read_settings(ROOT / "recipes" / "results"))
+    _, lines = forest.tabulate(row for row in rows if row.pooled)
+    document = (ROOT / "docs" / "results.md").read_text()
+    (shown,) = re.findall(r"<!-- pooled -->\n(.*?)<!-- end -->", document, re.DOTALL)
+    cells = [line.strip("| ").split(" | ") for line in shown.strip().splitlines()[2:]]
+    assert [row[-2:] for row in cells] == [line[-2:] for line in lines]
+    assert [re.findall(r"\d+ independent settings", row[0]) for row in cells] == [
+        re.findall(r"\d+ independent settings", line[1]) for line in lines
+    ]
+
+
 def test_the_committed_studies_are_as_they_should_be(compare):
     documents = "".join((ROOT / name).read_text() for name in ("README.md", "docs/results.md"))
     studies = sorted((ROOT / "recipes" / "results").glob("*/results.json"))
@@ -164,11 +176,52 @@ def test_the_committed_studies_are_as_they_should_be(compare):
         check_study(compare, path.parent, yaml.safe_load(preset.read_text()), documents)
 
 
-@pytest.mark.parametrize("name", ["family-study", "family-tuning-study"])
+NOT_RUN = [
+    path.stem
+    for path in sorted((ROOT / "recipes" / "presets").glob("*-study.yaml"))
+    if not (ROOT / "recipes" / "results" / path.stem).exists()
+]
+
+
+@pytest.mark.parametrize("name", NOT_RUN)
 def test_a_study_that_has_not_run_yet_can_run(name, compare, tmp_path):
     preset = yaml.safe_load((ROOT / "recipes" / "presets" / f"{name}.yaml").read_text())
     config = compare.CompareConfig(**preset)
     runs = plan(compare, config, tmp_path)
-    arms = len(config.seeds) * len(config.groups) * (1 + len(config.changes))
+    arms = len(config.seeds) * (len(config.groups) or 1) * (1 + len(config.changes))
     assert len({run.folder for run in runs}) == len(runs) == arms
-    assert {run.recipe for run in runs} == {"moco", "imix", "unmix"}
+    folder = name.removeprefix("paper-").removesuffix("-study")
+    assert config.output_dir in (f"runs/{name}", f"runs/paper/{folder}")
+    assert config.question
+    if name.startswith("family"):
+        assert {run.recipe for run in runs} == {"moco", "imix", "unmix"}
+
+
+def test_a_study_that_chooses_has_its_own_seed_and_shows_held_out_training_images_only():
+    presets = {
+        path.stem: yaml.safe_load(path.read_text())
+        for path in (ROOT / "recipes" / "presets").glob("*-study.yaml")
+    }
+    tuning = {name for name in presets if name.endswith("tuning-study") or "-choice-" in name}
+    assert tuning
+    for name, preset in presets.items():
+        if name in tuning:
+            assert preset["seeds"] == [9]
+            assert preset["figures"] == ["held_out_knn_top1"]
+        else:
+            assert 9 not in preset["seeds"]
+
+
+def test_the_queue_is_shorter_than_the_images_minus_a_batch_but_in_two_studies():
+    images = {"cifar10-images": 50_000, "cifar10-10000": 10_000, "tiny-imagenet-200": 20_000}
+    longer = set()
+    for path in (ROOT / "recipes" / "presets").glob("*-study.yaml"):
+        if path.stem.startswith("paper-"):
+            continue  # the papers' settings, with all images
+        preset = yaml.safe_load(path.read_text())
+        for group in preset.get("groups", {"": {}}).values():
+            options = {**preset["base"], **group}
+            count = images[options["data_dir"]] * options.get("train_fraction", 1)
+            if options.get("memory_bank_size", 0) > count - options.get("batch_size", 0):
+                longer.add(path.stem)
+    assert longer == {"budget-study", "queue-study"}

@@ -23,7 +23,7 @@ from tests.run_recipe import RECIPES, command
 
 PRESETS = RECIPES / "presets"
 COMMANDS = ["moco", "simclr", "imix", "unmix", "selfcon"]
-COMMANDS += ["evaluate", "compare", "backbones", "draw_mixtures"]
+COMMANDS += ["evaluate", "compare", "paper", "backbones", "draw_mixtures"]
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ MEANT = [
     ("moco", "--learning-rate", "--learning_rate"),
     ("moco", "--temprature", "--temperature"),
     ("moco", "--device", "--devices"),
-    ("moco", "--mix", "--mix_temperature or --mix_weight or --mixing"),
+    ("moco", "--mix", "--mix_temperature or --mix_weight or --mix_probability"),
     ("imix", "--mix_weight", "--mixing"),
     ("evaluate", "--knn", "--knn_k"),
     ("compare", "--job", "--jobs"),

@@ -195,7 +195,7 @@ def check_moco(launchers, image_folder, tmp_path):
     for first, second in zip(*(notes for notes, _ in runs), strict=True):
         assert all(map(torch.equal, first["lam"], second["lam"]))
         assert first["images"] == second["images"]
-    weights = [load_file(folder / "backbone.safetensors") for _, folder in runs]
+    weights = [load_file(folder / "model.safetensors") for _, folder in runs]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
@@ -323,7 +323,7 @@ def test_two_processes_that_were_killed_go_on_with_equal_weights_and_metrics(
     assert part.returncode == 0, part.stderr
     metrics = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "part")]
     assert metrics[0] == metrics[1]
-    weights = [load_file(tmp_path / name / "backbone.safetensors") for name in ("whole", "part")]
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "part")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 

@@ -318,7 +318,7 @@ def test_in_16_mixed_a_few_steps_that_overflow_do_not_end_the_run_nor_remain_in_
     assert [math.isfinite(loss) for loss in losses] == [False, True, True]
     draw_curves(tmp_path / "run")  # with a loss that is infinite
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
-    weights = load_file(tmp_path / "run" / "backbone.safetensors")
+    weights = load_file(tmp_path / "run" / "model.safetensors")
     assert all(x.isfinite().all() for x in weights.values() if x.is_floating_point())
     # And the statistics are of a training: those at initialisation are 0 and 1.
     assert all((x != 0).any() for name, x in weights.items() if name.endswith("running_mean"))

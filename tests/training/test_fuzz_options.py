@@ -131,7 +131,10 @@ POSITIVE, COUNT = is_number(0, above=True), is_int(1)
 LEGAL = {
     **dict.fromkeys(["dataset"], one_of("digits", ["digits"], [])),
     **dict.fromkeys(["data_dir", "output_dir", "device"], lambda x: True),  # the file system says
-    **dict.fromkeys(["download", "pretrained", "keep_decoded", "random_init"], one_of(False, True)),
+    **dict.fromkeys(
+        ["download", "pretrained", "keep_decoded", "random_init", "online_probe"],
+        one_of(False, True),
+    ),
     **dict.fromkeys(["compile", "resume", "overwrite", "positive_views"], one_of(False, True)),
     **dict.fromkeys(["head_batch_norm", "sync_batchnorm"], one_of(False, True)),
     **dict.fromkeys(["projection_dim", "epochs", "knn_k", "devices", "num_nodes"], COUNT),
@@ -148,6 +151,8 @@ LEGAL = {
     "optimizer": one_of("auto", "sgd", "adamw", "lars"),
     "accumulate": COUNT,
     "final_momentum": or_none(is_number(0, 1)),
+    "mix_probability": is_number(0, 1),
+    "chunk_size": is_int(0),
     **dict.fromkeys(["exit_weight", "contrast_weight"], is_number(0)),
     "image_size": or_none(COUNT),
     "min_scale": or_none(is_number(0, 1, above=True)),

@@ -68,6 +68,47 @@ def test_without_weight_nothing_is_mixed(recipe, pages, resolved):
     assert batch[-1] == []
 
 
+class Epoch:
+    """What the batches ask a trainer for."""
+
+    world_size = 2
+
+    def __init__(self, epoch, rank):
+        self.current_epoch, self.global_rank = epoch, rank
+
+
+def mixed_steps(data, epoch, rank, steps=200):
+    """Which steps of an epoch are mixed, and the random number that comes after them."""
+    data.trainer = Epoch(epoch, rank)
+    data.train_dataloader()
+    data.device_transform = None  # the decision alone
+    views = [torch.zeros(2, 3, 4, 4)] * 2
+    return [bool(data.on_after_batch_transfer([views, None], 0)[-1]) for _ in range(steps)]
+
+
+def test_a_part_of_the_steps_is_mixed_in_all_processes_the_same_and_by_seed_and_epoch(
+    pages, resolved
+):
+    data = data_of(pages, resolved, "moco", mix_probability=0.3)
+    first = mixed_steps(data, epoch=0, rank=0)
+    assert 0.2 < sum(first) / len(first) < 0.4  # three standard deviations
+    assert mixed_steps(data, epoch=0, rank=1) == first
+    assert mixed_steps(data, epoch=1, rank=0) != first
+    assert mixed_steps(data, epoch=0, rank=0) == first  # as after a resume
+    other = data_of(pages, resolved, "moco", mix_probability=0.3, seed=1)
+    assert mixed_steps(other, epoch=0, rank=0) != first
+    assert all(mixed_steps(data_of(pages, resolved, "moco"), epoch=0, rank=0))
+
+
+def test_the_decision_to_mix_takes_no_random_number_of_views_and_mixtures(pages, resolved):
+    ends = []
+    for probability in (1.0, 0.999999):
+        data = data_of(pages, resolved, "moco", mix_probability=probability)
+        assert all(mixed_steps(data, epoch=0, rank=0, steps=20))
+        ends.append(float(torch.rand(())))
+    assert ends[0] == ends[1]
+
+
 def test_the_default_mixtures_are_those_of_mix_pairs_bit_by_bit(pages, resolved):
     data = data_of(pages, resolved, "moco")
     images = torch.randint(256, (6, 3, 32, 32), dtype=torch.uint8)
@@ -81,7 +122,7 @@ def test_the_default_mixtures_are_those_of_mix_pairs_bit_by_bit(pages, resolved)
 
 def assert_same_weights(part, whole):
     states = [torch.load(run / LAST, weights_only=True)["state_dict"] for run in (part, whole)]
-    weights = [load_file(run / "backbone.safetensors") for run in (part, whole)]
+    weights = [load_file(run / "model.safetensors") for run in (part, whole)]
     for one, other in (states, weights):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
@@ -93,6 +134,7 @@ def test_a_run_that_resumes_after_an_epoch_is_the_uninterrupted_one(
 ):
     options = tiny_run(image_folder, "--memory_bank_size", 32, "--protocol", "none")
     options += ["--mixing", mixing, "--keep_every_n_epochs", 1]
+    options += ["--mix_probability", 0.5] if recipe == "unmix" else []
     code, _, error = run_here(recipe, *options, "--output_dir", tmp_path / "whole")
     assert code == 0, error
     shutil.copytree(tmp_path / "whole", tmp_path / "part")
@@ -115,10 +157,12 @@ def test_a_run_begun_before_there_was_a_choice_of_mixings_resumes_with_mixup_onl
     # As that version wrote the files.
     config = run / "config.yaml"
     lines = config.read_text().splitlines(keepends=True)
-    assert "mixing: mixup\n" in lines
-    config.write_text("".join(line for line in lines if line != "mixing: mixup\n"))
+    later = {"mixing: mixup\n", "mix_probability: 1.0\n"}
+    assert later <= set(lines)
+    config.write_text("".join(line for line in lines if line not in later))
     checkpoint = torch.load(run / LAST, weights_only=True)
-    before = {name: x for name, x in checkpoint.pop("options").items() if name != "mixing"}
+    now = checkpoint.pop("options")
+    before = {name: x for name, x in now.items() if name not in ("mixing", "mix_probability")}
     CheckpointFiles(before).save_checkpoint(checkpoint, run / LAST)
 
     resume = ["--config", config, "--resume"]
@@ -134,10 +178,11 @@ def test_every_option_of_a_mixing_is_a_field_of_its_recipe_and_no_more(pages):
         return {field.name for field in dataclasses.fields(pages[recipe].recipe.config_class)}
 
     queue = {"memory_bank_size", "momentum", "final_momentum"}
-    mixco = {"temperature", "mix_temperature", "mix_weight", "alpha", "mixing"}
+    mixco = {"temperature", "mix_temperature", "mix_weight", "mix_probability", "alpha", "mixing"}
     assert own("moco") - own("simclr") == queue
+    assert own("simclr") - own("moco") == {"chunk_size"}
     assert own("moco") & own("imix") >= queue | {"temperature", "alpha", "mixing"}
-    assert own("moco") - own("imix") == {"mix_temperature", "mix_weight"}
+    assert own("moco") - own("imix") == {"mix_temperature", "mix_weight", "mix_probability"}
     assert own("moco") - own("unmix") == {"mix_temperature"}
     assert own("unmix") - own("moco") == {"pairing"}
     assert mixco <= own("simclr")

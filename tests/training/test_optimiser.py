@@ -132,5 +132,5 @@ def test_a_run_with_adamw_resumes_bit_by_bit(image_folder, tmp_path):
     first = whole / "checkpoints" / "epoch-0001.ckpt"
     (part / "checkpoints" / "last.ckpt").write_bytes(first.read_bytes())
     run("moco", "--config", "part/config.yaml", "--resume", cwd=tmp_path)
-    expected = (whole / "backbone.safetensors").read_bytes()
-    assert (part / "backbone.safetensors").read_bytes() == expected
+    expected = (whole / "model.safetensors").read_bytes()
+    assert (part / "model.safetensors").read_bytes() == expected

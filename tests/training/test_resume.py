@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.run_recipe import RECIPES, Program, tiny_run
 
 LAST = Path("checkpoints", "last.ckpt")
-EPOCHS = 12
+EPOCHS = 10
 # What a run is compared by; summary.json has times in it.
 OPTIONS = {
     "moco": ["--memory_bank_size", 32],
@@ -46,7 +46,7 @@ def rows(folder):
 
 def assert_same_run(part, whole):
     assert rows(part) == rows(whole)
-    weights = [load_file(folder / "backbone.safetensors") for folder in (part, whole)]
+    weights = [load_file(folder / "model.safetensors") for folder in (part, whole)]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     names = [sorted(path.name for path in (run / LAST).parent.iterdir()) for run in (part, whole)]
@@ -122,7 +122,7 @@ def test_a_run_killed_after_its_last_epoch_is_evaluated_when_it_is_resumed(
     code, _, error = run_here("moco", *options, "--protocol", "knn", "--random_init=false")
     assert code == 0, error
     before = rows(folder)
-    for name in ("summary.json", "backbone.safetensors", "curves.png"):
+    for name in ("summary.json", "model.safetensors", "curves.png"):
         (folder / name).unlink()
     code, _, error = run_here("moco", "--config", folder / "config.yaml", "--resume")
     assert code == 0, error
@@ -139,7 +139,7 @@ def test_all_options_that_changed_are_refused_and_named(image_folder, tmp_path, 
     # What auto took is written down, so that another machine does not take something else.
     recorded = yaml.safe_load((folder / "config.yaml").read_text())
     assert "auto" not in (recorded["precision"], recorded["augment"])
-    weights = (folder / "backbone.safetensors").read_bytes()
+    weights = (folder / "model.safetensors").read_bytes()
     resume = ["--config", folder / "config.yaml", "--resume"]
     changed = ["--seed", 3, "--alpha", 0.5, "--num_workers", 1, "--knn_k", 3]
     code, _, error = run_here("simclr", *resume, *changed)
@@ -151,7 +151,7 @@ def test_all_options_that_changed_are_refused_and_named(image_folder, tmp_path, 
     assert f"--config {folder / 'config.yaml'} --resume without the changed ones" in last
     for free in ("knn_k", "devices and num_nodes with the same product", "num_workers may"):
         assert free in last.partition("Only ")[2]
-    assert (folder / "backbone.safetensors").read_bytes() == weights
+    assert (folder / "model.safetensors").read_bytes() == weights
 
 
 def test_what_decides_no_result_may_change_on_resume_and_nothing_else(recipe_modules):

@@ -236,12 +236,12 @@ def test_curves_have_a_plot_for_each_kind_of_metric_that_was_recorded(tmp_path, 
     file = metrics.MetricsFile(tmp_path / "metrics.csv")
     for step in (9, 19):
         file.log_metrics({"loss": step / 10, "contrast": 1.0, "learning_rate": 0.1}, step)
-    file.log_metrics({"knn_top1": 60.0}, 19)
+    file.log_metrics({"knn_top1": 60.0, "online_top1": 50.0}, 19)
     metrics.draw_curves(tmp_path)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert drawn == {
         "losses": {"loss": [[9, 0.9], [19, 1.9]], "contrast": [[9, 1.0], [19, 1.0]]},
-        "kNN of held-out labels": {"knn_top1": [[19, 60.0]]},
+        "kNN of held-out labels": {"knn_top1": [[19, 60.0]], "online_top1": [[19, 50.0]]},
         "learning rate": {"learning_rate": [[9, 0.1], [19, 0.1]]},
     }
 
@@ -273,7 +273,8 @@ def test_the_knn_is_printed_in_the_epoch_it_was_measured_in_and_a_bar_names_that
     file = metrics.MetricsFile(tmp_path / "metrics.csv")
     trainer = types.SimpleNamespace(loggers=[file], current_epoch=4)
     file.log_metrics({"loss": 2.0, "epoch": 4}, 9)
-    file.log_metrics({"knn_top1": 60.0, "epoch": 4}, 9)
-    assert progress.shown_metrics(trainer) == {"loss": 2.0, "knn_top1": 60.0}
+    file.log_metrics({"knn_top1": 60.0, "online_top1": 50.0, "epoch": 4}, 9)
+    assert progress.shown_metrics(trainer) == {"loss": 2.0, "knn_top1": 60.0, "online_top1": 50.0}
     trainer.current_epoch = 5
-    assert progress.shown_metrics(trainer) == {"loss": 2.0, "knn_top1 of epoch 5": 60.0}
+    old = {"knn_top1 of epoch 5": 60.0, "online_top1 of epoch 5": 50.0}
+    assert progress.shown_metrics(trainer) == {"loss": 2.0, **old}

@@ -31,7 +31,7 @@ def make_images(root, *folders, count=20, sizes=(16,)):
 
 def assert_complete(run):
     """A run that trained and measured nothing has all files, and no accuracy."""
-    for name in ("backbone.safetensors", "backbone.json", "curves.png", "metrics.csv"):
+    for name in ("model.safetensors", "backbone.json", "curves.png", "metrics.csv"):
         assert (run / name).stat().st_size > 0
     summary = json.loads((run / "summary.json").read_text())
     assert summary["images_per_second"] > 0
@@ -61,14 +61,14 @@ def test_a_flat_folder_of_several_sizes_trains_resumes_and_is_evaluated_on_label
     assert recorded["protocol"] == ["torch", "sklearn", "knn"]
 
     # Resumed after the first epoch it ends with the same weights, and finds nothing out.
-    weights = (run / "backbone.safetensors").read_bytes()
+    weights = (run / "model.safetensors").read_bytes()
     shutil.copy(run / "checkpoints" / "epoch-0001.ckpt", run / "checkpoints" / "last.ckpt")
-    (run / "backbone.safetensors").unlink()
+    (run / "model.safetensors").unlink()
     code, printed, error = run_here("moco", "--config", run / "config.yaml", "--resume")
     assert code == 0, error
     assert "Found" not in printed
     assert printed.count(SKIPPED) == 1
-    assert (run / "backbone.safetensors").read_bytes() == weights
+    assert (run / "model.safetensors").read_bytes() == weights
 
     quiet = ["--num_workers", 0, "--knn_k", 3, "--protocol", "knn"]
     evaluate = ["evaluate", "--backbone_dir", run, *quiet]
