@@ -746,7 +746,7 @@ MUTANTS = [
         "if status in (401, 403)", "if status == 401", (*HUB, "-k", "may_not_write"),
     ),
     Mutant(
-        "paths of the machine are pushed", "mixco_lightly/backbones/upload.py",
+        "paths of the machine are pushed", "mixco_lightly/backbones/public_copy.py",
         " if k not in LOCAL_OPTIONS", "", (*HUB, "-k", "paths_of_the_machine"),
     ),
     Mutant(
