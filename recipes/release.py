@@ -36,7 +36,7 @@ class ReleaseConfig:
     """
 
     backbone_dir: list[str] = field(default_factory=list)
-    names: list[str] | None = None
+    names: list[str] = field(default_factory=list)
     license: str | None = None
     output_dir: str = "release"
     overwrite: bool = False
@@ -52,7 +52,7 @@ def main() -> None:
         archives = build_release(
             config.backbone_dir,
             config.output_dir,
-            names=config.names,
+            names=config.names or None,
             license=config.license,
             overwrite=config.overwrite,
         )

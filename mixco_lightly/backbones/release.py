@@ -165,7 +165,7 @@ def _write_text(path: Path, text: str) -> None:
 
 def _write_index(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Writes the index, which is a release's text as well."""
-    head = ["name", "what", "on which images", "figures", "trained by"]
+    head = ["name", "what", "on which images", "figures, %", "trained by"]
     lines = ["# Weights", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
         cells = (" ".join(cell.split()).replace("|", "\\|") for cell in row)
@@ -191,7 +191,7 @@ def _describe_row(name: str, size: int, config: Mapping[str, Any]) -> list[str]:
     method, side = training.get("method"), config["image_size"]
     loads = "not in timm alone" if config["differs_from_timm"] else "also in timm"
     figures = [
-        f"{protocol}: {trained} % (random initialisation {random})"
+        f"{protocol}: {trained} (random initialisation {random})"
         for protocol, trained, random in list_figures(metrics)
     ]
     return [

@@ -51,9 +51,7 @@ SLOW = [("test_vit", 32), ("test_convnext", 32), ("test_efficientnet", 64), ("te
     ("name", "size"),
     [("test_resnet", 32), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
 )
-def test_a_runtime_computes_the_features_of_the_backbone_up_to_rounding(
-    name, size, kind, tmp_path
-):
+def test_a_runtime_computes_the_features_of_the_backbone_up_to_rounding(name, size, kind, tmp_path):
     backbone = trained_backbone(name, size)
     path = WRITERS[kind](backbone, tmp_path / "new" / f"backbone.{kind}")
     assert [file.name for file in path.parent.iterdir()] == [f"backbone.{kind}"]
