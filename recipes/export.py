@@ -3,10 +3,10 @@
     python recipes/export.py --backbone_dir runs/moco
     python recipes/export.py --backbone_dir runs/moco runs/simclr --format onnx torch
 
-writes backbone.onnx and backbone.pt2 beside the weights. Both take batches of any size: normalised
-images, as load_backbone(DIR).transform returns them. The metadata of an ONNX file, and backbone.json
-inside a .pt2 file, have the network's name and what prepares an image: resize (shorter side),
-interpolation, crop, mean and std.
+writes backbone.onnx and backbone.pt2 beside the weights. Both take float32 batches of any size:
+normalised images, as load_backbone(DIR).transform returns them. The metadata of an ONNX file, and
+backbone.json inside a .pt2 file, have the network's name and what prepares an image: resize
+(shorter side), interpolation, crop, mean and std.
 
     session = onnxruntime.InferenceSession("runs/moco/backbone.onnx")
     features = session.run(None, {"images": images})[0]
@@ -14,7 +14,7 @@ interpolation, crop, mean and std.
 
 Each file is run on random images after it is written. If its features differ from the backbone's
 by more than rounding (1e-4 of the largest feature), it is removed and the command fails. ONNX files
-are compared only if onnxruntime is installed: pip install 'mixco-lightly[export]'.
+are compared only if onnxruntime is installed: pip install 'mixco-lightly[onnx]'.
 """
 
 from __future__ import annotations

@@ -74,7 +74,8 @@ def export_onnx(backbone: Backbone, path: str | Path) -> Path:
     :func:`mixco_lightly.backbones.formats.describe_input`.
 
     Args:
-        backbone: The backbone, on any device and in any mode, which stay as they are.
+        backbone: The backbone, on any device, in any mode and precision, which stay as they are.
+            The file computes in float32, as in eval mode.
         path: File to write. Its folder is created if missing.
 
     Returns:
@@ -93,7 +94,7 @@ def export_onnx(backbone: Backbone, path: str | Path) -> Path:
     if missing:
         raise ValueError(
             f"ONNX needs packages that are not installed ({', '.join(missing)}): "
-            "pip install 'mixco-lightly[export]'"
+            "pip install 'mixco-lightly[onnx]'"
         )
     program = _trace(backbone)
     try:
@@ -119,7 +120,8 @@ def export_program(backbone: Backbone, path: str | Path) -> Path:
     them.
 
     Args:
-        backbone: The backbone, on any device and in any mode, which stay as they are.
+        backbone: The backbone, on any device, in any mode and precision, which stay as they are.
+            The file computes in float32, as in eval mode.
         path: File to write, by convention with the suffix ``.pt2``. Its folder is created if
             missing.
 
@@ -231,8 +233,8 @@ def _trace(backbone: Backbone) -> Any:
 
 
 def _frozen_copy(backbone: Backbone) -> nn.Module:
-    """Returns a copy of the timm network on the CPU, in eval mode."""
-    return deepcopy(backbone.model).cpu().eval()
+    """Returns a copy of the timm network on the CPU, in float32 and eval mode."""
+    return deepcopy(backbone.model).to("cpu", torch.float32).eval()
 
 
 def _write(path: Path, content: bytes) -> Path:

@@ -105,24 +105,25 @@ def build_release(
 def _check_names(directories: Sequence[str | Path], names: Sequence[str] | None) -> list[str]:
     """Returns the name of each archive; raises ValueError if one cannot be used."""
     if not directories:
-        raise ValueError("A release needs one or more folders of runs or exports, got none.")
+        raise ValueError("Give folders of runs or exports (--backbone_dir), got none.")
     if names is None:
         names = [Path(directory).resolve().name for directory in directories]
     if len(names) != len(directories):
-        raise ValueError(f"There are {len(directories)} folders and {len(names)} names: give each.")
+        raise ValueError(f"Give each of the {len(directories)} folders a name, got {len(names)}.")
     folders: dict[str, str | Path] = {}
     for name, directory in zip(names, directories, strict=True):
         if not _NAME.fullmatch(name):
             raise ValueError(
-                f"The name of {directory} must be of letters, digits, '-', '_' and '.', got "
-                f"{name!r}: give other names."
+                f"{directory} needs another name than {name!r} (--names): letters, digits, '-', "
+                "'_' and '.', beginning with a letter or digit."
             )
-        # File systems may not tell upper from lower case.
-        other = folders.setdefault(name.casefold(), directory)
-        if other is not directory:
+        key = name.casefold()  # file systems may not tell upper from lower case
+        if key in folders:
             raise ValueError(
-                f"{other} and {directory} both have the name {name}: give names (--names)."
+                f"{folders[key]} and {directory} would both be {name}{_SUFFIX}: give other names "
+                "(--names)."
             )
+        folders[key] = directory
     return list(names)
 
 
@@ -138,7 +139,7 @@ def _check_output(output_dir: Path, overwrite: bool) -> None:
             "another folder."
         )
     sums = output_dir / CHECKSUMS_NAME
-    lines = sums.read_text().splitlines() if sums.is_file() else []
+    lines = sums.read_text(errors="replace").splitlines() if sums.is_file() else []
     released = {CHECKSUMS_NAME, *(line.partition("  ")[2] for line in lines)}
     others = sorted({path.name for path in output_dir.iterdir()} - released)
     if others:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import mixco_lightly.backbones.formats as formats
-from mixco_lightly import create_backbone
+from mixco_lightly import create_backbone, export_backbone
 from mixco_lightly.backbones import export_onnx, export_program
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
@@ -31,6 +31,8 @@ def trained_backbone(name, image_size=32, **options):
 def run_onnx(path, images):
     """Features of a file, and its metadata, as a user without this package has them."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (entry,) = session.get_inputs()
+    assert (entry.name, entry.type) == ("images", "tensor(float)")
     (features,) = session.run(None, {"images": images.numpy()})
     return torch.from_numpy(features), session.get_modelmeta().custom_metadata_map
 
@@ -43,51 +45,69 @@ def run_program(path, images):
 
 
 RUNS = {"onnx": run_onnx, "pt2": run_program}
-SLOW = [("test_vit", 32), ("test_convnext", 32), ("test_efficientnet", 64), ("test_resnet", 96)]
 
 
-@pytest.mark.parametrize("kind", ["onnx", "pt2"])
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [("test_resnet", 32), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
-)
-def test_a_runtime_computes_the_features_of_the_backbone_up_to_rounding(name, size, kind, tmp_path):
-    backbone = trained_backbone(name, size)
-    path = WRITERS[kind](backbone, tmp_path / "new" / f"backbone.{kind}")
-    assert [file.name for file in path.parent.iterdir()] == [f"backbone.{kind}"]
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A folder with the files of a small network, which is in float64 while it is written."""
+    folder = tmp_path_factory.mktemp("written") / "new"
+    backbone = trained_backbone("test_resnet").double()
+    for kind, write in WRITERS.items():
+        assert write(backbone, folder / f"backbone.{kind}") == folder / f"backbone.{kind}"
+    assert {x.name for x in folder.iterdir()} == {"backbone.onnx", "backbone.pt2"}
     assert all(module.training for module in backbone.modules())
-    assert backbone.stem == ("small" if size == 32 or name == "test_efficientnet" else "timm")
+    assert {x.dtype for x in backbone.parameters()} == {torch.float64}
+    return folder
+
+
+def check(path, backbone):
+    """The file's features are the backbone's in eval mode, for batches of several sizes."""
+    kind = path.suffix[1:]
     assert formats.check_file(backbone, path) < ROUNDING
     assert path.exists()
     backbone.eval()
+    side = backbone.image_size
     for count in (1, 3, 7):
-        images = torch.randn(count, 3, size, size)
+        images = torch.randn(count, 3, side, side)
         features, facts = RUNS[kind](path, images)
         with torch.no_grad():
             expected = backbone(images)
         assert features.shape == expected.shape == (count, backbone.feature_dim)
+        assert features.dtype == torch.float32
         assert (features - expected).abs().max() < ROUNDING * expected.abs().max()
     assert facts == formats.describe_input(backbone)
-    assert json.loads(facts["mean"]) == list(MEAN)
-    assert json.loads(facts["std"]) == list(STD)
-    assert [json.loads(facts[name]) for name in ("crop", "resize", "feature_dim")] == [
-        size,
-        backbone.resize,
-        backbone.feature_dim,
-    ]
+    numbers = {"crop": side, "resize": backbone.resize, "feature_dim": backbone.feature_dim}
+    for name, value in {"mean": list(MEAN), "std": list(STD), **numbers}.items():
+        assert json.loads(facts[name]) == value
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory):
-    return export_program(trained_backbone("test_resnet"), tmp_path_factory.mktemp("it") / "x.pt2")
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_runtime_computes_the_features_of_the_backbone_up_to_rounding(kind, written):
+    backbone = trained_backbone("test_resnet")
+    assert backbone.stem == "small"
+    check(written / f"backbone.{kind}", backbone)
+
+
+SET_PATCHES = "gmlp_ti16_224"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("test_vit", 32), (SET_PATCHES, 32), ("test_convnext", 32), ("test_efficientnet", 64)],
+)
+def test_so_it_does_for_patches_attention_and_depthwise_networks(name, size, kind, tmp_path):
+    backbone = trained_backbone(name, size)
+    check(WRITERS[kind](backbone, tmp_path / f"backbone.{kind}"), backbone)
 
 
 @pytest.mark.parametrize("wrong", ["weight", "nan"])
 def test_a_file_with_other_features_is_removed_and_the_error_has_the_difference(
-    wrong, program, tmp_path
+    wrong, written, tmp_path
 ):
     backbone = trained_backbone("test_resnet")
-    path = shutil.copy(program, tmp_path)
+    path = shutil.copy(written / "backbone.onnx", tmp_path)
     with torch.no_grad():
         weight = next(backbone.model.parameters())
         weight[0] = weight[0] * 1.01 if wrong == "weight" else float("nan")
@@ -101,15 +121,79 @@ def test_a_network_that_torch_cannot_trace_is_an_error_that_names_it(tmp_path):
         def forward(self, images):
             return images.flatten(1) if images.sum() > 0 else images.flatten(1) * 2
 
-    backbone = trained_backbone("test_resnet")
+    backbone = create_backbone("test_resnet", 32)
     backbone.model = Chooses()
     with pytest.raises(ValueError, match="torch cannot trace test_resnet: "):
         export_program(backbone, tmp_path / "backbone.pt2")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_package_is_named_before_anything_is_written(tmp_path, monkeypatch):
+def test_missing_packages_are_named_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "find_spec", lambda name: None if name == "onnxscript" else name)
-    with pytest.raises(ValueError, match=r"not installed \(onnxscript\): pip install .*\[export\]"):
-        export_onnx(trained_backbone("test_resnet"), tmp_path / "backbone.onnx")
+    with pytest.raises(ValueError, match=r"not installed \(onnxscript\): pip install .*\[onnx\]'"):
+        export_onnx(create_backbone("test_resnet", 32), tmp_path / "backbone.onnx")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def command(written, tmp_path, monkeypatch, run_here):
+    """Runs the command in a folder with two exports; its writers copy, which takes no time."""
+
+    def copies(kind):
+        def write(backbone, path):
+            path.parent.mkdir(exist_ok=True)
+            return shutil.copy(written / f"backbone.{kind}", path)
+
+        return write
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(formats, "export_onnx", copies("onnx"))
+    monkeypatch.setattr(formats, "export_program", copies("pt2"))
+    for folder in ("a", "b"):
+        export_backbone(trained_backbone("test_resnet"), folder, mean=MEAN, std=STD)
+    return lambda *options: run_here("export", *options)
+
+
+def test_the_command_writes_checked_files_beside_the_weights_or_in_a_folder(command, tmp_path):
+    code, printed, _ = command("--backbone_dir", "a", "--format", "onnx", "torch")
+    assert code == 0
+    assert [line.split(": equal to test_resnet up to ")[0] for line in printed.splitlines()] == [
+        "a/backbone.onnx",
+        "a/backbone.pt2",
+    ]
+    assert command("--backbone_dir", "a", "b", "--output_dir", "out")[0] == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.onnx", "b.onnx"}
+
+
+def test_the_command_replaces_files_only_if_told(command, tmp_path):
+    (tmp_path / "b" / "backbone.onnx").write_text("mine")
+    code, _, error = command("--backbone_dir", "a", "b")
+    assert (code, error) == (1, "error: There is already b/backbone.onnx: add --overwrite.\n")
+    assert not (tmp_path / "a" / "backbone.onnx").exists()
+    assert (tmp_path / "b" / "backbone.onnx").read_text() == "mine"
+    assert command("--backbone_dir", "a", "b", "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], "Give --backbone_dir"),
+        (["--backbone_dir", "a", "nowhere"], "no backbone.json in nowhere"),
+        (["--backbone_dir", "a", "b/../a", "--output_dir", "out"], "have the same name"),
+    ],
+)
+def test_wrong_folders_are_one_line_and_write_nothing(options, expected, command, tmp_path):
+    code, _, error = command(*options)
+    assert (code, error.count("\n")) == (1, 1)
+    assert expected in error
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".onnx", ".pt2")]
+
+
+def test_without_onnxruntime_the_command_says_that_nothing_was_compared(command, monkeypatch):
+    find = formats.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *x: None if name == "onnxruntime" else find(name)
+    )
+    code, printed, _ = command("--backbone_dir", "a")
+    assert code == 0
+    assert printed.strip().endswith("onnxruntime is not installed.")

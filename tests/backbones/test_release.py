@@ -163,20 +163,24 @@ def test_a_text_of_the_export_stays_in_its_cell(tmp_path):
 
 def test_names_that_clash_are_refused_also_in_another_case(runs, tmp_path):
     out = tmp_path / "out"
-    refuses(ValueError, "vit and .*vit both have the name vit", runs, out, "vit", "vit")
+    refuses(ValueError, r"vit and .*vit would both be vit\.tar", runs, out, "vit", "vit")
     options = {"names": ["net", "Net"]}
-    refuses(ValueError, "both have the name Net", runs, out, "vit", "resnet", **options)
+    refuses(ValueError, r"would both be Net\.tar", runs, out, "vit", "resnet", **options)
+    with pytest.raises(ValueError, match="would both be"):
+        build_release([str(runs / "vit")] * 2, out)
 
 
 @pytest.mark.parametrize("name", ["", "..", ".x", "a/b", "a b", "-x", "a\n", "ä"])
 def test_a_name_that_is_no_file_of_a_release_is_refused(name, runs, tmp_path):
-    refuses(ValueError, "must be of letters", runs, tmp_path / "out", "vit", names=[name])
+    refuses(ValueError, "needs another name than ", runs, tmp_path / "out", "vit", names=[name])
 
 
 def test_too_few_names_and_no_folders_are_refused(runs, tmp_path):
     out, options = tmp_path / "out", {"names": ["a"]}
-    refuses(ValueError, "2 folders and 1 names", runs, out, "vit", "resnet", **options)
-    refuses(ValueError, "one or more folders", runs, out)
+    refuses(
+        ValueError, "each of the 2 folders a name, got 1", runs, out, "vit", "resnet", **options
+    )
+    refuses(ValueError, "Give folders of runs", runs, out)
 
 
 def test_a_folder_without_an_export_or_with_a_damaged_one_leaves_nothing(runs, tmp_path):
