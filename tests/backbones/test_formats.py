@@ -1,7 +1,9 @@
 """Backbones in other runtimes: ONNX in onnxruntime, and programs of torch.export."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import onnxruntime
 import pytest
@@ -12,6 +14,7 @@ import mixco_lightly.backbones.formats as formats
 from mixco_lightly import create_backbone, export_backbone
 from mixco_lightly.backbones import export_onnx, export_program
 
+PAGE = Path(__file__).parents[2] / "docs" / "weights.md"
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 # float32 rounding of networks of a few layers, as a part of the largest feature.
 ROUNDING = 1e-5
@@ -88,16 +91,28 @@ def test_a_runtime_computes_the_features_of_the_backbone_up_to_rounding(kind, wr
     check(written / f"backbone.{kind}", backbone)
 
 
-SET_PATCHES = "gmlp_ti16_224"
+def test_the_code_of_the_page_computes_the_features(written, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(written, "runs/moco")
+    backbone = trained_backbone("test_resnet").eval()
+    images = torch.randn(2, 3, 32, 32)
+    _, for_onnx, for_program = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    for code, given in ((for_onnx, images.numpy()), (for_program, images)):
+        names = {"images": given}
+        exec(compile(code, "page", "exec"), names)  # noqa: S102
+        features = torch.as_tensor(names["features"])
+        with torch.no_grad():
+            torch.testing.assert_close(features, backbone(images), rtol=0, atol=ROUNDING)
+    assert json.loads(names["extra"]["backbone.json"])["mean"] == json.dumps(list(MEAN))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("test_vit", 32), (SET_PATCHES, 32), ("test_convnext", 32), ("test_efficientnet", 64)],
+    [("test_vit", 32), ("gmlp_ti16_224", 32), ("test_convnext", 32), ("test_efficientnet", 64)],
 )
-def test_so_it_does_for_patches_attention_and_depthwise_networks(name, size, kind, tmp_path):
+def test_so_it_does_for_attention_set_patches_and_depthwise_networks(name, size, kind, tmp_path):
     backbone = trained_backbone(name, size)
     check(WRITERS[kind](backbone, tmp_path / f"backbone.{kind}"), backbone)
 
