@@ -88,10 +88,11 @@ def build_release(
             with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=release) as temporary:
                 folder = copy_for_others(directory, temporary)
                 config = read_config(folder)
+                card = create_model_card(folder, license=license)
+                (folder / CARD_NAME).write_bytes(card.encode())
                 options = write_options(config["training"])
-                (folder / CARD_NAME).write_text(create_model_card(folder, license=license))
                 if options:
-                    (folder / OPTIONS_NAME).write_text(options)
+                    (folder / OPTIONS_NAME).write_bytes(options.encode())
                 archive = release / f"{name}{_SUFFIX}"
                 _write_archive(archive, folder, name)
             rows.append(_describe_row(name, archive.stat().st_size, config))
