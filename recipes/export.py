@@ -82,7 +82,9 @@ def export(config: ExportConfig) -> None:
                 print(f"{path}: not compared with {backbone.name}: onnxruntime is not installed.")
                 continue
             difference = check_file(backbone, path)
-            print(f"{path}: equal to {backbone.name} up to {difference:.1e} of a feature.")
+            print(
+                f"{path}: equal to {backbone.name} up to {difference:.1e} of the largest feature."
+            )
 
 
 def name_files(folders: Sequence[str], output_dir: str | None) -> list[Path]:

@@ -62,7 +62,7 @@ EXPORT = ("tests/backbones/test_export.py",)
 HUB = ("tests/backbones/test_hub.py",)
 FORMATS = ("tests/backbones/test_formats.py", "-k", "not page")
 EXPORT_PAGE = ("tests/backbones/test_formats.py", "-k", "only_if_told")
-RELEASE = ("tests/backbones/test_release.py",)
+ASSETS = ("tests/backbones/test_release.py",)
 ON_GPU = ("tests/loss/test_on_pretended_gpu.py",)
 AUGMENTED_ON_GPU = ("tests/data/test_device_transforms.py", "-k", "gpu")
 COMPILED = ("tests/loss/test_compile.py",)
@@ -792,46 +792,46 @@ MUTANTS = [
     ),
     Mutant(
         "an archive has the files' times", _RELEASE,
-        "st_size, _TIME", "st_size, int(source.stat().st_mtime)", RELEASE,
+        "st_size, _TIME", "st_size, int(source.stat().st_mtime)", ASSETS,
     ),
     Mutant(
         "names of archives may differ in case alone", _RELEASE,
-        "key = name.casefold()", "key = name", RELEASE,
+        "key = name.casefold()", "key = name", ASSETS,
     ),
     Mutant(
         "an archive's name may be a path", _RELEASE, "_NAME.fullmatch(name)", "_NAME.match(name)",
-        RELEASE,
+        ASSETS,
     ),
     Mutant(
-        "a release replaces another unasked", _RELEASE, "if not overwrite:", "if False:", RELEASE,
+        "a release replaces another unasked", _RELEASE, "if not overwrite:", "if False:", ASSETS,
     ),
     Mutant(
         "a release replaces a folder of other files", _RELEASE, "    if others:", "    if False:",
-        RELEASE,
+        ASSETS,
     ),
     Mutant(
         "a release's cards forget the license", _RELEASE,
-        "create_model_card(folder, license=license)", "create_model_card(folder)", RELEASE,
+        "create_model_card(folder, license=license)", "create_model_card(folder)", ASSETS,
     ),
     Mutant(
         "a text of an export makes cells of the index", _RELEASE,
-        '.replace("|", "\\\\|")', "", RELEASE,
+        '.replace("|", "\\\\|")', "", ASSETS,
     ),
     Mutant(
         "the index has no checksum", _RELEASE,
-        'for name in names), INDEX_NAME]', 'for name in names)]', RELEASE,
+        'for name in names), INDEX_NAME]', 'for name in names)]', ASSETS,
     ),
     Mutant(
         "the method is an option of the run", "mixco_lightly/backbones/model_card.py",
-        ' and name != "method"', "", RELEASE,
+        ' and name != "method"', "", ASSETS,
     ),
     Mutant(
         "a failed replacement loses the old folder", "mixco_lightly/files.py",
-        "if old.exists() and not path.exists():", "if False:", RELEASE,
+        "if old.exists() and not path.exists():", "if False:", ASSETS,
     ),
     Mutant(
         "a failed replacement leaves its files", "mixco_lightly/files.py",
-        "        shutil.rmtree(temporary, ignore_errors=True)", "        pass", RELEASE,
+        "        shutil.rmtree(temporary, ignore_errors=True)", "        pass", ASSETS,
     ),
     Mutant(
         "a number's range is not checked", _PARSER, "    PositiveInt: checked.PositiveInt,\n", "",
