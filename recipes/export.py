@@ -81,10 +81,8 @@ def export(config: ExportConfig) -> None:
             if suffix == ONNX_SUFFIX and find_spec("onnxruntime") is None:
                 print(f"{path}: not compared with {backbone.name}: onnxruntime is not installed.")
                 continue
-            difference = check_file(backbone, path)
-            print(
-                f"{path}: equal to {backbone.name} up to {difference:.1e} of the largest feature."
-            )
+            part = check_file(backbone, path)
+            print(f"{path}: equal to {backbone.name} up to {part:.1e} of the largest feature.")
 
 
 def name_files(folders: Sequence[str], output_dir: str | None) -> list[Path]:
