@@ -106,7 +106,8 @@ def export_onnx(backbone: Backbone, path: str | Path) -> Path:
         content = converted.model_proto.SerializeToString()
     except Exception as error:  # the converter fails with errors of any kind
         raise ValueError(
-            f"{backbone.name} cannot be written as ONNX: {reason_of(error)}"
+            f"torch cannot convert {backbone.name} to ONNX: {_cause_of(error)}. export_program "
+            "(--format torch) needs no conversion."
         ) from error
     return _write(Path(path), content)
 
@@ -235,6 +236,13 @@ def _trace(backbone: Backbone) -> Any:
 def _frozen_copy(backbone: Backbone) -> nn.Module:
     """Returns a copy of the timm network on the CPU, in float32 and eval mode."""
     return deepcopy(backbone.model).to("cpu", torch.float32).eval()
+
+
+def _cause_of(error: BaseException) -> str:
+    """Returns the first line of the error that torch's converter wraps in a page of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return reason_of(Exception(str(error).strip().partition("\n")[0]))
 
 
 def _write(path: Path, content: bytes) -> Path:

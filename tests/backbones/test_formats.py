@@ -143,6 +143,24 @@ def test_a_network_that_torch_cannot_trace_is_an_error_that_names_it(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_network_that_torch_cannot_convert_is_one_line_with_the_first_cause(
+    tmp_path, monkeypatch
+):
+    def convert(*arguments, **options):
+        try:
+            raise RuntimeError("Cannot view a tensor!\n\nWhile executing %view_37")
+        except RuntimeError as error:
+            raise ValueError("Failed to decompose.\x1b[96m\n- Create an issue.") from error
+
+    monkeypatch.setattr(formats, "_trace", lambda backbone: None)
+    monkeypatch.setattr(torch.onnx, "export", convert)
+    expected = r"^torch cannot convert test_resnet to ONNX: Cannot view a tensor!\. export_program"
+    with pytest.raises(ValueError, match=expected) as caught:
+        export_onnx(create_backbone("test_resnet", 32), tmp_path / "backbone.onnx")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
 def test_missing_packages_are_named_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "find_spec", lambda name: None if name == "onnxscript" else name)
     with pytest.raises(ValueError, match=r"not installed \(onnxscript\): pip install .*\[onnx\]'"):
