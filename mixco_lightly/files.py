@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +56,42 @@ def replace_file(path: Path) -> Iterator[IO[bytes]]:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def replace_folder(path: Path) -> Iterator[Path]:
+    """Makes a folder that replaces ``path`` once everything in it is written.
+
+    An error leaves the old folder as it was. A kill may leave a temporary folder beside ``path``;
+    between the two renames at the end, that one holds the old folder and the new one.
+
+    Args:
+        path: Folder to replace, or to make. Its parents are created if missing.
+
+    Yields:
+        The new folder, which is empty.
+
+    Raises:
+        WriteError: If a folder cannot be written.
+    """
+    with name_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
+    new, old = temporary / "new", temporary / "old"
+    try:
+        new.mkdir()  # mkdtemp lets only the owner read its folder
+        yield new
+        with name_write_errors(path):
+            try:
+                if path.exists():
+                    os.replace(path, old)
+                os.replace(new, path)
+            except BaseException:
+                if old.exists() and not path.exists():
+                    os.replace(old, path)
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def hash_file(path: Path) -> str:

@@ -27,6 +27,7 @@ of all exits. It writes mutual_information.json, .md and a plot over the epochs,
 Images: the shorter side is resized to image_size up to 64 pixels, and to 8/7 of image_size above;
 then the centre square of image_size pixels is cropped. An image that is not square loses its
 margins. Pixels are normalised by the dataset's statistics, or by those of published weights.
+Features and probes are computed in float32, unless --precision says otherwise.
 
 The tables are printed and written to --output_dir (default: the backbone's folder) as
 evaluation.json and evaluation.md, each result as soon as it is measured. Earlier results stay in
@@ -96,8 +97,7 @@ class ImageOptions:
             training and of the test images each; the tables say how many were. With 0 the first
             broken image is an error.
         label_fractions: Fractions of the training images whose labels are used, in (0, 1], the
-            same fraction of every class. The seed alone decides which; a larger one contains a
-            smaller one. All test images are tested.
+            same of every class. The seed alone decides which; a larger one contains a smaller one.
         image_size: Image height and width. Default: the backbone's; with --backbone the dataset's.
     """
 

@@ -60,6 +60,9 @@ DEVICES = ("tests/training/test_devices.py", "-k", "simclr_on_two_processes")
 COMMAND_LINE = ("tests/training/test_command_line.py", "-k", "not ctrl_c")
 EXPORT = ("tests/backbones/test_export.py",)
 HUB = ("tests/backbones/test_hub.py",)
+FORMATS = ("tests/backbones/test_formats.py", "-k", "not page")
+EXPORT_PAGE = ("tests/backbones/test_formats.py", "-k", "only_if_told")
+ASSETS = ("tests/backbones/test_release.py",)
 ON_GPU = ("tests/loss/test_on_pretended_gpu.py",)
 AUGMENTED_ON_GPU = ("tests/data/test_device_transforms.py", "-k", "gpu")
 COMPILED = ("tests/loss/test_compile.py",)
@@ -90,6 +93,8 @@ AUTO = ("tests/studies/test_compare.py", "-k", "for_auto")
 _BLOCKWISE = "mixco_lightly/loss/blockwise.py"
 _EXPORT = "mixco_lightly/backbones/export.py"
 _HUB = "mixco_lightly/backbones/hub.py"
+_FORMATS = "mixco_lightly/backbones/formats.py"
+_RELEASE = "mixco_lightly/backbones/release.py"
 _TIMM_CONFIG = "mixco_lightly/backbones/timm_config.py"
 _CONTRASTIVE = "mixco_lightly/loss/contrastive.py"
 _TWO_TERMS = "mixco_lightly/loss/plain_and_mixed_loss.py"
@@ -741,7 +746,7 @@ MUTANTS = [
     ),
     Mutant(
         "a pushed export names the folder of the user's code",
-        "mixco_lightly/backbones/upload.py",
+        "mixco_lightly/backbones/public_copy.py",
         "os.path.basename(training[option])", "os.path.normpath(training[option])", PUSHED,
     ),
     Mutant(
@@ -934,12 +939,87 @@ MUTANTS = [
         "if status in (401, 403)", "if status == 401", (*HUB, "-k", "may_not_write"),
     ),
     Mutant(
-        "paths of the machine are pushed", "mixco_lightly/backbones/upload.py",
+        "paths of the machine are pushed", "mixco_lightly/backbones/public_copy.py",
         " if k not in LOCAL_OPTIONS", "", (*HUB, "-k", "paths_of_the_machine"),
     ),
     Mutant(
         "the card forgets the license", "mixco_lightly/backbones/model_card.py",
         "        license=license,\n", "", (*HUB, "-k", "a_license_only_if_given"),
+    ),
+    # Other runtimes, and releases
+    Mutant(
+        "a runtime gets the network in training mode", _FORMATS,
+        "torch.float32).eval()", "torch.float32)", FORMATS,
+    ),
+    Mutant(
+        "a runtime gets the network's precision", _FORMATS,
+        '.to("cpu", torch.float32)', ".cpu()", FORMATS,
+    ),
+    Mutant(
+        "a runtime's batches have one size", _FORMATS,
+        "dynamic_shapes=({0: batch},)", "dynamic_shapes=None", FORMATS,
+    ),
+    Mutant(
+        "an ONNX file does not say how to prepare images", _FORMATS,
+        "        converted.model.metadata_props.update(describe_input(backbone))\n", "", FORMATS,
+    ),
+    Mutant(
+        "features that are NaN are equal", _FORMATS,
+        "if not difference <= TOLERANCE:", "if difference > TOLERANCE:", FORMATS,
+    ),
+    Mutant(
+        "a file with other features stays", _FORMATS, "        Path(path).unlink()\n", "", FORMATS,
+    ),
+    Mutant(
+        "onnxscript may be missing", _FORMATS,
+        'for name in ("onnx", "onnxscript")', 'for name in ("onnx",)', FORMATS,
+    ),
+    Mutant(
+        "the export command replaces files unasked", "recipes/export.py",
+        "if existing and not config.overwrite:", "if False:", EXPORT_PAGE,
+    ),
+    Mutant(
+        "an archive has the files' times", _RELEASE,
+        "st_size, _TIME", "st_size, int(source.stat().st_mtime)", ASSETS,
+    ),
+    Mutant(
+        "names of archives may differ in case alone", _RELEASE,
+        "key = name.casefold()", "key = name", ASSETS,
+    ),
+    Mutant(
+        "an archive's name may be a path", _RELEASE, "_NAME.fullmatch(name)", "_NAME.match(name)",
+        ASSETS,
+    ),
+    Mutant(
+        "a release replaces another unasked", _RELEASE, "if not overwrite:", "if False:", ASSETS,
+    ),
+    Mutant(
+        "a release replaces a folder of other files", _RELEASE, "    if others:", "    if False:",
+        ASSETS,
+    ),
+    Mutant(
+        "a release's cards forget the license", _RELEASE,
+        "create_model_card(folder, license=license)", "create_model_card(folder)", ASSETS,
+    ),
+    Mutant(
+        "a text of an export makes cells of the index", _RELEASE,
+        '.replace("|", "\\\\|")', "", ASSETS,
+    ),
+    Mutant(
+        "the index has no checksum", _RELEASE,
+        'for name in names), INDEX_NAME]', 'for name in names)]', ASSETS,
+    ),
+    Mutant(
+        "the method is an option of the run", "mixco_lightly/backbones/model_card.py",
+        ' and name != "method"', "", ASSETS,
+    ),
+    Mutant(
+        "a failed replacement loses the old folder", "mixco_lightly/files.py",
+        "if old.exists() and not path.exists():", "if False:", ASSETS,
+    ),
+    Mutant(
+        "a failed replacement leaves its files", "mixco_lightly/files.py",
+        "        shutil.rmtree(temporary, ignore_errors=True)", "        pass", ASSETS,
     ),
     Mutant(
         "a number's range is not checked", _PARSER, "    PositiveInt: checked.PositiveInt,\n", "",

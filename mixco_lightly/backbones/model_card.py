@@ -87,6 +87,63 @@ def create_model_card(
     return "\n\n".join(sections) + "\n"
 
 
+def write_options(training: Mapping[str, Any]) -> str:
+    """Writes the options of a run as a file for ``--config``, without those of one machine.
+
+    Args:
+        training: What an export records of the training.
+
+    Returns:
+        One option a line; empty if the export records none.
+    """
+    # JSON is YAML too.
+    return "".join(
+        f"{name}: {json.dumps(value)}\n"
+        for name, value in training.items()
+        if value is not None and name not in LOCAL_OPTIONS and name != "method"
+    )
+
+
+def list_figures(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Lists the accuracies of an export.
+
+    Args:
+        metrics: What an export records of its figures.
+
+    Returns:
+        For each, what it measures, the trained network's and the random network's, in percent.
+    """
+    return [
+        (
+            _PROTOCOLS.get(name, name),
+            _percent(metrics[name]),
+            _percent(metrics.get(f"random_init_{name}")),
+        )
+        for name in metrics
+        if name.endswith(("_top1", "_top5")) and not name.startswith("random_init_")
+    ]
+
+
+def explain_protocol(training: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    """Says on which images and how the figures were measured.
+
+    Args:
+        training: What an export records of the training.
+        metrics: What it records of its figures.
+
+    Returns:
+        The facts, in one line.
+    """
+    facts = [f"{training['dataset']}, test images" if "dataset" in training else "test images"]
+    if any(name.startswith("knn") for name in metrics) and "knn_k" in training:
+        facts.append(f"kNN with k = {training['knn_k']}")
+    if "precision" in training:
+        facts.append(f"trained in {training['precision']}, measured in float32")
+    if "seed" in training:
+        facts.append(f"one run with seed {training['seed']}")
+    return "; ".join(facts)
+
+
 def _introduce(config: Mapping[str, Any]) -> str:
     training, side = config.get("training", {}), config["image_size"]
     how = f", trained by `{training['method']}`" if "method" in training else ""
@@ -135,17 +192,11 @@ def _explain_images(config: Mapping[str, Any]) -> str:
 
 
 def _explain_training(training: Mapping[str, Any], versions: Mapping[str, Any]) -> str:
-    options = {
-        name: value
-        for name, value in training.items()
-        if value is not None and name not in LOCAL_OPTIONS and name != "method"
-    }
+    options = write_options(training)
     if not options:
         return "The export does not record it."
-    # JSON is YAML too: the block is an option file.
-    block = "\n".join(f"{name}: {json.dumps(value)}" for name, value in options.items())
     method = training.get("method")
-    text = f"The options of the run:\n\n```yaml\n{block}\n```"
+    text = f"The options of the run:\n\n```yaml\n{options}```"
     if method:
         command = f"mixco-lightly {method} --config options.yaml"
         text += f"\n\nSaved as `options.yaml`, they are those of `{command}`."
@@ -156,23 +207,11 @@ def _explain_training(training: Mapping[str, Any], versions: Mapping[str, Any]) 
 
 
 def _list_figures(training: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
-    rows = [
-        f"| {_PROTOCOLS.get(name, name)} | {_percent(metrics[name])} | "
-        f"{_percent(metrics.get(f'random_init_{name}'))} |"
-        for name in metrics
-        if name.endswith(("_top1", "_top5")) and not name.startswith("random_init_")
-    ]
+    rows = [f"| {' | '.join(figure)} |" for figure in list_figures(metrics)]
     if not rows:
         return "The export records none."
-    facts = [f"{training['dataset']}, test images" if "dataset" in training else "test images"]
-    if any(name.startswith("knn") for name in metrics) and "knn_k" in training:
-        facts.append(f"kNN with k = {training['knn_k']}")
-    if "precision" in training:
-        facts.append(f"trained in {training['precision']}, measured in float32")
-    if "seed" in training:
-        facts.append(f"one run with seed {training['seed']}")
     head = ["| frozen features | trained, % | random initialisation, % |", "|---|---|---|"]
-    return "\n".join([*head, *rows, "", f"Protocol: {'; '.join(facts)}."])
+    return "\n".join([*head, *rows, "", f"Protocol: {explain_protocol(training, metrics)}."])
 
 
 def _percent(value: object) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
-from mixco_lightly.backbones.description import CONFIG_NAME, WEIGHTS_NAME, read_config
-from mixco_lightly.backbones.export import export_backbone, load_backbone
+from mixco_lightly.backbones.description import CONFIG_NAME, WEIGHTS_NAME
 from mixco_lightly.backbones.hub import check_name, explain_errors
-from mixco_lightly.backbones.model_card import LOCAL_OPTIONS, create_model_card
+from mixco_lightly.backbones.model_card import create_model_card
+from mixco_lightly.backbones.public_copy import copy_for_others
 from mixco_lightly.backbones.timm_config import TIMM_CONFIG_NAME
 
 
@@ -60,18 +59,13 @@ def push_to_hub(
             push_to_hub("runs/moco", "alice/resnet18-mixco-cifar10", license="mit")
     """
     check_name(repo_id, revision)
-    backbone, config = load_backbone(directory), read_config(directory)
-    if not (token or get_token()):
-        raise PermissionError(
-            "push_to_hub needs a login: run `hf auth login`, or set HF_TOKEN to a token with write "
-            "access."
-        )
-    training = {k: v for k, v in config.get("training", {}).items() if k not in LOCAL_OPTIONS}
-    for option in ("dataset", "transform"):  # FILE.py:FUNCTION may be their value
-        if isinstance(training.get(option), str):
-            training[option] = os.path.basename(training[option])
     with tempfile.TemporaryDirectory() as folder:
-        export_backbone(backbone, folder, training=training, metrics=config.get("metrics"))
+        copy_for_others(directory, folder)
+        if not (token or get_token()):
+            raise PermissionError(
+                "push_to_hub needs a login: run `hf auth login`, or set HF_TOKEN to a token with "
+                "write access."
+            )
         operations = [
             CommitOperationAdd(name, str(Path(folder, name)))
             for name in (WEIGHTS_NAME, TIMM_CONFIG_NAME, CONFIG_NAME)

@@ -284,7 +284,7 @@ def test_the_cards_code_gives_the_features(hub, tmp_path):
 
 def test_the_pages_code_computes_the_same_features_on_every_way(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    code, *_ = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
     names = {}
     exec(compile(code, "page", "exec"), names)  # noqa: S102
     expected = features_of(names["backbone"].eval())

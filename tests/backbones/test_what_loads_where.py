@@ -16,8 +16,12 @@ from mixco_lightly import (
     load_backbone,
     push_to_hub,
 )
+from mixco_lightly.backbones import export_onnx, export_program
+from mixco_lightly.backbones.formats import ONNX_SUFFIX, PROGRAM_SUFFIX, measure_difference
 
 PAGE = Path(__file__).parents[2] / "docs" / "weights.md"
+# Largest difference in float32 that the page calls equal, as a part of the largest feature.
+ROUNDING = 1e-5
 NETWORKS = {
     "published stem": lambda: create_backbone("test_resnet", 64, stem="timm"),
     "published stem, other `in_chans`": lambda: create_backbone(
@@ -74,40 +78,73 @@ def trains_in_lightly(backbone, images):
     return all(parameter.grad is not None for parameter in backbone.parameters())
 
 
-def make_table(folder):
-    """Tries every network in every column; the cells say what happened."""
-    rows = [["network", *COLUMNS, "Lightly"]]
+RUNTIMES = {"ONNX": export_onnx, "torch.export": export_program}
+
+
+def export_all(folder):
+    """Exports every network: its name in the table, itself, and its folder."""
     for count, (network, create) in enumerate(NETWORKS.items()):
         torch.manual_seed(count)
         module = create()
         backbone = getattr(module, "backbone", module).eval()
-        directory, repo_id = export_backbone(module, folder / str(count)), f"alice/network-{count}"
+        yield network, backbone, export_backbone(module, folder / f"network-{count}")
+
+
+def try_loading(folder):
+    """The cells of loading and of training on, which say what happened."""
+    cells = {}
+    for network, backbone, directory in export_all(folder):
+        repo_id = f"alice/{directory.name}"
         push_to_hub(directory, repo_id)
-        size = (4, backbone.in_chans, backbone.image_size, backbone.image_size)
-        images = torch.randn(size)
+        images = torch.randn(4, backbone.in_chans, backbone.image_size, backbone.image_size)
         with torch.no_grad():
             features = backbone(images)
-        row = [network]
-        for load in COLUMNS.values():
+        row = cells.setdefault(network, {})
+        for column, load in COLUMNS.items():
             try:
                 with torch.no_grad():
                     is_equal = torch.equal(load(directory, repo_id).eval()(images), features)
-                row.append("yes" if is_equal else "OTHER FEATURES")
+                row[column] = "yes" if is_equal else "OTHER FEATURES"
             except RuntimeError as error:
-                row.append("error" if "use mixco_lightly's load_backbone" in str(error) else "?")
+                known = "use mixco_lightly's load_backbone" in str(error)
+                row[column] = "error" if known else "?"
         loaded = load_backbone(directory)
-        row.append("yes" if trains_in_lightly(loaded, images) else "NO GRADIENT")
-        rows.append(row)
-    rows.insert(1, ["---"] * len(rows[0]))
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+        row["Lightly"] = "yes" if trains_in_lightly(loaded, images) else "NO GRADIENT"
+    return cells
+
+
+def try_runtimes(folder):
+    """The cells of the other runtimes, which get what was exported and loaded again."""
+    cells = {}
+    for network, backbone, directory in export_all(folder):
+        for column, write in RUNTIMES.items():
+            suffix = ONNX_SUFFIX if column == "ONNX" else PROGRAM_SUFFIX
+            path = write(load_backbone(directory), directory / f"backbone{suffix}")
+            is_equal = measure_difference(backbone, path) < ROUNDING
+            cells.setdefault(network, {})[column] = "yes" if is_equal else "OTHER FEATURES"
+    return cells
+
+
+def read_page(columns):
+    """The page's cells of these columns, and all its columns."""
+    lines = itertools.dropwhile(
+        lambda line: not line.startswith("| network |"), PAGE.read_text().splitlines()
+    )
+    table = itertools.takewhile(lambda line: line.startswith("|"), lines)
+    head, _, *rows = [line.strip("| ").split(" | ") for line in table]
+    cells = [dict(zip(head, row, strict=True)) for row in rows]
+    return {row["network"]: {name: row[name] for name in columns} for row in cells}, head
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=")  # huggingface_hub to its own httpx
 def test_the_table_of_what_loads_where_is_what_happens(hub, tmp_path):
-    made = make_table(tmp_path)
-    lines = PAGE.read_text().splitlines(keepends=True)
-    table = itertools.takewhile(
-        lambda line: line.startswith("|"),
-        itertools.dropwhile(lambda line: not line.startswith("| network |"), lines),
-    )
-    assert "".join(table) == made, f"{PAGE} should have:\n{made}"
+    made = try_loading(tmp_path)
+    page, head = read_page([*COLUMNS, "Lightly"])
+    assert head == ["network", *COLUMNS, *RUNTIMES, "Lightly"]
+    assert page == made
+
+
+@pytest.mark.slow
+def test_its_columns_of_other_runtimes_are_what_happens(tmp_path):
+    made = try_runtimes(tmp_path)
+    assert read_page(RUNTIMES)[0] == made

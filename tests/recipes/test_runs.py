@@ -114,7 +114,10 @@ def test_every_preset_is_read_by_the_recipe_in_its_name(preset, run_here):
 
 @pytest.mark.parametrize(
     "recipe",
-    ["moco", "simclr", "imix", "unmix", "selfcon", "evaluate", "compare", "paper", "draw_mixtures"],
+    [
+        *("moco", "simclr", "imix", "unmix", "selfcon", "evaluate", "compare", "paper"),
+        *("export", "release", "draw_mixtures"),
+    ],
 )
 def test_help_has_a_line_for_every_option(recipe, run_here):
     code, output, _ = run_here(recipe, "--help")

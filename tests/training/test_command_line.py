@@ -23,7 +23,7 @@ from tests.run_recipe import RECIPES, command
 
 PRESETS = RECIPES / "presets"
 COMMANDS = ["moco", "simclr", "imix", "unmix", "selfcon"]
-COMMANDS += ["evaluate", "compare", "paper", "backbones", "draw_mixtures"]
+COMMANDS += ["evaluate", "compare", "paper", "export", "release", "backbones", "draw_mixtures"]
 
 
 @pytest.fixture
@@ -54,6 +54,8 @@ MEANT = [
     ("imix", "--mix_weight", "--mixing"),
     ("evaluate", "--knn", "--knn_k"),
     ("compare", "--job", "--jobs"),
+    ("export", "--output", "--output_dir"),
+    ("release", "--name", "--names"),
     ("backbones", "--image-size", "--image_size"),
     ("draw_mixtures", "--pair", "--pairs"),
 ]
