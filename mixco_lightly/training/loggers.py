@@ -24,6 +24,16 @@ _PROJECT = "mixco-lightly"
 _IDS = "loggers.json"
 
 
+class _WandbRun(WandbLogger):
+    """Ends the wandb run when the training fails; otherwise the summary is still to come."""
+
+    def finalize(self, status: str) -> None:
+        """Marks a run that fails as failed. A resumed one goes on in it."""
+        super().finalize(status)
+        if status != "success":
+            self.experiment.finish(exit_code=1)
+
+
 def choose_loggers(names: Sequence[LoggerName]) -> list[LoggerName]:
     """Returns the loggers, each once, csv first: the run itself reads metrics.csv.
 
@@ -117,10 +127,9 @@ def _is_installed(package: str) -> bool:
 def _read_ids(path: Path) -> dict[str, str]:
     """Returns what each logger calls the run; empty for a new run."""
     try:
-        ids = json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError as error:
+        return dict(json.loads(path.read_text())) if path.is_file() else {}
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: remove it to start anew in the loggers.") from error
-    return dict(ids)
 
 
 def _start(
@@ -147,7 +156,7 @@ def _start_wandb(run: Path, known: str | None) -> tuple[Logger, str]:
     )
     tracked.define_metric("trainer/global_step")
     tracked.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return WandbLogger(experiment=tracked), tracked.id
+    return _WandbRun(experiment=tracked), tracked.id
 
 
 def _start_mlflow(run: Path, known: str | None) -> tuple[Logger, str]:
