@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import struct
 
 import pytest
@@ -15,6 +16,7 @@ from mixco_lightly.training.metrics import MetricsFile
 from mixco_lightly.training.pretraining import prepare, pretrain
 from mixco_lightly.training.progress import EpochLines
 from mixco_lightly.training.recipe import load_recipe
+from mixco_lightly.training.run_folder import checkpoint_path, prepare_run
 from tests.run_recipe import RECIPES, Program
 
 ALL = ["tensorboard", "wandb", "mlflow"]
@@ -188,6 +190,8 @@ def test_all_loggers_get_metrics_and_options_of_a_run_and_a_resumed_one_goes_on_
     options = yaml.safe_load((folder / "config.yaml").read_text())
     options = {"method": "moco", **options}
     assert options["logger"] == ["csv", *ALL]
+    # A second run of this program does not write to this one's folder.
+    assert "MLFLOW_TRACKING_URI" not in os.environ
     assert "resume" not in options
 
     ((info, params, values),) = read_mlflow(folder)
@@ -273,10 +277,21 @@ def test_only_the_first_process_starts_the_loggers(offline, monkeypatch, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+def test_overwrite_begins_a_new_run_in_the_loggers_and_keeps_the_old_one_there(tmp_path):
+    prepare_run(tmp_path, {}, resume=False, overwrite=False)
+    ids, kept = tmp_path / "loggers.json", tmp_path / "wandb"
+    ids.write_text("{}")
+    kept.mkdir()
+    checkpoint_path(tmp_path).write_bytes(b"")
+    prepare_run(tmp_path, {}, resume=True, overwrite=False)
+    assert ids.exists()
+    prepare_run(tmp_path, {}, resume=False, overwrite=True)
+    assert not ids.exists()
+    assert kept.exists()
+
+
 @pytest.mark.slow
-def test_two_processes_are_one_run_in_each_logger_and_one_set_of_options(
-    monkeypatch, tmp_path
-):
+def test_two_processes_are_one_run_in_each_logger_and_one_set_of_options(monkeypatch, tmp_path):
     options = [*DIGITS, "--accelerator", "cpu", "--devices", 2, "--output_dir", "run"]
     # Reading MLflow's folder needs it here too.
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
