@@ -948,8 +948,8 @@ MUTANTS = [
         'os.environ.pop("MLFLOW_TRACKING_URI", None)', "pass", LOGGED,
     ),
     Mutant(
-        "the summary hides all steps in TensorBoard", _LOGGERS,
-        "logger.experiment.purge_step = None", "pass", LOGGED,
+        "TensorBoard shows repeated steps twice", _LOGGERS,
+        "purge_step=finished_steps", "purge_step=None", LOGGED,
     ),
     Mutant(
         "the kNN of the summary is taken for the training's", _LOGGERS,

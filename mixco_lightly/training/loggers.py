@@ -106,12 +106,8 @@ def end_loggers(loggers: Sequence[Logger], figures: Mapping[str, Any], step: int
     for logger in loggers:
         if isinstance(logger, MetricsFile):
             continue
-        if isinstance(logger, TensorBoardLogger):
-            # Lightning has closed its file; the next one would hide all steps from this one on.
-            logger.experiment.purge_step = None
         logger.log_metrics(numbers, step)
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.close()
+        logger.finalize("success")  # again, as Lightning does after the training
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()
 
