@@ -43,9 +43,10 @@ def choose_loggers(names: Sequence[LoggerName]) -> list[LoggerName]:
     chosen: list[LoggerName] = [*dict.fromkeys(("csv", *names))]
     missing = [name for name in chosen[1:] if not _is_installed(_PACKAGES[name])]
     if missing:
-        packages = " ".join(_PACKAGES[name] for name in missing)
+        packages = [_PACKAGES[name] for name in missing]
         raise ValueError(
-            f"--logger {' '.join(missing)} needs what is not installed: pip install {packages}"
+            f"--logger {' '.join(missing)} needs packages that are not installed "
+            f"({', '.join(packages)}): pip install {' '.join(packages)}"
         )
     return chosen
 
@@ -78,13 +79,16 @@ def start_loggers(config: PretrainConfig, method: str, finished_steps: int) -> l
             if is_new:
                 logger.log_hyperparams({"method": method, **options})
         except Exception as error:  # the packages' errors have no class in common
-            reason = " ".join(str(error).split())[:500] or type(error).__name__
+            reason = " ".join(str(error).split()).rstrip(".")[:500] or type(error).__name__
             if is_new:
-                raise ValueError(f"--logger {name} did not start: {reason}") from error
-            raise ValueError(
-                f"--logger {name} cannot continue its run {ids[name]}: {reason} Remove "
-                f"{run / _IDS} to log to a new one."
-            ) from error
+                again = "--resume" if finished_steps else "--overwrite, as nothing was trained"
+                message = f"did not start: {reason}. Then repeat the command with {again}."
+            else:
+                message = (
+                    f"cannot continue its run {ids[name]}: {reason}. Remove {run / _IDS} to log"
+                )
+                message += " to a new one."
+            raise ValueError(f"--logger {name} {message}") from error
         loggers.append(logger)
         with replace_file(run / _IDS) as file:
             file.write((json.dumps(ids, indent=2) + "\n").encode())

@@ -234,8 +234,8 @@ def test_a_missing_package_is_one_line_with_the_pip_command_before_anything_else
     code, _, error = run_here("moco", "--logger", "mlflow", "tensorboard", "wandb")
     assert code == 1
     assert error == (
-        "error: --logger mlflow wandb needs what is not installed: "
-        "pip install mlflow-skinny wandb\n"
+        "error: --logger mlflow wandb needs packages that are not installed "
+        "(mlflow-skinny, wandb): pip install mlflow-skinny wandb\n"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["wandb"]
 
@@ -253,14 +253,18 @@ def test_a_logger_that_cannot_start_or_go_on_is_an_error_of_one_line(
         raise RuntimeError("nobody\nis logged in")
 
     monkeypatch.setattr(loggers, "_start", start)
-    with pytest.raises(ValueError, match=r"^--logger wandb did not start: nobody is logged in$"):
+    message = "^--logger wandb did not start: nobody is logged in. Then repeat the command with "
+    with pytest.raises(ValueError, match=message + "--overwrite, as nothing was trained.$"):
         offline("run", prepare, logger=["wandb"])
     ids = tmp_path / "run" / "loggers.json"
     assert not ids.exists()
     recipe = load_recipe("moco")
+    config = recipe.config_class(logger=["csv", "wandb"], output_dir=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match=message + "--resume.$"):
+        loggers.start_loggers(config, "moco", 8)
     config = recipe.config_class(logger=["csv", "mlflow"], output_dir=str(tmp_path / "run"))
     for text, message in [
-        ('{"mlflow": "abc"}', f"cannot continue its run abc: .* Remove {ids} to log to a new one"),
+        ('{"mlflow": "abc"}', f"continue its run abc: nobody is logged in. Remove {ids} to log"),
         ("{", f"{ids} is damaged: remove it"),
         ("[1]", f"{ids} is damaged: remove it"),
     ]:
