@@ -79,6 +79,8 @@ UNLABELLED = ("tests/data/test_image_folder.py",)
 CHUNKS = ("tests/models/test_chunks.py",)
 PROBE = ("tests/training/test_online_probe.py", "-k", "not run")
 PROBE_RESUMED = ("tests/training/test_online_probe.py", "-k", "resumes")
+LOGGED = ("tests/training/test_loggers.py", "-k", "all_loggers")
+LOGGERS = ("tests/training/test_loggers.py", "-k", "not all_loggers")
 MIX_CHOICE = ("tests/training/test_mixing.py", "-k", "steps_is_mixed or decision")
 MIX_LOG = ("tests/models/test_step_log.py", "-k", "steps_that_are_mixed")
 PRECISION = ("tests/evaluation/test_evaluation_precision.py", "-k", "moco")
@@ -117,6 +119,7 @@ _SIMCLR = "mixco_lightly/models/simclr.py"
 _CHUNKS = "mixco_lightly/models/chunks.py"
 _STEP_LOG = "mixco_lightly/models/step_log.py"
 _PROBE = "mixco_lightly/training/online_probe.py"
+_LOGGERS = "mixco_lightly/training/loggers.py"
 _DATA = "mixco_lightly/training/data_module.py"
 _TARS = "mixco_lightly/data/tar_shards.py"
 _STREAM = "mixco_lightly/data/image_stream.py"
@@ -1182,6 +1185,43 @@ MUTANTS = [
     Mutant(
         "a resumed probe forgets its optimiser", _PROBE,
         'self._optimizer.load_state_dict(self._restored["optimizer"])', "pass", PROBE_RESUMED,
+    ),
+    Mutant(
+        "metrics.csv has to be asked for", _LOGGERS,
+        'dict.fromkeys(("csv", *names))', "dict.fromkeys(names)", LOGGERS,
+    ),
+    Mutant(
+        "a missing logger's package is noticed late", _LOGGERS,
+        "if not _is_installed(_PACKAGES[name])]", "if False]", LOGGERS,
+    ),
+    Mutant(
+        "each process starts the loggers", "mixco_lightly/training/pretraining.py",
+        "prepare_on_rank_zero(trainer, prepare_folder)", "prepare_folder()", LOGGERS,
+    ),
+    Mutant(
+        "a run that replaces one goes on in its wandb run", _RUN,
+        '    "loggers.json",\n', "", LOGGERS,
+    ),
+    Mutant(
+        "a resumed run logs its options again", _LOGGERS,
+        "is_new = name not in ids", "is_new = True", LOGGED,
+    ),
+    Mutant("a resumed run is a second one in wandb", _LOGGERS, "id=known,\n        r", "r", LOGGED),
+    Mutant(
+        "a resumed run is a second one in MLflow", _LOGGERS,
+        "run_id=known", "run_id=None", LOGGED,
+    ),
+    Mutant(
+        "the second run of a program is in the first one's MLflow folder", _LOGGERS,
+        'os.environ.pop("MLFLOW_TRACKING_URI", None)', "pass", LOGGED,
+    ),
+    Mutant(
+        "TensorBoard shows repeated steps twice", _LOGGERS,
+        "purge_step=finished_steps", "purge_step=None", LOGGED,
+    ),
+    Mutant(
+        "the kNN of the summary is taken for the training's", _LOGGERS,
+        'f"summary/{name}"', "name", LOGGED,
     ),
     Mutant(
         "the probe sees mixtures as plain images", _MOCO,
