@@ -71,6 +71,8 @@ PROBE_RESUMED = ("tests/training/test_online_probe.py", "-k", "resumes")
 MIX_CHOICE = ("tests/training/test_mixing.py", "-k", "steps_is_mixed or decision")
 MIX_LOG = ("tests/models/test_step_log.py", "-k", "steps_that_are_mixed")
 PRECISION = ("tests/evaluation/test_evaluation_precision.py", "-k", "moco")
+CALIBRATION = ("tests/evaluation/test_calibration.py",)
+IMAGE_CALIBRATION = ("tests/evaluation/test_image_probes.py", "-k", "calibration")
 _PAPER = "tests/studies/test_paper.py"
 SCALE = (_PAPER, "-k", "scale_multiplies")
 PUBLISHED = (_PAPER, "-k", "published")
@@ -79,6 +81,8 @@ MINUTES = (_PAPER, "-k", "minutes_are or epochs_of_a_probe or device_is_warm")
 PARENT = (_PAPER, "-k", "works_for")
 AUTO = ("tests/studies/test_compare.py", "-k", "for_auto")
 
+_CALIBRATION = "mixco_lightly/evaluation/calibration.py"
+_IMAGE_TRAINING = "mixco_lightly/evaluation/image_training.py"
 _BLOCKWISE = "mixco_lightly/loss/blockwise.py"
 _EXPORT = "mixco_lightly/backbones/export.py"
 _HUB = "mixco_lightly/backbones/hub.py"
@@ -943,6 +947,23 @@ MUTANTS = [
     Mutant(
         "runs from before there was a probability do not resume", _RUN,
         '"mix_probability": 1.0, ', "", EARLIER,
+    ),
+    # Further protocols
+    Mutant(
+        "logits are taken for probabilities", _CALIBRATION,
+        "logits.float().softmax(dim=1)", "logits.float()", CALIBRATION,
+    ),
+    Mutant(
+        "ten bins instead of fifteen", _CALIBRATION,
+        "NUM_BINS = 15", "NUM_BINS = 10", CALIBRATION,
+    ),
+    Mutant(
+        "logits of training batches count in the calibration", _IMAGE_TRAINING,
+        "if not module.training:", "if True:", IMAGE_CALIBRATION,
+    ),
+    Mutant(
+        "targets of earlier epochs are kept", _IMAGE_TRAINING,
+        "        self._targets.clear()", "        pass", IMAGE_CALIBRATION,
     ),
 ]  # fmt: skip
 

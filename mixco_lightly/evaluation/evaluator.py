@@ -21,7 +21,8 @@ from mixco_lightly.data.transforms import create_probe_transform, create_test_tr
 from mixco_lightly.evaluation.features import Features
 from mixco_lightly.evaluation.parts import ENSEMBLE, Part, extract_parts, split_parts
 from mixco_lightly.evaluation.probe_result import ProbeResult, join_notes
-from mixco_lightly.evaluation.protocols import Outcome, Protocol, Setup, create_protocols
+from mixco_lightly.evaluation.protocol import Outcome, Protocol, Setup
+from mixco_lightly.evaluation.protocols import create_protocols
 
 
 class Extraction(NamedTuple):

@@ -6,23 +6,17 @@ fields of the class are its settings; they go into each record.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-from mixco_lightly.evaluation.probe_result import (
-    EpochResults,
-    ProbeResult,
-    join_notes,
-    rank_scores,
-)
+from mixco_lightly.evaluation.probe_result import ProbeResult, join_notes, rank_scores
+from mixco_lightly.evaluation.protocol import Outcome, Protocol, Setup
 
 # The commands' options need the names below: --help must not wait for torch.
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
-    from torch.utils.data import Dataset
 
     from mixco_lightly.evaluation.features import Features
     from mixco_lightly.evaluation.parts import Part
@@ -37,80 +31,6 @@ LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 # few labels and many features need a stronger penalty. With a larger C the fit takes longer and
 # overfits.
 C_VALUES = (0.0001, 0.001, 0.01, 0.1, 1.0)
-
-
-class Outcome(NamedTuple):
-    """What a protocol measured.
-
-    Attributes:
-        last: Accuracies after the last epoch.
-        epochs: The last and the best epoch, for protocols that test after each epoch.
-        scores: Scores of the test images, shape (M, classes), for protocols with an ensemble.
-    """
-
-    last: ProbeResult
-    epochs: EpochResults | None = None
-    scores: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a protocol is given beside a part.
-
-    Attributes:
-        images: Training images whose labels are used, augmented already or as ``augment`` takes
-            them. Prepared only if a protocol trains on images.
-        test_images: Test images and targets.
-        augment: Augments the training images of a batch, on the device.
-        num_classes: Number of classes.
-        num_workers: Processes that load training images.
-        seed: Seed of the protocols.
-        device: Where to run.
-        precision: Lightning's precision.
-        title: Title of a progress bar.
-    """
-
-    images: Dataset[Any]
-    test_images: Dataset[Any]
-    augment: Callable[[Tensor], Tensor] | None
-    num_classes: int
-    num_workers: int
-    seed: int
-    device: torch.device
-    precision: str
-    title: str
-
-
-class Protocol(ABC):
-    """How a part of a network is measured. A frozen dataclass whose fields are the settings.
-
-    Attributes:
-        name: Name on the command line and in records.
-        label: Name in tables.
-        figure: Name in summary.json, see :func:`mixco_lightly.evaluation.figures.name_figure`.
-        needs_images: Whether it trains on images; otherwise it needs features only.
-        has_ensemble: Whether it can measure the ensemble of several parts.
-    """
-
-    name: ClassVar[str]
-    label: ClassVar[str]
-    figure: ClassVar[str]
-    needs_images: ClassVar[bool] = False
-    has_ensemble: ClassVar[bool] = False
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings as JSON stores them."""
-        fields = asdict(self)  # type: ignore[call-overload]
-        return {name: list(x) if isinstance(x, tuple) else x for name, x in fields.items()}
-
-    @abstractmethod
-    def measure(self, part: Part, setup: Setup) -> Outcome:
-        """Measures a part of a network."""
-
-    def measure_ensemble(self, parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Outcome:
-        """Measures the ensemble of parts that have been measured."""
-        raise ValueError(f"Protocol {self.name} has no ensemble.")
 
 
 class LinearProbe(Protocol):
@@ -136,17 +56,20 @@ class LinearProbe(Protocol):
             device=setup.device,
             **({} if reason else self.choices),  # type: ignore[arg-type]
         )
-        result = rank_scores(scores, part.test.targets, note)
-        return Outcome(result._replace(note=join_notes(reason, result.note)), scores=scores)
+        result = self._rank(scores, part.test.targets, join_notes(reason, note))
+        return Outcome(result, scores=scores)
 
     def measure_ensemble(self, parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Outcome:
         """Averages the classifiers' scores."""
         from mixco_lightly.evaluation.exits import average_scores
 
         scores = [outcome.scores for outcome in outcomes if outcome.scores is not None]
-        result = average_scores(scores, parts[0].test.targets)
         reason = _why_no_choice(parts[0].train)
-        return Outcome(result._replace(note=join_notes(reason, result.note)))
+        return Outcome(self._rank(average_scores(scores), parts[0].test.targets, reason))
+
+    def _rank(self, scores: Tensor, targets: Tensor, note: str) -> ProbeResult:
+        """Computes the measures of scores."""
+        return rank_scores(scores, targets, note)
 
 
 def _why_no_choice(train: Features) -> str:
@@ -172,6 +95,11 @@ class TorchProbe(LinearProbe):
     def choices(self) -> dict[str, Sequence[float]]:
         """The learning rates to choose from."""
         return {"learning_rate": self.learning_rates}
+
+    def _rank(self, scores: Tensor, targets: Tensor, note: str) -> ProbeResult:
+        from mixco_lightly.evaluation.calibration import add_calibration
+
+        return add_calibration(super()._rank(scores, targets, note), scores, targets)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,12 @@ from torchvision.transforms import PILToTensor
 from mixco_lightly import MultiExitBackbone, ProbeResult, create_backbone, linear_probe
 from mixco_lightly.data.catalogue import create_train_test, get_dataset
 from mixco_lightly.evaluation import protocols
+from mixco_lightly.evaluation.calibration import add_calibration
 from mixco_lightly.evaluation.evaluator import evaluate_parts
 from mixco_lightly.evaluation.exits import exit_probe, select_exit
 from mixco_lightly.evaluation.figures import RANDOM_INIT, name_figure, summarise
 from mixco_lightly.evaluation.knn import knn_probe
+from mixco_lightly.evaluation.linear import linear_scores
 from mixco_lightly.evaluation.parts import name_parts
 from mixco_lightly.evaluation.protocols import (
     DEFAULT_PROTOCOLS,
@@ -59,9 +61,15 @@ def test_exits_are_parts_whose_results_are_those_of_their_features_alone(images,
     for index, name in enumerate(exits):
         train, test = (select_exit(x, index) for x in (extraction.train, extraction.test))
         assert results[name]["knn"] == knn_probe(train, test, k=3)
-        assert results[name][solver] == linear_probe(train, test, solver, **choices)
+        scores, _ = linear_scores(train, test, solver, **choices)
+        expected = linear_probe(train, test, solver, **choices)
+        if solver == "torch":
+            expected = add_calibration(expected, scores, test.targets)
+        assert results[name][solver] == expected
     together = exit_probe(extraction.train, extraction.test, solver=solver, **choices)
-    assert results["ensemble"] == {solver: together[-1]}  # kNN has no ensemble
+    assert list(results["ensemble"]) == [solver]  # kNN has no ensemble
+    assert results["ensemble"][solver][:3] == together[-1][:3]
+    assert list(results["ensemble"][solver].measures) == list(expected.measures)
 
 
 def test_one_label_a_class_is_noted_for_the_ensemble_too(images):
