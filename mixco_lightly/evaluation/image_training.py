@@ -141,7 +141,8 @@ class MeasureCalibration(Callback):
             if not module.training:
                 self._logits.append(logits.detach())
 
-        pl_module.classification_head.register_forward_hook(keep)
+        head: Any = pl_module.classification_head
+        head.register_forward_hook(keep)
 
     def on_validation_batch_end(
         self,

@@ -69,6 +69,7 @@ class Protocol(ABC):
         figure: Name in summary.json, see :func:`mixco_lightly.evaluation.figures.name_figure`.
         needs_images: Whether it trains on images; otherwise it needs features only.
         has_ensemble: Whether it can measure the ensemble of several parts.
+        image_set: Name of the further set of images whose features it needs, if it needs one.
     """
 
     name: ClassVar[str]
@@ -76,6 +77,7 @@ class Protocol(ABC):
     figure: ClassVar[str]
     needs_images: ClassVar[bool] = False
     has_ensemble: ClassVar[bool] = False
+    image_set: ClassVar[str] = ""
 
     @property
     def settings(self) -> dict[str, Any]:
