@@ -66,7 +66,7 @@ def _check_classes(shifted: Sequence[str], classes: Sequence[str]) -> None:
 
 
 def open_second_datasets(
-    names: Mapping[str, tuple[str | None, str | None]],
+    names: Mapping[str, Sequence[str | None]],
     *,
     download: bool = False,
     keep_decoded: bool = True,
