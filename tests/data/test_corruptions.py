@@ -122,4 +122,13 @@ def test_the_seed_decides_choice_and_noise_whatever_the_order():
     assert torch.equal(first[2][0], first[2][0])
     assert [torch.equal(first[i][0], second[i][0]) for i in reversed(range(9))] == [True] * 9
     assert first.targets != other.targets
-    assert not torch.equal(first[0][0], first[3][0])
+
+
+def test_every_image_strength_and_seed_has_its_own_noise():
+    grey = ImageArray(np.full((2, 16, 16), 128, dtype=np.uint8), [0, 1], ["a", "b"])
+    noisy = []
+    for seed in (0, 1):
+        corrupted = CorruptedImages(grey, FACTS, max_images=2, seed=seed)
+        corrupted.transform = create_test_transform(FACTS, 16)
+        noisy += [corrupted[index][0] for index in range(4)]
+    assert len({tuple(image.flatten().tolist()) for image in noisy}) == 8
