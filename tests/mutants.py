@@ -84,6 +84,13 @@ LOGGERS = ("tests/training/test_loggers.py", "-k", "not all_loggers")
 MIX_CHOICE = ("tests/training/test_mixing.py", "-k", "steps_is_mixed or decision")
 MIX_LOG = ("tests/models/test_step_log.py", "-k", "steps_that_are_mixed")
 PRECISION = ("tests/evaluation/test_evaluation_precision.py", "-k", "moco")
+CALIBRATION = ("tests/evaluation/test_calibration.py",)
+IMAGE_CALIBRATION = ("tests/evaluation/test_image_probes.py", "-k", "calibration")
+FEW_SHOT = ("tests/evaluation/test_few_shot.py",)
+OUTLIERS = ("tests/evaluation/test_outliers.py",)
+IMAGE_SETS = ("tests/evaluation/test_image_sets.py", "-k", "not exits")
+CORRUPTIONS = ("tests/data/test_corruptions.py",)
+ROBUSTNESS = ("tests/studies/test_robustness.py",)
 _PAPER = "tests/studies/test_paper.py"
 SCALE = (_PAPER, "-k", "scale_multiplies")
 PUBLISHED = (_PAPER, "-k", "published")
@@ -92,6 +99,13 @@ MINUTES = (_PAPER, "-k", "minutes_are or epochs_of_a_probe or device_is_warm")
 PARENT = (_PAPER, "-k", "works_for")
 AUTO = ("tests/studies/test_compare.py", "-k", "for_auto")
 
+_CALIBRATION = "mixco_lightly/evaluation/calibration.py"
+_IMAGE_TRAINING = "mixco_lightly/evaluation/image_training.py"
+_FEW_SHOT = "mixco_lightly/evaluation/few_shot.py"
+_OUTLIERS = "mixco_lightly/evaluation/outliers.py"
+_FURTHER = "mixco_lightly/evaluation/further_protocols.py"
+_IMAGE_SETS = "mixco_lightly/evaluation/image_sets.py"
+_CORRUPTIONS = "mixco_lightly/data/corruptions.py"
 _BLOCKWISE = "mixco_lightly/loss/blockwise.py"
 _EXPORT = "mixco_lightly/backbones/export.py"
 _HUB = "mixco_lightly/backbones/hub.py"
@@ -1251,6 +1265,92 @@ MUTANTS = [
     Mutant(
         "runs from before there was a probability do not resume", _RUN,
         '"mix_probability": 1.0, ', "", EARLIER,
+    ),
+    # Further protocols
+    Mutant(
+        "logits are taken for probabilities", _CALIBRATION,
+        "logits.float().softmax(dim=1)", "logits.float()", CALIBRATION,
+    ),
+    Mutant(
+        "ten bins instead of fifteen", _CALIBRATION,
+        "NUM_BINS = 15", "NUM_BINS = 10", CALIBRATION,
+    ),
+    Mutant(
+        "logits of training batches count in the calibration", _IMAGE_TRAINING,
+        "if not module.training:", "if True:", IMAGE_CALIBRATION,
+    ),
+    Mutant(
+        "targets of earlier epochs are kept", _IMAGE_TRAINING,
+        "        self._targets.clear()", "        pass", IMAGE_CALIBRATION,
+    ),
+    Mutant(
+        "class means of features that are not normalised", _FEW_SHOT,
+        "normalize(part.features, dim=1)", "part.features", FEW_SHOT,
+    ),
+    Mutant(
+        "the nearest mean without its length", _FEW_SHOT,
+        "means.square().sum(dim=1) - 2", "-2", FEW_SHOT,
+    ),
+    Mutant(
+        "each episode draws the first features", _FEW_SHOT,
+        "[torch.randperm(len(rows), generator=generator)[:shots]]", "[:shots]", FEW_SHOT,
+    ),
+    Mutant(
+        "the interval is of an episode, not of the mean", _FEW_SHOT,
+        " / math.sqrt(len(values))", "", FEW_SHOT,
+    ),
+    Mutant(
+        "the distance is to the nearest neighbour", _OUTLIERS,
+        "values[:, -1]", "values[:, 0]", OUTLIERS,
+    ),
+    Mutant(
+        "the ROC curve is turned round", _OUTLIERS,
+        "torch.zeros_like(test), torch.ones_like(outliers)",
+        "torch.ones_like(test), torch.zeros_like(outliers)", OUTLIERS,
+    ),
+    Mutant(
+        "fewer than 95 percent are accepted", _OUTLIERS,
+        "-(-95 * len(test) // 100)", "95 * len(test) // 100", OUTLIERS,
+    ),
+    Mutant(
+        "an outlier at the threshold is rejected", _OUTLIERS,
+        "outliers <= threshold", "outliers < threshold", OUTLIERS,
+    ),
+    Mutant(
+        "the classifier is tested on the plain test images", _FURTHER,
+        "part._replace(test=part.further[self.image_set])", "part", IMAGE_SETS,
+    ),
+    Mutant(
+        "test images are compared with themselves", _FURTHER,
+        "(part.test, part.further[self.image_set])", "(part.test, part.test)", OUTLIERS,
+    ),
+    Mutant(
+        "a shifted dataset may have other classes", _IMAGE_SETS,
+        "    if list(shifted) == list(classes):\n", "    if shifted:\n", IMAGE_SETS,
+    ),
+    Mutant(
+        "contrast is reduced around black", _CORRUPTIONS,
+        "mean + strength * (pixels - mean)", "strength * pixels", CORRUPTIONS,
+    ),
+    Mutant(
+        "blur is in pixels", _CORRUPTIONS,
+        "strength * min(pixels.shape[1:])", "strength", CORRUPTIONS,
+    ),
+    Mutant(
+        "every image has the same noise", _CORRUPTIONS,
+        "[self._seed, condition, self._chosen[row]]", "[self._seed, condition]", CORRUPTIONS,
+    ),
+    Mutant(
+        "jpeg rounds down before it compresses", _CORRUPTIONS,
+        "(pixels * 255).round().byte()", "(pixels * 255).byte()", CORRUPTIONS,
+    ),
+    Mutant(
+        "corrupted images are not rounded to eight bits", _CORRUPTIONS,
+        "(corrupted * 255).round() / 255", "corrupted", CORRUPTIONS,
+    ),
+    Mutant(
+        "a study shows intervals over episodes", "mixco_lightly/studies/results.py",
+        'if not measure.endswith(" interval"):', "if measure:", ROBUSTNESS,
     ),
 ]  # fmt: skip
 
