@@ -3,7 +3,7 @@
 #
 # pip install mixco-lightly
 #
-# The settings suit a first run on one GPU. They are not the paper's.
+# The settings suit a first run on one GPU and are not the paper's.
 
 import torch
 from lightly.models.modules import SimCLRProjectionHead
@@ -32,7 +32,7 @@ if __name__ == "__main__":  # the DataLoader's workers may import this file
 
     transform = SimCLRTransform(input_size=32, gaussian_blur=0.0)
     # Or images of your own: LightlyDataset("path/to/folder", transform=transform).
-    dataset = CIFAR10("datasets/cifar10", download=True, transform=transform)
+    dataset = CIFAR10("data", download=True, transform=transform)
     dataloader = DataLoader(
         dataset,
         batch_size=256,

@@ -3,7 +3,7 @@
 #
 # pip install mixco-lightly
 #
-# The settings suit a first run. The batch size is that of each GPU. They are not the paper's.
+# The settings suit a first run and are not the paper's. The batch size is for each GPU.
 
 import copy
 
@@ -67,7 +67,7 @@ if __name__ == "__main__":  # the DataLoader's workers may import this file
 
     transform = MoCoV2Transform(input_size=32)
     # Or images of your own: LightlyDataset("path/to/folder", transform=transform).
-    dataset = CIFAR10("datasets/cifar10", download=True, transform=transform)
+    dataset = CIFAR10("data", download=True, transform=transform)
     dataloader = DataLoader(
         dataset,
         batch_size=256,

@@ -1,0 +1,125 @@
+"""The examples train on what they say: each projection is of the image that the loss takes it for.
+
+Each runs on a few fake images and a tiny network; tests/run_example.py lists what is changed.
+"""
+
+import re
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from mixco_lightly import Mixer, mix_pairs
+from tests.run_example import EPOCHS, EXAMPLES, STEPS, Notes, key_of, run_example
+from tests.training.test_devices import start_ranks
+
+NAMES = ["mixco_moco", "mixco_simclr", "imix", "unmix"]
+FOLDERS = ["pytorch", "pytorch_lightning", "pytorch_lightning_distributed"]
+SCRIPTS = {f"{folder}/{name}.py" for folder in FOLDERS for name in NAMES}
+MARKS = {"mixco_moco": "MixCo", "mixco_simclr": "MixCo", "imix": "i-Mix", "unmix": "Un-Mix"}
+# What the loss is called with: names of what a projection must be of, or of the mixture itself.
+ARGUMENTS = {
+    "mixco_moco": ["view 0", "key 1", "mixed 0", "mixture 0"],
+    "mixco_simclr": ["view 0", "view 1", "mixed 0", "mixture 0", "mixed 1", "mixture 1"],
+    "imix": ["mixed 0", "key 1", "mixture 0"],
+    "unmix": ["view 0", "key 1", "mixed 0", "mixture 0"],
+}
+
+
+def check_steps(name, notes, images):
+    """Every row that the loss got is the projection of the image that it stands for."""
+    assert len(notes.batches) == len(notes.steps) == EPOCHS * STEPS
+    for batch, (arguments, loss) in zip(notes.batches, notes.steps, strict=True):
+        assert 0 < float(loss) < 100
+        for argument, text in zip(arguments, ARGUMENTS[name], strict=True):
+            kind, view = text.split()
+            mixture = batch[-1][int(view)] if kind[0] == "m" else None
+            if kind == "mixture":
+                assert all(map(torch.equal, argument, mixture))
+                continue
+            expected = mixture.images if kind == "mixed" else batch[0][int(view)]
+            for projection, image in zip(argument, expected, strict=True):
+                found, is_momentum = images[key_of(projection)]
+                assert torch.equal(found, image)
+                assert is_momentum == (kind == "key")
+
+
+def check_mixtures(name, notes):
+    """The mixtures are those of the method, of the views that are mixed."""
+    if name.startswith("mixco"):
+        assert notes.collate.mixer.func is mix_pairs
+    else:
+        assert notes.collate.mixer == {"imix": Mixer.imix(), "unmix": Mixer.unmix()}[name]
+    assert notes.collate.views == ((0, 1) if name == "mixco_simclr" else (0,))
+
+
+def check_training(name, notes, steps):
+    """The network is trained, and the momentum encoder follows it; ``steps`` are all processes'."""
+    start, end, momentum = notes.weights
+    assert not torch.equal(start, end)
+    if name == "mixco_simclr":
+        assert not notes.queue
+        return
+    # After two steps of an epoch with momentum 0.996 it has made 0.004 of the first step.
+    assert not torch.equal(momentum, start)
+    assert (momentum - start).norm() < 0.1 * (end - start).norm()
+    keys = torch.cat([arguments[1] for arguments, _ in steps])
+    assert int(notes.queue["queue.position"]) == len(keys)
+    torch.testing.assert_close(notes.queue["queue.keys"][: len(keys)], normalize(keys, dim=1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("folder", FOLDERS[:2])
+def test_the_loss_gets_the_projections_of_its_images_and_the_keys_are_queued(folder, name, capsys):
+    notes = run_example((EXAMPLES / folder / f"{name}.py").read_text())
+    check_steps(name, notes, notes.images)
+    check_mixtures(name, notes)
+    check_training(name, notes, notes.steps)
+    if folder == "pytorch":
+        # The mean over the steps of an epoch is printed.
+        losses = [float(loss) for _, loss in notes.steps]
+        means = [sum(losses[i : i + STEPS]) / STEPS for i in range(0, len(losses), STEPS)]
+        printed = re.findall(r"^epoch: (\d\d), loss: ([\d.]+)$", capsys.readouterr().out, re.M)
+        assert [int(epoch) for epoch, _ in printed] == list(range(EPOCHS))
+        assert [float(x) for _, x in printed] == pytest.approx(means, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """What each of two processes noted, by example."""
+    folder = tmp_path_factory.mktemp("examples")
+    paths = [f"pytorch_lightning_distributed/{name}.py" for name in NAMES]
+    program = EXAMPLES.parent / "tests" / "run_example.py"
+    for process in start_ranks(program, folder, *paths, cwd=folder):
+        result = process.wait()
+        assert result.returncode == 0, result.stderr
+    return {
+        name: [
+            Notes(**torch.load(folder / f"{name}-{rank}.pt", weights_only=False)) for rank in (0, 1)
+        ]
+        for name in NAMES
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_train_one_network_with_the_keys_of_both(name, two_processes):
+    both = two_processes[name]
+    images = both[0].images | both[1].images  # the shuffle exchanges the images of the keys
+    for notes in both:
+        check_steps(name, notes, images)
+        check_mixtures(name, notes)
+        steps = [step for steps in zip(*(n.steps for n in both), strict=True) for step in steps]
+        check_training(name, notes, steps)
+        assert bool(notes.synchronised) == (name == "mixco_simclr")
+    first, second = both
+    for x, y in zip(first.weights, second.weights, strict=True):
+        assert torch.equal(x, y)
+    for key, value in first.queue.items():
+        assert torch.equal(value, second.queue[key])
+    own = [{key_of(image) for batch in n.batches for image in batch[0][0]} for n in both]
+    assert not own[0] & own[1]
+    if name != "mixco_simclr":
+        # Some keys were computed by the other process.
+        keys = [key_of(k) for arguments, _ in first.steps for k in arguments[1]]
+        assert not all(key in first.images for key in keys)
+        assert any(key in first.images for key in keys)
