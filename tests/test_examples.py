@@ -3,10 +3,13 @@
 Each runs on a few fake images and a tiny network; tests/run_example.py lists what is changed.
 """
 
+import importlib.util
+import json
 import re
 
 import pytest
 import torch
+from pytorch_lightning.strategies import StrategyRegistry
 from torch.nn.functional import normalize
 
 from mixco_lightly import Mixer, mix_pairs
@@ -123,3 +126,92 @@ def test_two_processes_train_one_network_with_the_keys_of_both(name, two_process
         keys = [key_of(k) for arguments, _ in first.steps for k in arguments[1]]
         assert not all(key in first.images for key in keys)
         assert any(key in first.images for key in keys)
+
+
+def marked_lines(script, mark):
+    """Lines of a script with its mark at their end, and the others."""
+    lines = script.partition("\n\n")[2].splitlines()
+    marked = [line for line in lines if re.search(rf"  # {mark}($|;)", line)]
+    return marked, [line for line in lines if line not in marked]
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS))
+def test_marked_lines_are_the_change(script):
+    text = (EXAMPLES / script).read_text()
+    assert len(text.splitlines()) <= 85  # a page
+    marked, others = marked_lines(text, MARKS[script.split("/")[1].removesuffix(".py")])
+    assert 7 <= len(marked) <= 9
+    ours = re.compile(r"mixco_lightly|[Mm]ix|create_backbone")
+    allowed = "            mix_temperature=0.5,"  # in a marked call of several lines
+    assert not [line for line in others if ours.search(line) and line != allowed]
+
+
+def hunks_of_the_readme():
+    """Pairs of what the README's diff takes from Lightly's pipeline and what it puts there."""
+    (diff,) = re.findall(r"```diff\n(.*?)```", (EXAMPLES / "README.md").read_text(), re.DOTALL)
+    for hunk in diff.split("...\n"):
+        lines = hunk.splitlines()
+        yield tuple("".join(f"{line[1:]}\n" for line in lines if line[:1] != sign) for sign in "+-")
+
+
+def test_without_the_readmes_diff_moco_trains_and_nothing_is_left_of_mixco():
+    code = re.sub(r"  # MixCo.*$", "", (EXAMPLES / "pytorch/mixco_moco.py").read_text(), flags=re.M)
+    for old, new in hunks_of_the_readme():
+        assert code.count(new) == 1
+        code = code.replace(new, old)
+    code = code.replace("import MixCoCollate, MixCoLoss, create_backbone", "import create_backbone")
+    assert not re.search("MixCo|mixture|mixed", code.partition("\n\n")[2])
+    notes = run_example(f"from lightly.loss import NTXentLoss\n{code}")
+    assert not notes.batches
+    start, end, momentum = notes.weights
+    assert not torch.equal(start, end)
+    assert not torch.equal(start, momentum)
+
+
+@pytest.fixture(scope="module")
+def notebooks():
+    """The module that writes the notebooks."""
+    path = EXAMPLES / "create_notebooks.py"
+    spec = importlib.util.spec_from_file_location("create_notebooks", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_notebooks_are_those_of_the_scripts(notebooks):
+    paths = notebooks.notebook_paths()
+    assert {path.relative_to(EXAMPLES).as_posix() for path in paths} == SCRIPTS
+    # `make notebooks` writes them anew.
+    assert {path: path.read_text() for path in paths.values()} == {
+        path: notebooks.create_notebook(script.read_text()) for script, path in paths.items()
+    }
+    assert set((EXAMPLES / "notebooks").rglob("*.ipynb")) == set(paths.values())
+
+
+def cells_of(path):
+    """The code cells of a notebook: the installation, and the others as one text."""
+    cells = json.loads(path.read_text())["cells"]
+    install, *code = ["".join(x["source"]) for x in cells if x["cell_type"] == "code"]
+    return install, "\n\n".join(code)
+
+
+def test_a_notebook_installs_the_package_and_has_the_code_of_its_script(notebooks):
+    for script, path in notebooks.notebook_paths().items():
+        install, code = cells_of(path)
+        assert install == "%pip install mixco-lightly"
+        expected = script.read_text().replace('strategy="ddp"', 'strategy="ddp_notebook"')
+        lines = [line.split() for line in expected.partition("\n\n")[2].splitlines()]
+        guard = ["if", "__name__", "==", '"__main__":']
+        expected = [words for words in lines if words and words[:4] != guard]
+        assert [line.split() for line in code.splitlines() if line.split()] == expected
+
+
+def test_a_notebook_trains_as_its_script_does(notebooks):
+    _, code = cells_of(EXAMPLES / "notebooks/pytorch/unmix.ipynb")
+    notes = run_example(code)
+    check_steps("unmix", notes, notes.images)
+    check_training("unmix", notes, notes.steps)
+
+
+def test_lightning_knows_the_strategy_of_the_notebooks():
+    assert "ddp_notebook" in StrategyRegistry.available_strategies()

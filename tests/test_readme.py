@@ -15,7 +15,7 @@ from mixco_lightly.data.transforms import create_pretrain_transform
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
-DOCUMENTS = ["README.md", "CHANGELOG.md", "SECURITY.md", *PAGES]
+DOCUMENTS = ["README.md", "CHANGELOG.md", "SECURITY.md", "examples/README.md", *PAGES]
 TEXT = {name: (ROOT / name).read_text() for name in DOCUMENTS}
 BLOCK = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
 (MOCO,) = BLOCK.findall(TEXT["README.md"])
