@@ -12,8 +12,8 @@ import torch
 from pytorch_lightning.strategies import StrategyRegistry
 from torch.nn.functional import normalize
 
-from mixco_lightly import Mixer, mix_pairs
-from tests.run_example import EPOCHS, EXAMPLES, STEPS, Notes, key_of, run_example
+from mixco_lightly import MixCoLoss, Mixer, Mixture, mix_pairs
+from tests.run_example import BATCH, EPOCHS, EXAMPLES, STEPS, Notes, key_of, run_example
 from tests.training.test_devices import start_ranks
 
 NAMES = ["mixco_moco", "mixco_simclr", "imix", "unmix"]
@@ -87,6 +87,20 @@ def test_the_loss_gets_the_projections_of_its_images_and_the_keys_are_queued(fol
         assert [float(x) for _, x in printed] == pytest.approx(means, abs=1e-4)
 
 
+def check_loss_of_the_whole_batch(both):
+    """The mean of the processes' losses is the loss of all images in one process."""
+    for (first, loss0), (second, loss1) in zip(*(notes.steps for notes in both), strict=True):
+        whole = []
+        for x, y in zip(first, second, strict=True):
+            if isinstance(x, Mixture):
+                y = y._replace(first=y.first + BATCH, second=y.second + BATCH)
+                whole.append(Mixture(*map(torch.cat, zip(x, y, strict=True))))
+            else:
+                whole.append(torch.cat([x, y]))
+        expected = MixCoLoss(temperature=0.5, mix_temperature=0.5)(*whole)
+        torch.testing.assert_close((loss0 + loss1) / 2, expected)
+
+
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     """What each of two processes noted, by example."""
@@ -121,7 +135,9 @@ def test_two_processes_train_one_network_with_the_keys_of_both(name, two_process
         assert torch.equal(value, second.queue[key])
     own = [{key_of(image) for batch in n.batches for image in batch[0][0]} for n in both]
     assert not own[0] & own[1]
-    if name != "mixco_simclr":
+    if name == "mixco_simclr":
+        check_loss_of_the_whole_batch(both)
+    else:
         # Some keys were computed by the other process.
         keys = [key_of(k) for arguments, _ in first.steps for k in arguments[1]]
         assert not all(key in first.images for key in keys)
