@@ -90,8 +90,9 @@ def run_example(code: str, processes: int = 1) -> Notes:
 
     def fake_cifar10(root: str, download: bool, transform: Any) -> FakeData:
         assert download
-        # The odd image is left out by drop_last.
-        return FakeData(processes * STEPS * BATCH + 1, (3, 32, 32), transform=transform)
+        # The odd image is left out by drop_last. The targets are random, so they name the images.
+        count = processes * STEPS * BATCH + 1
+        return FakeData(count, (3, 32, 32), num_classes=10**9, transform=transform)
 
     def noted_collate(self: MixCollate, samples: list[Any]) -> list[Any]:
         batches.append(collate(self, samples))

@@ -101,31 +101,32 @@ def check_loss_of_the_whole_batch(both):
         torch.testing.assert_close((loss0 + loss1) / 2, expected)
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
-    """What each of two processes noted, by example."""
-    folder = tmp_path_factory.mktemp("examples")
-    paths = [f"pytorch_lightning_distributed/{name}.py" for name in NAMES]
+# One start of two processes runs several examples.
+TOGETHER = [
+    pytest.param(("mixco_moco", "mixco_simclr"), id="mixco"),
+    pytest.param(("imix", "unmix"), id="imix and unmix", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("names", TOGETHER)
+def test_two_processes_train_one_network_with_the_keys_of_both(names, tmp_path):
+    paths = [f"pytorch_lightning_distributed/{name}.py" for name in names]
     program = EXAMPLES.parent / "tests" / "run_example.py"
-    for process in start_ranks(program, folder, *paths, cwd=folder):
+    for process in start_ranks(program, tmp_path, *paths, cwd=tmp_path):
         result = process.wait()
         assert result.returncode == 0, result.stderr
-    return {
-        name: [
-            Notes(**torch.load(folder / f"{name}-{rank}.pt", weights_only=False)) for rank in (0, 1)
-        ]
-        for name in NAMES
-    }
+    for name in names:
+        files = [tmp_path / f"{name}-{rank}.pt" for rank in (0, 1)]
+        check_two_processes(name, [Notes(**torch.load(f, weights_only=False)) for f in files])
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_two_processes_train_one_network_with_the_keys_of_both(name, two_processes):
-    both = two_processes[name]
+def check_two_processes(name, both):
+    """They have images of their own, and all else together."""
     images = both[0].images | both[1].images  # the shuffle exchanges the images of the keys
+    steps = [step for pair in zip(*(notes.steps for notes in both), strict=True) for step in pair]
     for notes in both:
         check_steps(name, notes, images)
         check_mixtures(name, notes)
-        steps = [step for steps in zip(*(n.steps for n in both), strict=True) for step in steps]
         check_training(name, notes, steps)
         assert bool(notes.synchronised) == (name == "mixco_simclr")
     first, second = both
@@ -133,13 +134,13 @@ def test_two_processes_train_one_network_with_the_keys_of_both(name, two_process
         assert torch.equal(x, y)
     for key, value in first.queue.items():
         assert torch.equal(value, second.queue[key])
-    own = [{key_of(image) for batch in n.batches for image in batch[0][0]} for n in both]
-    assert not own[0] & own[1]
+    own = [{int(x) for batch in notes.batches[:STEPS] for x in batch[1]} for notes in both]
+    assert len(own[0] | own[1]) == 2 * STEPS * BATCH
     if name == "mixco_simclr":
         check_loss_of_the_whole_batch(both)
     else:
-        # Some keys were computed by the other process.
-        keys = [key_of(k) for arguments, _ in first.steps for k in arguments[1]]
+        # Some keys of the first process were computed by the second. 24 are shuffled in all.
+        keys = [key_of(key) for arguments, _ in first.steps for key in arguments[1]]
         assert not all(key in first.images for key in keys)
         assert any(key in first.images for key in keys)
 
@@ -223,10 +224,10 @@ def test_a_notebook_installs_the_package_and_has_the_code_of_its_script(notebook
 
 
 def test_a_notebook_trains_as_its_script_does(notebooks):
-    _, code = cells_of(EXAMPLES / "notebooks/pytorch/unmix.ipynb")
+    _, code = cells_of(EXAMPLES / "notebooks/pytorch/imix.ipynb")
     notes = run_example(code)
-    check_steps("unmix", notes, notes.images)
-    check_training("unmix", notes, notes.steps)
+    check_steps("imix", notes, notes.images)
+    check_training("imix", notes, notes.steps)
 
 
 def test_lightning_knows_the_strategy_of_the_notebooks():
