@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 FLOORS := .venv-floors
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart paper test test-gpu test-slow test-floors mutants soak study-check forest format clean
+.PHONY: help quickstart paper test test-gpu test-slow test-floors mutants soak study-check forest notebooks format clean
 
 help: ## Show the commands.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -51,6 +51,9 @@ study-check: $(VENV)/.installed-dev ## Compute the tables in recipes/results/ an
 
 forest: $(VENV)/.installed ## Draw docs/results.png, all studies' differences to plain training, from recipes/results/.
 	$(BIN)/python recipes/compare.py --output_dir recipes/results --forest docs/results.png
+
+notebooks: $(VENV)/.installed-dev ## Write examples/notebooks/ from the scripts in examples/.
+	$(BIN)/python examples/create_notebooks.py
 
 format: $(VENV)/.installed-dev ## Format the code.
 	$(BIN)/ruff check --fix .

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent
-PARTS = ["mixco_lightly", "recipes", "tests", "pyproject.toml", "README.md"]
+PARTS = ["mixco_lightly", "recipes", "examples", "tests", "pyproject.toml", "README.md"]
 # What the package and its tests are built on.
 LIBRARIES = ["datasets", "hypothesis", "kornia", "lightly.loss", "lightly.models.modules"]
 LIBRARIES += ["lightly.transforms", "matplotlib.figure", "pytest", "pytorch_lightning"]
@@ -98,6 +98,9 @@ SLICES = (_PAPER, "-k", "slice_ends or each_slice")
 MINUTES = (_PAPER, "-k", "minutes_are or epochs_of_a_probe or device_is_warm")
 PARENT = (_PAPER, "-k", "works_for")
 AUTO = ("tests/studies/test_compare.py", "-k", "for_auto")
+EXAMPLES = ("tests/test_examples.py", "-k", "gets_the_projections")
+EXAMPLES_ON_TWO = ("tests/test_examples.py", "-k", "two_processes")
+NOTEBOOKS = ("tests/test_examples.py", "-k", "are_those_of_the_scripts")
 
 _CALIBRATION = "mixco_lightly/evaluation/calibration.py"
 _IMAGE_TRAINING = "mixco_lightly/evaluation/image_training.py"
@@ -1351,6 +1354,33 @@ MUTANTS = [
     Mutant(
         "a study shows intervals over episodes", "mixco_lightly/studies/results.py",
         'if not measure.endswith(" interval"):', "if measure:", ROBUSTNESS,
+    Mutant(
+        "an example takes the mixtures' projections for the queries'",
+        "examples/pytorch/unmix.py", "query, mixed = model", "mixed, query = model", EXAMPLES,
+    ),
+    Mutant(
+        "an example computes the keys of the mixed view",
+        "examples/pytorch_lightning/imix.py", "batch[0][1]", "batch[0][0]", EXAMPLES,
+    ),
+    Mutant(
+        "an example computes the keys with the query encoder",
+        "examples/pytorch/mixco_moco.py",
+        "key = model.forward_momentum(x_key)", "key = model(x_key).detach()", EXAMPLES,
+    ),
+    Mutant(
+        "an example on several devices has negatives of its own only",
+        "examples/pytorch_lightning_distributed/mixco_simclr.py",
+        "gather_distributed=True,", "gather_distributed=False,", EXAMPLES_ON_TWO,
+    ),
+    Mutant(
+        "an example on several devices leaves the keys shuffled",
+        "examples/pytorch_lightning_distributed/mixco_moco.py",
+        "return batch_unshuffle(key, shuffle, distributed=True)", "return key", EXAMPLES_ON_TWO,
+    ),
+    Mutant(
+        "a notebook on several devices has a strategy that notebooks cannot use",
+        "examples/create_notebooks.py",
+        "'strategy=\"ddp_notebook\"'", "'strategy=\"ddp\"'", NOTEBOOKS,
     ),
 ]  # fmt: skip
 

@@ -72,7 +72,7 @@ def wheel(tmp_path_factory):
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     leave = shutil.ignore_patterns("__pycache__", "results")
-    for name in ("mixco_lightly", "recipes"):
+    for name in ("mixco_lightly", "recipes", "examples"):
         shutil.copytree(ROOT / name, source / name, ignore=leave)
     build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
     built = call(sys.executable, "-c", build, target, cwd=source)
