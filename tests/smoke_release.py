@@ -64,7 +64,9 @@ def install_beside_present_packages(distribution: Path, environment: Path) -> Pa
     # A .pth file in a folder that a .pth file adds is not read: our editable install stays out.
     (own / "present.pth").write_text(sysconfig.get_path("purelib"))
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
-    call(*pip, "--no-deps", "--no-index", "--no-build-isolation", "--ignore-installed", distribution)
+    call(
+        *pip, "--no-deps", "--no-index", "--no-build-isolation", "--ignore-installed", distribution
+    )
     return python
 
 
@@ -73,7 +75,9 @@ def run() -> None:
     package = importlib.import_module("mixco_lightly")
     folder = Path(str(package.__file__)).parent
     distribution = importlib.metadata.distribution("mixco-lightly")
-    assert folder.parent == Path(str(distribution.locate_file(""))), "this is not what pip installed"
+    assert folder.parent == Path(str(distribution.locate_file(""))), (
+        "this is not what pip installed"
+    )
     assert package.__version__ == distribution.version
     files = {str(path) for path in distribution.files or []}
     assert "mixco_lightly/py.typed" in files
