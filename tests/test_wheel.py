@@ -78,8 +78,15 @@ def files_of_the_repository():
         paths = map(Path, listed.stdout.splitlines())
         return {path for path in paths if (ROOT / path).is_file()}
     paths = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file())
-    made = ("__pycache__", ".pytest_cache", ".hypothesis", "mixco_lightly.egg-info")
-    return {path for path in paths if not set(made) & set(path.parts)}
+    made = {
+        ".venv",
+        ".pytest_cache",
+        ".hypothesis",
+        "runs",
+        "__pycache__",
+        "mixco_lightly.egg-info",
+    }
+    return {path for path in paths if not made & set(path.parts)}
 
 
 def build(kind, source, target):
