@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent
 PARTS = ["mixco_lightly", "recipes", "examples", "tests", "pyproject.toml", "README.md"]
+PARTS += ["CHANGELOG.md", "CITATION.cff", "LICENSE", "MANIFEST.in", "Makefile", ".ci", ".github"]
 # What the package and its tests are built on.
 LIBRARIES = ["datasets", "hypothesis", "kornia", "lightly.loss", "lightly.models.modules"]
 LIBRARIES += ["lightly.transforms", "matplotlib.figure", "pytest", "pytorch_lightning"]
@@ -160,6 +161,11 @@ _REPORT = "mixco_lightly/studies/report.py"
 _RESULTS = "mixco_lightly/studies/results.py"
 _SCALE = "mixco_lightly/studies/scale.py"
 _SLICES = "mixco_lightly/studies/slices.py"
+SDIST = ("tests/test_wheel.py", "-k", "sdist_is")
+WHEEL = ("tests/test_wheel.py", "-k", "wheel_is or requirements")
+RELEASE = ("tests/test_release.py",)
+_PUBLISH = ".github/workflows/publish.yml"
+_SMOKE = "tests/smoke_release.py"
 
 
 class Mutant(NamedTuple):
@@ -1354,6 +1360,7 @@ MUTANTS = [
     Mutant(
         "a study shows intervals over episodes", "mixco_lightly/studies/results.py",
         'if not measure.endswith(" interval"):', "if measure:", ROBUSTNESS,
+    ),
     Mutant(
         "an example takes the mixtures' projections for the queries'",
         "examples/pytorch/unmix.py", "query, mixed = model", "mixed, query = model", EXAMPLES,
@@ -1382,6 +1389,51 @@ MUTANTS = [
         "examples/create_notebooks.py",
         "'strategy=\"ddp_notebook\"'", "'strategy=\"ddp\"'", NOTEBOOKS,
     ),
+    Mutant(
+        "the sdist has no workflows", "MANIFEST.in",
+        "graft .github\n", "", SDIST,
+    ),
+    Mutant(
+        "what the sdist has is in the wheel", "pyproject.toml",
+        "include-package-data = false", "include-package-data = true", WHEEL,
+    ),
+    Mutant(
+        "the wheel has no presets", "pyproject.toml",
+        '"mixco_lightly.recipes" = ["presets/*.yaml"]', '"mixco_lightly.recipes" = []', WHEEL,
+    ),
+    Mutant(
+        "Lightly 2 is allowed", "pyproject.toml",
+        '"lightly>=1.6,<2"', '"lightly>=1.6"', WHEEL,
+    ),
+    Mutant(
+        "the citation is of the version before", "CITATION.cff",
+        "version: 0.2.0", "version: 0.1.0", RELEASE,
+    ),
+    Mutant(
+        "any tag that starts with the version is published", _SMOKE,
+        'tag != f"v{version[1]}"', 'not tag.startswith("v1")', RELEASE,
+    ),
+    Mutant(
+        "a version without a date in the changelog is published", _SMOKE,
+        "if f\"\\n## [{tag.removeprefix('v')}] - \" not in", "if tag in", RELEASE,
+    ),
+    Mutant(
+        "what was built is published before it ran", _PUBLISH,
+        "needs: smoke", "needs: build", RELEASE,
+    ),
+    Mutant(
+        "a pull request publishes", _PUBLISH,
+        "on:\n  push:", "on:\n  pull_request:\n  push:", RELEASE,
+    ),
+    Mutant(
+        "the build may write to the repository", _PUBLISH,
+        "  build:\n    runs-on: ubuntu-latest\n    permissions:\n      contents: read",
+        "  build:\n    runs-on: ubuntu-latest\n    permissions:\n      contents: write", RELEASE,
+    ),
+    Mutant(
+        "an action is taken from a branch", _PUBLISH,
+        "gh-action-pypi-publish@v1.13.0", "gh-action-pypi-publish@release/v1", RELEASE,
+    ),
 ]  # fmt: skip
 
 
@@ -1406,7 +1458,8 @@ class Gate:
         if count != 1:
             return f"the text it changes is {count} times in {mutant.file}"
         mutated = text.replace(mutant.old, mutant.new)
-        compile(mutated, mutant.file, "exec")
+        if path.suffix == ".py":
+            compile(mutated, mutant.file, "exec")
         if mutant.tests not in self._passes:
             code, output = self._run(mutant.tests)
             self._passes[mutant.tests] = f"they end with {code} without it:\n{output}" * (code != 0)
@@ -1424,7 +1477,8 @@ class Gate:
 
     def _run(self, tests: tuple[str, ...]) -> tuple[int, str]:
         """Pytest's exit code and the end of what it printed."""
-        log = self.folder / "log.txt"
+        log = self.folder / "runs" / "log.txt"
+        log.parent.mkdir(exist_ok=True)
         child = os.fork()
         if child == 0:
             code = 99

@@ -1,7 +1,6 @@
 """The protocols: how a part of a network is measured.
 
-To add a protocol, add a class, a line in ``create_protocols``, and a name in ``ProtocolName``. The
-fields of the class are its settings; they go into each record.
+The fields of a class are its settings, which go into each record. CONTRIBUTING.md adds a protocol.
 """
 
 from __future__ import annotations
