@@ -24,6 +24,8 @@ _EXTRA = {
     "pyyaml": "yaml",
     "matplotlib": "matplotlib",
     "kornia": "kornia",
+    "jinja2": "jinja2",
+    "bokeh": "bokeh",
 }
 
 

@@ -253,6 +253,8 @@ class RunOptions:
         keep_every_n_epochs: Every how many epochs a checkpoint is kept for good, as
             checkpoints/epoch-0010.ckpt beside last.ckpt; 0 keeps only the last.
         output_dir: Folder of the run.
+        report: Whether to write report.html at the end: table, curves, mixtures, a map of the test
+            images, neighbours and mistakes in one page.
         resume: Whether to continue the run in output_dir after its last finished epoch; every
             option that decides the result must be unchanged.
         overwrite: Whether to replace the run in output_dir.
@@ -261,6 +263,7 @@ class RunOptions:
     seed: NonNegativeInt = 0
     keep_every_n_epochs: NonNegativeInt = field(default=0, metadata=_FREE)
     output_dir: str = field(default="runs/pretrain", metadata=_FREE)
+    report: bool = field(default=True, metadata=_FREE)
     resume: bool = field(default=False, metadata=_COMMAND)
     overwrite: bool = field(default=False, metadata=_COMMAND)
 

@@ -1,7 +1,7 @@
 """One pretraining run: prepare, fit, finish.
 
 A run writes under its output_dir: config.yaml, metrics.csv, checkpoints/last.ckpt (after every
-epoch), model.safetensors, config.json, backbone.json, curves.png and summary.json.
+epoch), model.safetensors, config.json, backbone.json, curves.png, summary.json and report.html.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from mixco_lightly.training.processes import (
 from mixco_lightly.training.progress import AFTER_DIVERGENCE, NonFiniteLossError, Speed
 from mixco_lightly.training.resolve import resolve
 from mixco_lightly.training.run_folder import checkpoint_path, prepare_run, read_steps
+from mixco_lightly.training.run_report import report_run
 from mixco_lightly.training.summary import finish
 from mixco_lightly.training.trainer import compile_parts, create_trainer
 
@@ -272,11 +273,16 @@ def fit(run: Run[Config], started_as: str = "") -> None:
         raise named from (None if named is error else error)
 
 
-def measure_and_write(run: Run[Config]) -> dict[str, Any]:
-    """Measures and exports the backbone in the first process, and writes the summary."""
+def measure_and_write(run: Run[Config], started_as: str = "") -> dict[str, Any]:
+    """Measures and exports the backbone in the first process, and writes summary and report.
+
+    Args:
+        run: The run.
+        started_as: The command, to say in the report how to repeat the run.
+    """
     if not run.trainer.is_global_zero:
         return {}
-    return finish(
+    finished = finish(
         run.recipe,
         run.config,
         run.images,
@@ -286,3 +292,6 @@ def measure_and_write(run: Run[Config]) -> dict[str, Any]:
         run.negatives,
         is_measured=not run.unmeasured,
     )
+    if run.config.report:
+        report_run(run, finished, started_as)
+    return finished.summary

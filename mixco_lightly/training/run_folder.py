@@ -33,6 +33,7 @@ _RUN_FILES = (
     "backbone.safetensors",  # the weights of an earlier version's export
     "curves.png",
     "summary.json",
+    "report.html",
     "evaluation.json",
     "evaluation.md",
     "mutual_information.json",

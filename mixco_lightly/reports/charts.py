@@ -1,0 +1,136 @@
+"""Line charts as SVG, whose text and axes have the colour of the page's text."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Stands for the colour of the page's text until the SVG is there.
+_INK = "#0a0b0c"
+# Colours that are told apart on white and on near black, by colour-blind readers too.
+COLOURS = ["#2a7fd4", "#e0731d", "#1f9e77", "#c2479b", "#8f7ee6", "#a8892c"]
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 10,
+    "legend.framealpha": 0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    **dict.fromkeys(["text.color", "axes.labelcolor", "axes.edgecolor"], _INK),
+    **dict.fromkeys(["xtick.color", "ytick.color"], _INK),
+}
+
+
+class Line(NamedTuple):
+    """A line of a chart.
+
+    Attributes:
+        name: Its name in the legend.
+        xs: Positions.
+        ys: Values.
+        spread: Half the height of a band around the values. Default: no band.
+        colour: Index of its colour. Default: its place among the lines.
+        is_dashed: Whether it is dashed.
+    """
+
+    name: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+    spread: Sequence[float] | None = None
+    colour: int | None = None
+    is_dashed: bool = False
+
+
+class Chart(NamedTuple):
+    """A chart of a page.
+
+    Attributes:
+        title: Its heading.
+        svg: The drawing.
+        description: What it shows, for readers who do not see it.
+    """
+
+    title: str
+    svg: str
+    description: str
+
+
+def draw_lines(
+    title: str, xlabel: str, ylabel: str, lines: Sequence[Line], has_diagonal: bool = False
+) -> Chart:
+    """Draws lines over one axis.
+
+    Args:
+        title: The chart's heading.
+        xlabel: What is on the horizontal axis.
+        ylabel: What is on the vertical axis.
+        lines: The lines.
+        has_diagonal: Whether to draw the line of equal x and y too.
+    """
+
+    def paint(axes: Axes) -> None:
+        if has_diagonal:
+            axes.plot([0, 1], [0, 1], color=_INK, linewidth=1, linestyle=":", label="diagonal")
+        for index, line in enumerate(lines):
+            colour = COLOURS[(index if line.colour is None else line.colour) % len(COLOURS)]
+            axes.plot(
+                line.xs,
+                line.ys,
+                color=colour,
+                linestyle="--" if line.is_dashed else "-",
+                # A line of a few points is hard to see.
+                marker="." if len(line.xs) < 20 else "",
+                label=line.name,
+            )
+            if line.spread is not None:
+                bounds = [
+                    [y + sign * half for y, half in zip(line.ys, line.spread, strict=True)]
+                    for sign in (-1, 1)
+                ]
+                axes.fill_between(line.xs, *bounds, color=colour, alpha=0.2, linewidth=0)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.grid(alpha=0.3)
+        if len(lines) > 1 or has_diagonal:
+            axes.legend(fontsize=9)
+
+    ends = [
+        f"{line.name} from {line.ys[0]:.4g} to {line.ys[-1]:.4g}" for line in lines if len(line.ys)
+    ]
+    return Chart(title, draw(paint, (4.8, 3.2)), f"{title} over {xlabel}: {'; '.join(ends)}.")
+
+
+def draw(paint: Callable[[Axes], None], size: tuple[float, float]) -> str:
+    """Draws one pair of axes as SVG, to be put into a page once.
+
+    Args:
+        paint: Draws on the axes.
+        size: Width and height in inches.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    file = io.StringIO()
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": "report"}):
+        figure = Figure(figsize=size, layout="constrained")
+        paint(figure.subplots())
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # The page's style says how wide it is. Without links ids are needed for markers and clips only.
+    svg = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = svg.replace(_INK, "currentColor")
+    return _make_ids_unique(svg)
+
+
+def _make_ids_unique(svg: str) -> str:
+    """Prefixes the ids of a drawing, which are otherwise the same in each drawing of a page."""
+    import hashlib
+
+    prefix = f"c{hashlib.sha256(svg.encode()).hexdigest()[:8]}-"
+    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", svg)
