@@ -87,11 +87,11 @@ def draw_lines(
                 label=line.name,
             )
             if line.spread is not None:
-                bounds = [
+                low, high = (
                     [y + sign * half for y, half in zip(line.ys, line.spread, strict=True)]
                     for sign in (-1, 1)
-                ]
-                axes.fill_between(line.xs, *bounds, color=colour, alpha=0.2, linewidth=0)
+                )
+                axes.fill_between(line.xs, low, high, color=colour, alpha=0.2, linewidth=0)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.grid(alpha=0.3)
         if len(lines) > 1 or has_diagonal:
@@ -121,7 +121,7 @@ def draw(paint: Callable[[Axes], None], size: tuple[float, float]) -> str:
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # The page's style says how wide it is. Without links ids are needed for markers and clips only.
+    # The page's style says how wide it is.
     svg = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = svg.replace(_INK, "currentColor")

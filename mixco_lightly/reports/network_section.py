@@ -173,13 +173,15 @@ def _find_neighbours(
     embedded: Embedded, chosen: Sequence[int], predicted: Tensor | None
 ) -> list[Query]:
     train, test = embedded.train, embedded.test
-    similarities = normalize(test.features[list(chosen)], dim=1) @ normalize(train.features, dim=1).T
+    similarities = (
+        normalize(test.features[list(chosen)], dim=1) @ normalize(train.features, dim=1).T
+    )
     if train is test:  # an image is not its own neighbour
         similarities[torch.arange(len(chosen)), torch.tensor(chosen)] = -2
     count = min(_NEIGHBOURS, len(train.targets) - (train is test))
     values, nearest = similarities.topk(count, dim=1)
     pixels = load_pixels(Subset(embedded.test_images, list(chosen)), embedded.facts)
-    queries = []
+    queries: list[Query] = []
     for row, index in enumerate(chosen):
         found = nearest[row].tolist()
         near = load_pixels(Subset(embedded.train_images, found), embedded.facts)

@@ -48,5 +48,6 @@ def load_map_script() -> str:
     """Returns the script that draws the embedding maps, of one megabyte."""
     from bokeh.resources import Resources
 
-    script: str = Resources(mode="inline", components=["bokeh"]).render_js()
+    resources = Resources(mode="inline", components=["bokeh"], log_level="warn")
+    script: str = resources.render_js()
     return script

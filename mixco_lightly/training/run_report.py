@@ -128,7 +128,8 @@ def describe(run: Run[Any], summary: dict[str, Any]) -> dict[str, str]:
         "backbone": f"{config.backbone} (stem {config.stem})",
         "views": f"{config.image_size} pixels, {config.augmentations} augmentations",
         "epochs": str(config.epochs),
-        "batch": f"{config.batch_size} images on {config.num_processes} process(es)",
+        "batch": f"{config.batch_size} images"
+        + (f" on each of {config.num_processes} devices" if config.num_processes > 1 else ""),
         "optimiser": f"{config.optimizer}, learning rate {config.learning_rate:g}",
         "seed": str(config.seed),
         "precision": config.precision,
@@ -141,7 +142,10 @@ def draw_curves(run: Run[Any]) -> list[Chart]:
     """Draws the metrics over the steps."""
     charts = []
     for title, unit, curves in read_curves(run.folder):
-        lines = [Line(name, *zip(*points, strict=True)) for name, points in curves.items()]
+        lines = [
+            Line(name, [step for step, _ in points], [value for _, value in points])
+            for name, points in curves.items()
+        ]
         charts.append(draw_lines(title, "step", unit, lines))
     return charts
 

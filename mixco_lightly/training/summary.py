@@ -63,7 +63,7 @@ def finish(
     negatives: int | None,
     *,
     is_measured: bool,
-) -> dict[str, Any]:
+) -> Finished:
     """Exports the backbone, measures it beside its initialisation, and writes the summary.
 
     Args:
