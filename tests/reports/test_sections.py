@@ -4,6 +4,8 @@ import base64
 import io
 import math
 import re
+import sys
+import types
 from collections import Counter
 
 import numpy as np
@@ -211,3 +213,22 @@ def test_the_same_seed_places_the_same_features_at_the_same_points():
     one, two = (reduce_to_plane(features, seed=3)[0] for _ in range(2))
     assert one.shape == (12, 2)
     assert (one == two).all()
+
+
+def test_umap_places_the_points_where_it_is_installed(monkeypatch):
+    calls = []
+
+    class UMAP:
+        def __init__(self, **options):
+            calls.append(options)
+
+        def fit_transform(self, rows):
+            calls.append(rows)
+            return rows[:, :2]
+
+    monkeypatch.setattr("mixco_lightly.reports.embedding_map.find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=UMAP))
+    points, method = reduce_to_plane(torch.tensor([[3.0, 4.0, 0.0]] * 6), seed=3)
+    assert method == "UMAP"
+    assert points == pytest.approx(np.array([[0.6, 0.8]] * 6))
+    assert calls[0] == {"n_neighbors": 5, "random_state": 3, "n_jobs": 1}

@@ -174,7 +174,7 @@ def test_every_kind_of_run_has_a_report(case, image_folder, tmp_path, quick_repo
     assert "The run was started from Python" in page.text
     if case in ("selfcon", "one-stage"):
         assert f"is right for {summary['knn_top1']:.2f}% of 12" in page.text
-        assert [cells[2] for cells in page.cells if "kNN" in cells][0] == (
+        assert next(cells[2] for cells in page.cells if "kNN" in cells) == (
             f"{summary['knn_top1']:.2f}"
         )
 
