@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -84,7 +85,7 @@ def draw_lines(
                 linestyle="--" if line.is_dashed else "-",
                 # A line of a few points is hard to see.
                 marker="." if len(line.xs) < 20 else "",
-                label=line.name,
+                label=_escape(line.name),
             )
             if line.spread is not None:
                 low, high = (
@@ -101,6 +102,46 @@ def draw_lines(
         f"{line.name} from {line.ys[0]:.4g} to {line.ys[-1]:.4g}" for line in lines if len(line.ys)
     ]
     return Chart(title, draw(paint, (4.8, 3.2)), f"{title} over {xlabel}: {'; '.join(ends)}.")
+
+
+class Interval(NamedTuple):
+    """A row of a forest plot.
+
+    Attributes:
+        label: What it is.
+        mean: The difference.
+        half_width: Half the width of its interval; NaN for none.
+    """
+
+    label: str
+    mean: float
+    half_width: float
+
+
+def draw_forest(title: str, xlabel: str, rows: Sequence[Interval]) -> Chart:
+    """Draws differences with their intervals, one below the other, beside the line of zero.
+
+    Those whose interval contains zero, or that have none, are grey.
+    """
+
+    def paint(axes: Axes) -> None:
+        axes.axvline(0, color=_INK, linewidth=1)
+        for y, row in enumerate(rows):
+            is_clear = abs(row.mean) > row.half_width  # False for NaN
+            colour = (COLOURS[0] if row.mean > 0 else COLOURS[1]) if is_clear else "#8a8f96"
+            error = None if math.isnan(row.half_width) else row.half_width
+            axes.errorbar(row.mean, y, xerr=error, fmt="o", color=colour, capsize=2)
+        axes.set(
+            xlabel=xlabel,
+            ylim=(len(rows) - 0.5, -0.5),
+            yticks=range(len(rows)),
+            yticklabels=[_escape(row.label) for row in rows],
+        )
+        axes.grid(axis="x", alpha=0.3)
+
+    height = 0.9 + 0.28 * len(rows)
+    texts = [f"{row.label} {row.mean:+.2f}" for row in rows]
+    return Chart(title, draw(paint, (7.5, height)), f"{title}: {'; '.join(texts)}.")
 
 
 def draw(paint: Callable[[Axes], None], size: tuple[float, float]) -> str:
@@ -126,6 +167,11 @@ def draw(paint: Callable[[Axes], None], size: tuple[float, float]) -> str:
     svg = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = svg.replace(_INK, "currentColor")
     return _make_ids_unique(svg)
+
+
+def _escape(text: str) -> str:
+    """Returns a text in which matplotlib finds no mathematics, and which a legend does not hide."""
+    return text.replace("$", r"\$").lstrip("_")
 
 
 def _make_ids_unique(svg: str) -> str:

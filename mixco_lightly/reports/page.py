@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,3 +52,27 @@ def load_map_script() -> str:
     resources = Resources(mode="inline", components=["bokeh"], log_level="warn")
     script: str = resources.render_js()
     return script
+
+
+def write_or_warn(path: Path, what: str, write: Callable[[], None]) -> None:
+    """Writes a page and prints its path.
+
+    What the page shows is complete without it, so an error of any kind is printed as one line that
+    begins with "warning", and no older page stays.
+
+    Args:
+        path: The HTML file.
+        what: What takes the time, shown meanwhile on a terminal.
+        write: Writes it.
+    """
+    from rich.console import Console
+
+    try:
+        path.unlink(missing_ok=True)
+        with Console().status(f"Writing {path}: {what}"):
+            write()
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        print(f"warning: {path} was not written ({type(error).__name__}): {reason}", flush=True)
+    else:
+        print(f"Report: {path}", flush=True)

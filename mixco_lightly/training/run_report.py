@@ -29,9 +29,8 @@ from mixco_lightly.reports.mixing_effect import (
     measure_mixing,
 )
 from mixco_lightly.reports.network_section import Embedded, create_section
-from mixco_lightly.reports.page import load_map_script, write_page
+from mixco_lightly.reports.page import load_map_script, write_or_warn, write_page
 from mixco_lightly.reports.pictures import to_pixels, to_uri
-from mixco_lightly.training.errors import error_line
 from mixco_lightly.training.metrics import read_curves
 from mixco_lightly.training.options import MixingOptions, PretrainConfig, options_of_use
 from mixco_lightly.training.resolve import create_initial_backbone
@@ -47,27 +46,18 @@ _MAX_TRAIN_IMAGES = 2000
 
 
 def report_run(run: Run[Any], finished: Finished, started_as: str) -> None:
-    """Writes report.html and prints its path.
-
-    The run is finished without it: an error of any kind is one line that begins with "warning".
+    """Writes report.html and prints its path; an error is a line and does not fail the run.
 
     Args:
         run: The run.
         finished: What it has at its end.
         started_as: The command that started it; empty for a run from Python.
     """
-    from rich.console import Console
-
-    path = run.folder / REPORT
-    try:
-        path.unlink(missing_ok=True)  # that of the run before it was resumed
-        with Console().status(f"Writing {path}: embedding map and neighbours"):
-            write_run_report(run, finished, started_as)
-    except Exception as error:
-        reason = error_line(error).removeprefix("error: ")
-        print(f"warning: {path} was not written ({type(error).__name__}): {reason}", flush=True)
-    else:
-        print(f"Report: {path}", flush=True)
+    write_or_warn(
+        run.folder / REPORT,
+        "embedding map and neighbours",
+        lambda: write_run_report(run, finished, started_as),
+    )
 
 
 def write_run_report(run: Run[Any], finished: Finished, started_as: str) -> None:
