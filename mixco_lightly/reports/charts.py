@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
 _INK = "#0a0b0c"
 # Colours that are told apart on white and on near black, by colour-blind readers too.
 COLOURS = ["#2a7fd4", "#e0731d", "#1f9e77", "#c2479b", "#8f7ee6", "#a8892c"]
+# Of a forest plot: letters in a line of a label, and rows from which it has two scales.
+_LABEL_WIDTH = 30
+_TALL = 25
 _STYLE = {
     "svg.fonttype": "none",
     "font.size": 10,
@@ -66,7 +71,7 @@ def draw_lines(
     """Draws lines over one axis.
 
     Args:
-        title: The chart's heading.
+        title: The chart's heading, which no other chart of the page has.
         xlabel: What is on the horizontal axis.
         ylabel: What is on the vertical axis.
         lines: The lines.
@@ -101,7 +106,9 @@ def draw_lines(
     ends = [
         f"{line.name} from {line.ys[0]:.4g} to {line.ys[-1]:.4g}" for line in lines if len(line.ys)
     ]
-    return Chart(title, draw(paint, (4.8, 3.2)), f"{title} over {xlabel}: {'; '.join(ends)}.")
+    return Chart(
+        title, draw(paint, (4.8, 3.2), title), f"{title} over {xlabel}: {'; '.join(ends)}."
+    )
 
 
 class Interval(NamedTuple):
@@ -135,21 +142,25 @@ def draw_forest(title: str, xlabel: str, rows: Sequence[Interval]) -> Chart:
             xlabel=xlabel,
             ylim=(len(rows) - 0.5, -0.5),
             yticks=range(len(rows)),
-            yticklabels=[_escape(row.label) for row in rows],
+            yticklabels=labels,
         )
+        axes.tick_params(labeltop=len(rows) > _TALL)
         axes.grid(axis="x", alpha=0.3)
 
-    height = 0.9 + 0.28 * len(rows)
+    labels = [textwrap.fill(_escape(row.label), _LABEL_WIDTH) for row in rows]
+    lines = max(label.count("\n") + 1 for label in labels)
+    height = 0.9 + (0.12 + 0.16 * lines) * len(rows)
     texts = [f"{row.label} {row.mean:+.2f}" for row in rows]
-    return Chart(title, draw(paint, (7.5, height)), f"{title}: {'; '.join(texts)}.")
+    return Chart(title, draw(paint, (6.5, height), title), f"{title}: {'; '.join(texts)}.")
 
 
-def draw(paint: Callable[[Axes], None], size: tuple[float, float]) -> str:
+def draw(paint: Callable[[Axes], None], size: tuple[float, float], name: str) -> str:
     """Draws one pair of axes as SVG, to be put into a page once.
 
     Args:
         paint: Draws on the axes.
         size: Width and height in inches.
+        name: A name that no other drawing of the page has.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -166,7 +177,7 @@ def draw(paint: Callable[[Axes], None], size: tuple[float, float]) -> str:
     svg = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = svg.replace(_INK, "currentColor")
-    return _make_ids_unique(svg)
+    return _prefix_ids(svg, name)
 
 
 def _escape(text: str) -> str:
@@ -174,9 +185,7 @@ def _escape(text: str) -> str:
     return text.replace("$", r"\$").lstrip("_")
 
 
-def _make_ids_unique(svg: str) -> str:
+def _prefix_ids(svg: str, name: str) -> str:
     """Prefixes the ids of a drawing, which are otherwise the same in each drawing of a page."""
-    import hashlib
-
-    prefix = f"c{hashlib.sha256(svg.encode()).hexdigest()[:8]}-"
+    prefix = f"c{hashlib.sha256(name.encode()).hexdigest()[:8]}-"
     return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", svg)

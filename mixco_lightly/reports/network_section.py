@@ -10,9 +10,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.data import Subset
 
+from mixco_lightly.data.batches import in_batches
 from mixco_lightly.data.images import ImageFacts
+from mixco_lightly.evaluation.evaluator import Extraction
 from mixco_lightly.evaluation.features import Features
 from mixco_lightly.evaluation.knn import rank_classes
+from mixco_lightly.evaluation.parts import BACKBONE, split_parts
 from mixco_lightly.reports.confusion import Confusion, count_confusions
 from mixco_lightly.reports.embedding_map import (
     MAX_MAP_IMAGES,
@@ -50,6 +53,29 @@ class Embedded(NamedTuple):
     facts: ImageFacts
     classes: Sequence[str]
     knn_k: int
+
+
+def embed(name: str, extraction: Extraction, facts: ImageFacts, knn_k: int) -> Embedded:
+    """Returns the backbone's part of extracted features, with the images they are of.
+
+    Args:
+        name: The network's name in the page.
+        extraction: The features.
+        facts: Has the statistics that the images are normalised by.
+        knn_k: Number of neighbours that vote.
+    """
+    parts = split_parts(extraction.network, extraction.train, extraction.test)
+    (part,) = (part for part in parts if part.name == BACKBONE)
+    return Embedded(
+        name,
+        part.train,
+        part.test,
+        in_batches(extraction.images),
+        in_batches(extraction.test_images),
+        facts,
+        extraction.images.classes,
+        knn_k,
+    )
 
 
 class Picture(NamedTuple):

@@ -54,7 +54,9 @@ def load_map_script() -> str:
     return script
 
 
-def write_or_warn(path: Path, what: str, write: Callable[[], None]) -> None:
+def write_or_warn(
+    path: Path, what: str, write: Callable[[], None], names_path: bool = True
+) -> None:
     """Writes a page and prints its path.
 
     What the page shows is complete without it, so an error of any kind is printed as one line that
@@ -64,6 +66,7 @@ def write_or_warn(path: Path, what: str, write: Callable[[], None]) -> None:
         path: The HTML file.
         what: What takes the time, shown meanwhile on a terminal.
         write: Writes it.
+        names_path: Whether to print the path.
     """
     from rich.console import Console
 
@@ -74,5 +77,6 @@ def write_or_warn(path: Path, what: str, write: Callable[[], None]) -> None:
     except Exception as error:
         reason = " ".join(str(error).split())
         print(f"warning: {path} was not written ({type(error).__name__}): {reason}", flush=True)
-    else:
+        return
+    if names_path:
         print(f"Report: {path}", flush=True)

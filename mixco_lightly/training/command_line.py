@@ -84,6 +84,11 @@ def started_as() -> str:
     return f"python {shlex.quote(sys.argv[0])}"
 
 
+def typed_command() -> str:
+    """Returns the whole command as the user called it."""
+    return shlex.join([*shlex.split(started_as()), *sys.argv[1:]])
+
+
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints a table; columns of numbers are aligned right.
 

@@ -36,6 +36,7 @@ _RUN_FILES = (
     "report.html",
     "evaluation.json",
     "evaluation.md",
+    "evaluation.html",
     "mutual_information.json",
     "mutual_information.md",
     "mutual_information.png",

@@ -18,7 +18,7 @@ from mixco_lightly.data.batches import in_batches
 from mixco_lightly.data.images import LabelledImages
 from mixco_lightly.data.transforms import create_test_transform
 from mixco_lightly.evaluation.evaluator import with_transform
-from mixco_lightly.evaluation.parts import BACKBONE, extract_datasets, split_parts
+from mixco_lightly.evaluation.parts import BACKBONE, extract_datasets
 from mixco_lightly.evaluation.tables import name_dataset
 from mixco_lightly.reports.charts import Chart, Line, draw_lines
 from mixco_lightly.reports.embedding_map import MAX_MAP_IMAGES
@@ -28,7 +28,7 @@ from mixco_lightly.reports.mixing_effect import (
     find_head,
     measure_mixing,
 )
-from mixco_lightly.reports.network_section import Embedded, create_section
+from mixco_lightly.reports.network_section import Embedded, create_section, embed
 from mixco_lightly.reports.page import load_map_script, write_or_warn, write_page
 from mixco_lightly.reports.pictures import to_pixels, to_uri
 from mixco_lightly.training.metrics import read_curves
@@ -64,7 +64,7 @@ def write_run_report(run: Run[Any], finished: Finished, started_as: str) -> None
     """Writes report.html, which is the same for the same weights, options and images."""
     config = run.config
     pl.seed_everything(config.seed, verbose=False)
-    embedded = embed(run, finished)
+    embedded = embed_run(run, finished)
     mixtures, plain_views = picture_views(run)
     write_page(
         run.folder / REPORT,
@@ -140,25 +140,15 @@ def draw_curves(run: Run[Any]) -> list[Chart]:
     return charts
 
 
-def embed(run: Run[Any], finished: Finished) -> Embedded:
+def embed_run(run: Run[Any], finished: Finished) -> Embedded:
     """Returns the backbone's features, of a part of the images if the run has measured nothing."""
     config, images = run.config, run.images
-    facts, extraction = images.facts, finished.extraction
-    classes = [] if images.unlabelled else images.train.classes
-    create = partial(Embedded, name=BACKBONE, facts=facts, classes=classes, knn_k=config.knn_k)
-    if extraction is not None:
-        parts = split_parts(extraction.network, extraction.train, extraction.test)
-        (part,) = (part for part in parts if part.name == BACKBONE)
-        return create(
-            train=part.train,
-            test=part.test,
-            train_images=in_batches(extraction.images),
-            test_images=in_batches(extraction.test_images),
-        )
-    wanted = [(images.train, _MAX_TRAIN_IMAGES), (images.test, MAX_MAP_IMAGES)]
-    if not classes or images.test is None:
-        wanted = [(images.train, MAX_MAP_IMAGES)]
-    chosen = [choose_images(run, each, most) for each, most in wanted if each is not None]
+    if finished.extraction is not None:
+        return embed(BACKBONE, finished.extraction, images.facts, config.knn_k)
+    wanted = [(images.train, MAX_MAP_IMAGES)]
+    if not images.unlabelled and images.test is not None:
+        wanted = [(images.train, _MAX_TRAIN_IMAGES), (images.test, MAX_MAP_IMAGES)]
+    chosen = [choose_images(run, each, most) for each, most in wanted]
     features = extract_datasets(
         finished.backbone,
         chosen,
@@ -167,8 +157,15 @@ def embed(run: Run[Any], finished: Finished) -> Embedded:
         device=run.trainer.strategy.root_device,
         precision="32-true",
     )
-    return create(
-        train=features[0], test=features[-1], train_images=chosen[0], test_images=chosen[-1]
+    return Embedded(
+        name=BACKBONE,
+        train=features[0],
+        test=features[-1],
+        train_images=chosen[0],
+        test_images=chosen[-1],
+        facts=images.facts,
+        classes=[] if images.unlabelled else images.train.classes,
+        knn_k=config.knn_k,
     )
 
 

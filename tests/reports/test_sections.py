@@ -143,7 +143,7 @@ def test_the_head_is_that_of_the_backbone():
 
 
 def test_drawings_have_the_colour_of_the_text_and_ids_of_their_own():
-    charts = [draw_lines("t", "x", "y", [Line("a", [0, 1], [0, end], [1, 1])]) for end in (1, 2)]
+    charts = [draw_lines(title, "x", "y", [Line("a", [0, 1], [0, 2], [1, 1])]) for title in "ut"]
     for chart in charts:
         assert "currentColor" in chart.svg
         assert "#0a0b0c" not in chart.svg
