@@ -117,13 +117,13 @@ def test_the_effect_of_mixing_equals_a_loop_in_float64():
             one, two = images[i], images[i + 3]
             mixed = project(lam * one + (1 - lam) * two)
             a, b = cosine(mixed, project(one)), cosine(mixed, project(two))
-            first = math.exp(a / 0.3)
-            rows.append((a, b, first / (first + math.exp(b / 0.3))))
+            every = sum(math.exp(cosine(mixed, project(image)) / 0.3) for image in images)
+            rows.append((a, b, math.exp(a / 0.3) / every))
         for got, values in zip(
             (effect.first, effect.second, effect.share), zip(*rows, strict=True), strict=True
         ):
             assert got[at] == pytest.approx(sum(values) / 3, abs=1e-5)
-    gaps = [abs(share - lam) for share, lam in zip(effect.share, effect.lam, strict=True)]
+    gaps = [abs(first - lam) for first, lam in zip(effect.first, effect.lam, strict=True)]
     assert effect.distance == pytest.approx(sum(gaps) / 11)
 
 
