@@ -800,7 +800,7 @@ MUTANTS = [
     Mutant(
         "a report shows the first exit", "mixco_lightly/reports/network_section.py",
         "(part,) = (part for part in parts if part.name == BACKBONE)", "part = parts[0]",
-        RUN_REPORT,
+        SECTIONS,
     ),
     Mutant(
         "a study's page links runs without a report", "mixco_lightly/studies/study_page.py",
