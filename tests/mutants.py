@@ -58,6 +58,9 @@ EARLIER = ("tests/training/test_mixing.py", "-k", "begun_before")
 KILLS_MOCO = ("tests/training/test_resume.py", "-k", "two_kills and moco")
 KILLS_WORKERS = ("tests/training/test_resume.py", "-k", "two_kills and simclr")
 DEVICES = ("tests/training/test_devices.py", "-k", "simclr_on_two_processes")
+SECTIONS = ("tests/reports/test_sections.py",)
+RUN_REPORT = ("tests/training/test_run_report.py", "-k", "ends_with or every_kind")
+STUDY_PAGE = ("tests/studies/test_study_page.py",)
 COMMAND_LINE = ("tests/training/test_command_line.py", "-k", "not ctrl_c")
 EXPORT = ("tests/backbones/test_export.py",)
 HUB = ("tests/backbones/test_hub.py",)
@@ -1071,6 +1074,31 @@ MUTANTS = [
     Mutant(
         "a run is evaluated in its training precision", "mixco_lightly/training/summary.py",
         "knn_k=config.knn_k,", "knn_k=config.knn_k, precision=config.precision,", PRECISION,
+    ),
+    Mutant(
+        "a mixture's share is that of its second image", "mixco_lightly/reports/mixing_effect.py",
+        "(shares, first),", "(shares, second),", SECTIONS,
+    ),
+    Mutant(
+        "confusions are counted by the predicted class", "mixco_lightly/reports/confusion.py",
+        "targets * size + predicted", "predicted * size + targets", SECTIONS,
+    ),
+    Mutant(
+        "an image is its own neighbour", "mixco_lightly/reports/network_section.py",
+        "if train is test:  #", "if train is not test:  #", SECTIONS,
+    ),
+    Mutant(
+        "names in a page are not escaped", "mixco_lightly/reports/page.py",
+        "autoescape=True", "autoescape=False", RUN_REPORT,
+    ),
+    Mutant(
+        "a report shows the first exit", "mixco_lightly/reports/network_section.py",
+        "(part,) = (part for part in parts if part.name == BACKBONE)", "part = parts[0]",
+        SECTIONS,
+    ),
+    Mutant(
+        "a study's page links runs without a report", "mixco_lightly/studies/study_page.py",
+        "(output_dir / page).is_file()", "True", STUDY_PAGE,
     ),
     Mutant(
         "settings that share their plain runs count as two", _FOREST,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import normalize
 
 from mixco_lightly.data.mixing import mixup, pair_halves
 from mixco_lightly.reports.charts import Chart, Line, draw_lines
@@ -23,8 +23,8 @@ class MixingEffect(NamedTuple):
         lam: Weights of the first images.
         first: Cosine similarity of a mixture's and its first image's projections.
         second: The same for the second image.
-        share: The first image's share in the softmax over the two similarities, divided by the
-            temperature. The soft cross-entropy of MixCo is smallest where it is the weight.
+        share: The first image's share in the softmax over the similarities to all images, divided
+            by the temperature. The target of MixCo's soft cross-entropy is the weight.
     """
 
     lam: list[float]
@@ -34,9 +34,9 @@ class MixingEffect(NamedTuple):
 
     @property
     def distance(self) -> float:
-        """Mean distance of the shares from the weights."""
-        pairs = list(zip(self.share, self.lam, strict=True))
-        return sum(abs(share - lam) for share, lam in pairs) / len(pairs)
+        """Mean distance of the similarities to the first image from the weights."""
+        pairs = list(zip(self.first, self.lam, strict=True))
+        return sum(abs(first - lam) for first, lam in pairs) / len(pairs)
 
 
 def find_head(model: nn.Module) -> nn.Module | None:
@@ -80,13 +80,21 @@ def measure_mixing(
             # A compiled head would be compiled again for these sizes.
             return head.forward(backbone.forward(x).float()).float()
 
-        z = project(images)
+        z = normalize(project(images), dim=1)
         for weight in lam:
             mixture = mixup(images, first, second, weight.expand(len(first)))
-            mixed = project(mixture.images)
-            to_first, to_second = (cosine_similarity(mixed, z[part]) for part in (first, second))
-            share = ((to_first - to_second) / temperature).sigmoid()
-            rows.append([x.mean().item() for x in (to_first, to_second, share)])
+            similarities = normalize(project(mixture.images), dim=1) @ z.T  # m x n
+            shares = (similarities / temperature).softmax(dim=1)
+            rows.append(
+                [
+                    values[torch.arange(len(first)), source].mean().item()
+                    for values, source in [
+                        (similarities, first),
+                        (similarities, second),
+                        (shares, first),
+                    ]
+                ]
+            )
     finally:
         for module, home in zip(modules, homes, strict=True):
             if home is not None:
@@ -112,6 +120,6 @@ def draw_mixing(before: MixingEffect, after: MixingEffect) -> list[Chart]:
     ]
     weight = "weight λ of the first image"
     return [
-        draw_lines("Similarity to the two sources", weight, "cosine similarity", lines),
+        draw_lines("Similarity to the two sources", weight, "cosine similarity", lines, True),
         draw_lines("Share of the first source", weight, "share in the softmax", shares, True),
     ]

@@ -14,15 +14,17 @@ import torch
 from PIL import Image
 from torch import nn
 
+from mixco_lightly.backbones.multi_exit import MultiExitBackbone
 from mixco_lightly.data.images import ImageArray, ImageFacts
 from mixco_lightly.data.transforms import create_test_transform
+from mixco_lightly.evaluation.evaluator import Extraction
 from mixco_lightly.evaluation.features import Features
 from mixco_lightly.evaluation.knn import knn_probe
 from mixco_lightly.reports.charts import Line, draw_lines
 from mixco_lightly.reports.confusion import count_confusions
 from mixco_lightly.reports.embedding_map import draw_map, reduce_to_plane
 from mixco_lightly.reports.mixing_effect import find_head, measure_mixing
-from mixco_lightly.reports.network_section import Embedded, choose_queries, create_section
+from mixco_lightly.reports.network_section import Embedded, choose_queries, create_section, embed
 from mixco_lightly.reports.pictures import PICTURE_SIDE, Sheet, to_pixels, to_sheet
 
 FACTS = ImageFacts(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.5))
@@ -117,13 +119,13 @@ def test_the_effect_of_mixing_equals_a_loop_in_float64():
             one, two = images[i], images[i + 3]
             mixed = project(lam * one + (1 - lam) * two)
             a, b = cosine(mixed, project(one)), cosine(mixed, project(two))
-            first = math.exp(a / 0.3)
-            rows.append((a, b, first / (first + math.exp(b / 0.3))))
+            every = sum(math.exp(cosine(mixed, project(image)) / 0.3) for image in images)
+            rows.append((a, b, math.exp(a / 0.3) / every))
         for got, values in zip(
             (effect.first, effect.second, effect.share), zip(*rows, strict=True), strict=True
         ):
             assert got[at] == pytest.approx(sum(values) / 3, abs=1e-5)
-    gaps = [abs(share - lam) for share, lam in zip(effect.share, effect.lam, strict=True)]
+    gaps = [abs(first - lam) for first, lam in zip(effect.first, effect.lam, strict=True)]
     assert effect.distance == pytest.approx(sum(gaps) / 11)
 
 
@@ -155,7 +157,7 @@ def test_drawings_have_the_colour_of_the_text_and_ids_of_their_own():
     assert charts[1].description == "t over x: a from 0 to 2."
 
 
-def embed(classes, count=40):
+def make_noise(classes, count=40):
     """Features of noise and their images, of one class after another."""
     rng = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (count, 8, 8, 3), dtype=torch.uint8, generator=rng).numpy()
@@ -181,8 +183,8 @@ def test_a_section_shows_the_vote_of_the_neighbours(classes, monkeypatch):
         lambda features, seed: (np.zeros((len(features), 2)), "t-SNE"),
     )
     # 40 training images and 30 test images.
-    embedded = embed(classes)
-    test = Features(*(values[:30] for values in embed(classes, 41).test))
+    embedded = make_noise(classes)
+    test = Features(*(values[:30] for values in make_noise(classes, 41).test))
     section = create_section(embedded._replace(test=test), "one", seed=0)
     assert section.map_images == 30
     assert section.images == "test images"
@@ -201,7 +203,7 @@ def test_a_section_shows_the_vote_of_the_neighbours(classes, monkeypatch):
 
 
 def test_an_image_is_not_its_own_neighbour_where_there_are_no_test_images():
-    section = create_section(embed([], 4), "one", seed=0)
+    section = create_section(make_noise([], 4), "one", seed=0)
     assert section.map is None  # too few
     assert section.images == "training images"
     assert [len(query.neighbours) for query in section.queries] == [3] * 4
@@ -232,3 +234,14 @@ def test_umap_places_the_points_where_it_is_installed(monkeypatch):
     assert method == "UMAP"
     assert points == pytest.approx(np.array([[0.6, 0.8]] * 6))
     assert calls[0] == {"n_neighbors": 5, "random_state": 3, "n_jobs": 1}
+
+
+def test_of_a_network_with_sub_networks_the_backbone_is_shown():
+    network = MultiExitBackbone("test_resnet", image_size=32, exits=(1,))
+    images = make_noise(["a", "b"], 8).test_images
+    features = Features(torch.randn(8, 2, 3), torch.tensor(images.targets))
+    extraction = Extraction(network, images, images, features, features, lambda image: image)
+    shown = embed("backbone", extraction, FACTS, 5)
+    assert torch.equal(shown.test.features, features.features[:, -1])
+    assert torch.equal(shown.train.features, features.features[:, -1])
+    assert shown.classes == ["a", "b"]
