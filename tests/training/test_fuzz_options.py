@@ -145,6 +145,13 @@ LEGAL = {
     **dict.fromkeys(["seed", "knn_every_n_epochs", "max_broken_images"], is_int(0)),
     "keep_every_n_epochs": is_int(0),
     "information_steps": COUNT,
+    "few_shots": lambda x: x != [] and each(COUNT)(x),
+    "few_shot_episodes": is_int(2),
+    **dict.fromkeys(["corrupted_images", "ood_k"], COUNT),
+    # Not used without their protocols; the file system says.
+    **dict.fromkeys(
+        ["shift_dataset", "shift_data_dir", "ood_dataset", "ood_data_dir"], or_none(is_text)
+    ),
     **dict.fromkeys(["temperature", "mix_temperature", "base_temperature", "alpha"], POSITIVE),
     **dict.fromkeys(["paper_learning_rate", "finetune_learning_rate"], POSITIVE),
     **dict.fromkeys(["learning_rate", "base_learning_rate"], or_none(POSITIVE)),
@@ -172,7 +179,12 @@ LEGAL = {
     "batch_size": is_int(1),
     "augment": one_of("auto", "device", "workers"),
     "logger": each(one_of("csv", "tensorboard", "wandb", "mlflow")),
-    "protocol": each(one_of("torch", "sklearn", "knn", "paper", "finetune", "mutual-information")),
+    "protocol": each(
+        one_of(
+            *("torch", "sklearn", "knn", "paper", "finetune", "mutual-information"),
+            *("few-shot", "corruptions", "shift", "ood"),
+        )
+    ),
     "num_workers": or_none(is_int(0)),
     "accelerator": one_of("auto", "cpu"),
     "precision": one_of("auto", "32-true", "16-mixed", "bf16-mixed"),
