@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 FLOORS := .venv-floors
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart paper test test-gpu test-slow test-floors mutants soak study-check forest format clean
+.PHONY: help quickstart paper test test-gpu test-slow test-floors mutants soak study-check forest notebooks release-check format clean
 
 help: ## Show the commands.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -52,6 +52,12 @@ study-check: $(VENV)/.installed-dev ## Compute the tables in recipes/results/ an
 forest: $(VENV)/.installed ## Draw docs/results.png, all studies' differences to plain training, from recipes/results/.
 	$(BIN)/python recipes/compare.py --output_dir recipes/results --forest docs/results.png
 
+notebooks: $(VENV)/.installed-dev ## Write examples/notebooks/ from the scripts in examples/.
+	$(BIN)/python examples/create_notebooks.py
+
+release-check: $(VENV)/.installed-dev ## Build sdist and wheel, install each without downloads, run it in an empty folder.
+	$(BIN)/python tests/smoke_release.py
+
 format: $(VENV)/.installed-dev ## Format the code.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -66,6 +72,6 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[recipes]'
 	touch $@
 
-$(VENV)/.installed-dev: $(BIN)/python pyproject.toml
+$(VENV)/.installed-dev: $(BIN)/python pyproject.toml mixco_lightly/__init__.py
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@ $(VENV)/.installed

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         UnMixLoss as UnMixLoss,
     )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,

@@ -13,9 +13,17 @@ classifier whose learning rate is chosen on a tenth of the training images), skl
 regression, C chosen likewise) and knn. Two train on images that are cropped and flipped anew in
 each epoch: paper (the authors' linear evaluation: frozen backbone, SGD without weight decay,
 learning rate 3.0, divided by ten after 60% and 80% of 100 epochs) and finetune (trains a copy of
-the backbone too, with Lightly's FinetuneClassifier). These two report the last epoch and the best
+the backbone too, with Lightly's FinetuneClassifier). torch, paper and finetune also report the
+expected calibration error (ECE, 15 bins). These two report the last epoch and the best
 one, which is chosen on the test images, as in the authors' evaluation, and labelled so. All other
 figures are the last epoch's.
+
+Four more use features of other images or of few labels: corruptions and shift (torch's classifier,
+tested on corrupted images, or on another dataset with the same classes), ood (how well the distance
+to the training features detects the images of a second dataset) and few-shot (nearest class means):
+
+    python recipes/evaluate.py --backbone_dir runs/moco --protocol torch corruptions few-shot ood
+        --ood_data_dir data/tiny-imagenet-200
 
 mutual-information reads a SelfCon run's checkpoints. For each it estimates, by three estimators,
 the mutual information of each sub-network's features and the backbone's, and measures the accuracy
@@ -41,18 +49,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mixco_lightly.evaluation.protocols import (
-    DEFAULT_PROTOCOLS,
-    FineTuning,
-    NearestNeighbours,
-    PaperEvaluation,
-    ProtocolName,
-    create_protocols,
-)
 from mixco_lightly.training.command_line import parse_options, print_table
 from mixco_lightly.training.errors import fail_in_one_line
 from mixco_lightly.training.interrupts import end_in_one_line
-from mixco_lightly.training.option_types import NonNegativeInt, PositiveFloat, PositiveInt
+from mixco_lightly.training.option_types import NonNegativeInt, PositiveInt
+from mixco_lightly.training.protocol_options import ProtocolOptions
 
 if TYPE_CHECKING:
     from mixco_lightly.data.images import LabelledImages
@@ -113,34 +114,6 @@ class ImageOptions:
 
 
 @dataclass(frozen=True)
-class ProtocolOptions:
-    """Protocols.
-
-    Args:
-        protocol: What to measure: one or more of torch, sklearn, knn, paper, finetune,
-            mutual-information.
-        knn_k: Number of neighbours of knn.
-        paper_epochs: Epochs of paper.
-        paper_learning_rate: Initial learning rate of paper.
-        finetune_epochs: Epochs of finetune, by default Lightly's. SimCLR uses 60 for 1% of labels.
-        finetune_learning_rate: Highest learning rate of finetune, for batches of 256.
-        step_size: Images in a training step of paper and finetune.
-        information_steps: Training steps of each critic of mutual-information.
-    """
-
-    protocol: list[Literal[ProtocolName, "mutual-information"]] = field(
-        default_factory=lambda: [*DEFAULT_PROTOCOLS]
-    )
-    knn_k: PositiveInt = NearestNeighbours.k
-    paper_epochs: PositiveInt = PaperEvaluation.epochs
-    paper_learning_rate: PositiveFloat = PaperEvaluation.learning_rate
-    finetune_epochs: PositiveInt = FineTuning.epochs
-    finetune_learning_rate: PositiveFloat = FineTuning.learning_rate
-    step_size: PositiveInt = PaperEvaluation.batch_size
-    information_steps: PositiveInt = 1000
-
-
-@dataclass(frozen=True)
 class RunOptions:
     """Run.
 
@@ -187,6 +160,7 @@ def main() -> None:
 def evaluate(config: EvaluateConfig) -> None:
     """Opens everything, checks it, and then measures, prints and writes."""
     from mixco_lightly.evaluation.evaluator import choose_device, extract, measure
+    from mixco_lightly.evaluation.image_sets import create_image_sets, open_second_datasets
     from mixco_lightly.evaluation.records import Record, Report, add_record, complete_record
     from mixco_lightly.evaluation.subjects import describe_subject, open_images
     from mixco_lightly.evaluation.tables import list_records
@@ -196,25 +170,16 @@ def evaluate(config: EvaluateConfig) -> None:
         "device": choose_device(config.device, config.precision),
         "precision": config.precision,
     }
-    known = create_protocols(
-        knn_k=config.knn_k,
-        paper_epochs=config.paper_epochs,
-        paper_learning_rate=config.paper_learning_rate,
-        finetune_epochs=config.finetune_epochs,
-        finetune_learning_rate=config.finetune_learning_rate,
-        step_size=config.step_size,
-    )
-    names = [name for name in dict.fromkeys(config.protocol) if name != "mutual-information"]
-    protocols = [known[name] for name in names]
+    opening: dict[str, Any] = {
+        "download": config.download,
+        "keep_decoded": config.keep_decoded,
+        "max_broken_images": config.max_broken_images,
+    }
     fractions = list(dict.fromkeys(config.label_fractions))
     sources = choose_sources(config)
-    opened = open_images(
-        sources,
-        label_fractions=fractions,
-        download=config.download,
-        keep_decoded=config.keep_decoded,
-        max_broken_images=config.max_broken_images,
-    )
+    opened = open_images(sources, label_fractions=fractions, **opening)
+    others, other_names = open_second_datasets(config.second_datasets, **opening)
+    protocols = config.choose_protocols(other_names)
     subjects = open_subjects(config, sources)
     runs: list[Checkpoints] = []
     if "mutual-information" in config.protocol:
@@ -235,18 +200,25 @@ def evaluate(config: EvaluateConfig) -> None:
         # Now, so that results are not lost because a folder cannot be created.
         folder.mkdir(parents=True, exist_ok=True)
 
+    image_sets = [
+        create_image_sets(
+            protocols, opened[subject.source][1], subject.facts, others, seed=config.seed
+        )
+        for subject in subjects
+    ]
     for subject, checkpoints in zip(subjects, runs, strict=False):
         measure_information(subject, checkpoints, opened[subject.source], config, common)
     if not protocols:
         return
     records: list[Record] = []
-    for subject, plan in zip(subjects, plans, strict=True):
+    for subject, plan, sets in zip(subjects, plans, image_sets, strict=True):
         extraction = extract(
             subject.backbone,
             *opened[subject.source],
             subject.facts,
             image_size=subject.image_size,
             batch_size=config.batch_size,
+            further=sets,
             **common,
         )
         for measurement in measure(

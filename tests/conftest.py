@@ -21,7 +21,7 @@ import mixco_lightly.machine as machine
 import tests.forced_machine  # noqa: F401
 from tests.run_recipe import RECIPES, command
 
-collect_ignore = ["benchmarks", "mutants.py", "soak.py"]  # scripts
+collect_ignore = ["benchmarks", "mutants.py", "smoke_release.py", "soak.py"]  # scripts
 collect_ignore += ["gpu"]  # make test-gpu
 
 

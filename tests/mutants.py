@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent
-PARTS = ["mixco_lightly", "recipes", "tests", "pyproject.toml", "README.md"]
+PARTS = ["mixco_lightly", "recipes", "examples", "tests", "pyproject.toml", "README.md"]
+PARTS += ["CHANGELOG.md", "CITATION.cff", "LICENSE", "MANIFEST.in", "Makefile", ".ci", ".github"]
 # What the package and its tests are built on.
 LIBRARIES = ["datasets", "hypothesis", "kornia", "lightly.loss", "lightly.models.modules"]
 LIBRARIES += ["lightly.transforms", "matplotlib.figure", "pytest", "pytorch_lightning"]
@@ -79,9 +80,18 @@ UNLABELLED = ("tests/data/test_image_folder.py",)
 CHUNKS = ("tests/models/test_chunks.py",)
 PROBE = ("tests/training/test_online_probe.py", "-k", "not run")
 PROBE_RESUMED = ("tests/training/test_online_probe.py", "-k", "resumes")
+LOGGED = ("tests/training/test_loggers.py", "-k", "all_loggers")
+LOGGERS = ("tests/training/test_loggers.py", "-k", "not all_loggers")
 MIX_CHOICE = ("tests/training/test_mixing.py", "-k", "steps_is_mixed or decision")
 MIX_LOG = ("tests/models/test_step_log.py", "-k", "steps_that_are_mixed")
 PRECISION = ("tests/evaluation/test_evaluation_precision.py", "-k", "moco")
+CALIBRATION = ("tests/evaluation/test_calibration.py",)
+IMAGE_CALIBRATION = ("tests/evaluation/test_image_probes.py", "-k", "calibration")
+FEW_SHOT = ("tests/evaluation/test_few_shot.py",)
+OUTLIERS = ("tests/evaluation/test_outliers.py",)
+IMAGE_SETS = ("tests/evaluation/test_image_sets.py", "-k", "not exits")
+CORRUPTIONS = ("tests/data/test_corruptions.py",)
+ROBUSTNESS = ("tests/studies/test_robustness.py",)
 _PAPER = "tests/studies/test_paper.py"
 SCALE = (_PAPER, "-k", "scale_multiplies")
 PUBLISHED = (_PAPER, "-k", "published")
@@ -89,7 +99,17 @@ SLICES = (_PAPER, "-k", "slice_ends or each_slice")
 MINUTES = (_PAPER, "-k", "minutes_are or epochs_of_a_probe or device_is_warm")
 PARENT = (_PAPER, "-k", "works_for")
 AUTO = ("tests/studies/test_compare.py", "-k", "for_auto")
+EXAMPLES = ("tests/test_examples.py", "-k", "gets_the_projections")
+EXAMPLES_ON_TWO = ("tests/test_examples.py", "-k", "two_processes")
+NOTEBOOKS = ("tests/test_examples.py", "-k", "are_those_of_the_scripts")
 
+_CALIBRATION = "mixco_lightly/evaluation/calibration.py"
+_IMAGE_TRAINING = "mixco_lightly/evaluation/image_training.py"
+_FEW_SHOT = "mixco_lightly/evaluation/few_shot.py"
+_OUTLIERS = "mixco_lightly/evaluation/outliers.py"
+_FURTHER = "mixco_lightly/evaluation/further_protocols.py"
+_IMAGE_SETS = "mixco_lightly/evaluation/image_sets.py"
+_CORRUPTIONS = "mixco_lightly/data/corruptions.py"
 _BLOCKWISE = "mixco_lightly/loss/blockwise.py"
 _EXPORT = "mixco_lightly/backbones/export.py"
 _HUB = "mixco_lightly/backbones/hub.py"
@@ -117,6 +137,7 @@ _SIMCLR = "mixco_lightly/models/simclr.py"
 _CHUNKS = "mixco_lightly/models/chunks.py"
 _STEP_LOG = "mixco_lightly/models/step_log.py"
 _PROBE = "mixco_lightly/training/online_probe.py"
+_LOGGERS = "mixco_lightly/training/loggers.py"
 _DATA = "mixco_lightly/training/data_module.py"
 _TARS = "mixco_lightly/data/tar_shards.py"
 _STREAM = "mixco_lightly/data/image_stream.py"
@@ -140,6 +161,11 @@ _REPORT = "mixco_lightly/studies/report.py"
 _RESULTS = "mixco_lightly/studies/results.py"
 _SCALE = "mixco_lightly/studies/scale.py"
 _SLICES = "mixco_lightly/studies/slices.py"
+SDIST = ("tests/test_wheel.py", "-k", "sdist_is")
+WHEEL = ("tests/test_wheel.py", "-k", "wheel_is or requirements")
+RELEASE = ("tests/test_release.py",)
+_PUBLISH = ".github/workflows/publish.yml"
+_SMOKE = "tests/smoke_release.py"
 
 
 class Mutant(NamedTuple):
@@ -1184,6 +1210,43 @@ MUTANTS = [
         'self._optimizer.load_state_dict(self._restored["optimizer"])', "pass", PROBE_RESUMED,
     ),
     Mutant(
+        "metrics.csv has to be asked for", _LOGGERS,
+        'dict.fromkeys(("csv", *names))', "dict.fromkeys(names)", LOGGERS,
+    ),
+    Mutant(
+        "a missing logger's package is noticed late", _LOGGERS,
+        "if not _is_installed(_PACKAGES[name])]", "if False]", LOGGERS,
+    ),
+    Mutant(
+        "each process starts the loggers", "mixco_lightly/training/pretraining.py",
+        "prepare_on_rank_zero(trainer, prepare_folder)", "prepare_folder()", LOGGERS,
+    ),
+    Mutant(
+        "a run that replaces one goes on in its wandb run", _RUN,
+        '    "loggers.json",\n', "", LOGGERS,
+    ),
+    Mutant(
+        "a resumed run logs its options again", _LOGGERS,
+        "is_new = name not in ids", "is_new = True", LOGGED,
+    ),
+    Mutant("a resumed run is a second one in wandb", _LOGGERS, "id=known,\n        r", "r", LOGGED),
+    Mutant(
+        "a resumed run is a second one in MLflow", _LOGGERS,
+        "run_id=known", "run_id=None", LOGGED,
+    ),
+    Mutant(
+        "the second run of a program is in the first one's MLflow folder", _LOGGERS,
+        'os.environ.pop("MLFLOW_TRACKING_URI", None)', "pass", LOGGED,
+    ),
+    Mutant(
+        "TensorBoard shows repeated steps twice", _LOGGERS,
+        "purge_step=finished_steps", "purge_step=None", LOGGED,
+    ),
+    Mutant(
+        "the kNN of the summary is taken for the training's", _LOGGERS,
+        'f"summary/{name}"', "name", LOGGED,
+    ),
+    Mutant(
         "the probe sees mixtures as plain images", _MOCO,
         "features[: len(query_images)].detach()", "features.detach()", BATCHES,
     ),
@@ -1212,6 +1275,165 @@ MUTANTS = [
         "runs from before there was a probability do not resume", _RUN,
         '"mix_probability": 1.0, ', "", EARLIER,
     ),
+    # Further protocols
+    Mutant(
+        "logits are taken for probabilities", _CALIBRATION,
+        "logits.float().softmax(dim=1)", "logits.float()", CALIBRATION,
+    ),
+    Mutant(
+        "ten bins instead of fifteen", _CALIBRATION,
+        "NUM_BINS = 15", "NUM_BINS = 10", CALIBRATION,
+    ),
+    Mutant(
+        "logits of training batches count in the calibration", _IMAGE_TRAINING,
+        "if not module.training:", "if True:", IMAGE_CALIBRATION,
+    ),
+    Mutant(
+        "targets of earlier epochs are kept", _IMAGE_TRAINING,
+        "        self._targets.clear()", "        pass", IMAGE_CALIBRATION,
+    ),
+    Mutant(
+        "class means of features that are not normalised", _FEW_SHOT,
+        "normalize(part.features, dim=1)", "part.features", FEW_SHOT,
+    ),
+    Mutant(
+        "the nearest mean without its length", _FEW_SHOT,
+        "means.square().sum(dim=1) - 2", "-2", FEW_SHOT,
+    ),
+    Mutant(
+        "each episode draws the first features", _FEW_SHOT,
+        "[torch.randperm(len(rows), generator=generator)[:shots]]", "[:shots]", FEW_SHOT,
+    ),
+    Mutant(
+        "the interval is of an episode, not of the mean", _FEW_SHOT,
+        " / math.sqrt(len(values))", "", FEW_SHOT,
+    ),
+    Mutant(
+        "the distance is to the nearest neighbour", _OUTLIERS,
+        "values[:, -1]", "values[:, 0]", OUTLIERS,
+    ),
+    Mutant(
+        "the ROC curve is turned round", _OUTLIERS,
+        "torch.zeros_like(test), torch.ones_like(outliers)",
+        "torch.ones_like(test), torch.zeros_like(outliers)", OUTLIERS,
+    ),
+    Mutant(
+        "fewer than 95 percent are accepted", _OUTLIERS,
+        "-(-95 * len(test) // 100)", "95 * len(test) // 100", OUTLIERS,
+    ),
+    Mutant(
+        "an outlier at the threshold is rejected", _OUTLIERS,
+        "outliers <= threshold", "outliers < threshold", OUTLIERS,
+    ),
+    Mutant(
+        "the classifier is tested on the plain test images", _FURTHER,
+        "part._replace(test=part.further[self.image_set])", "part", IMAGE_SETS,
+    ),
+    Mutant(
+        "test images are compared with themselves", _FURTHER,
+        "(part.test, part.further[self.image_set])", "(part.test, part.test)", OUTLIERS,
+    ),
+    Mutant(
+        "a shifted dataset may have other classes", _IMAGE_SETS,
+        "    if list(shifted) == list(classes):\n", "    if shifted:\n", IMAGE_SETS,
+    ),
+    Mutant(
+        "contrast is reduced around black", _CORRUPTIONS,
+        "mean + strength * (pixels - mean)", "strength * pixels", CORRUPTIONS,
+    ),
+    Mutant(
+        "blur is in pixels", _CORRUPTIONS,
+        "strength * min(pixels.shape[1:])", "strength", CORRUPTIONS,
+    ),
+    Mutant(
+        "every image has the same noise", _CORRUPTIONS,
+        "[self._seed, condition, self._chosen[row]]", "[self._seed, condition]", CORRUPTIONS,
+    ),
+    Mutant(
+        "jpeg rounds down before it compresses", _CORRUPTIONS,
+        "(pixels * 255).round().byte()", "(pixels * 255).byte()", CORRUPTIONS,
+    ),
+    Mutant(
+        "corrupted images are not rounded to eight bits", _CORRUPTIONS,
+        "(corrupted * 255).round() / 255", "corrupted", CORRUPTIONS,
+    ),
+    Mutant(
+        "a study shows intervals over episodes", "mixco_lightly/studies/results.py",
+        'if not measure.endswith(" interval"):', "if measure:", ROBUSTNESS,
+    ),
+    Mutant(
+        "an example takes the mixtures' projections for the queries'",
+        "examples/pytorch/unmix.py", "query, mixed = model", "mixed, query = model", EXAMPLES,
+    ),
+    Mutant(
+        "an example computes the keys of the mixed view",
+        "examples/pytorch_lightning/imix.py", "batch[0][1]", "batch[0][0]", EXAMPLES,
+    ),
+    Mutant(
+        "an example computes the keys with the query encoder",
+        "examples/pytorch/mixco_moco.py",
+        "key = model.forward_momentum(x_key)", "key = model(x_key).detach()", EXAMPLES,
+    ),
+    Mutant(
+        "an example on several devices has negatives of its own only",
+        "examples/pytorch_lightning_distributed/mixco_simclr.py",
+        "gather_distributed=True,", "gather_distributed=False,", EXAMPLES_ON_TWO,
+    ),
+    Mutant(
+        "an example on several devices leaves the keys shuffled",
+        "examples/pytorch_lightning_distributed/mixco_moco.py",
+        "return batch_unshuffle(key, shuffle, distributed=True)", "return key", EXAMPLES_ON_TWO,
+    ),
+    Mutant(
+        "a notebook on several devices has a strategy that notebooks cannot use",
+        "examples/create_notebooks.py",
+        "'strategy=\"ddp_notebook\"'", "'strategy=\"ddp\"'", NOTEBOOKS,
+    ),
+    Mutant(
+        "the sdist has no workflows", "MANIFEST.in",
+        "graft .github\n", "", SDIST,
+    ),
+    Mutant(
+        "what the sdist has is in the wheel", "pyproject.toml",
+        "include-package-data = false", "include-package-data = true", WHEEL,
+    ),
+    Mutant(
+        "the wheel has no presets", "pyproject.toml",
+        '"mixco_lightly.recipes" = ["presets/*.yaml"]', '"mixco_lightly.recipes" = []', WHEEL,
+    ),
+    Mutant(
+        "Lightly 2 is allowed", "pyproject.toml",
+        '"lightly>=1.6,<2"', '"lightly>=1.6"', WHEEL,
+    ),
+    Mutant(
+        "the citation is of the version before", "CITATION.cff",
+        "version: 0.2.0", "version: 0.1.0", RELEASE,
+    ),
+    Mutant(
+        "any tag that starts with the version is published", _SMOKE,
+        'tag != f"v{version[1]}"', 'not tag.startswith("v1")', RELEASE,
+    ),
+    Mutant(
+        "a version without a date in the changelog is published", _SMOKE,
+        "if f\"\\n## [{tag.removeprefix('v')}] - \" not in", "if tag in", RELEASE,
+    ),
+    Mutant(
+        "what was built is published before it ran", _PUBLISH,
+        "needs: smoke", "needs: build", RELEASE,
+    ),
+    Mutant(
+        "a pull request publishes", _PUBLISH,
+        "on:\n  push:", "on:\n  pull_request:\n  push:", RELEASE,
+    ),
+    Mutant(
+        "the build may write to the repository", _PUBLISH,
+        "  build:\n    runs-on: ubuntu-latest\n    permissions:\n      contents: read",
+        "  build:\n    runs-on: ubuntu-latest\n    permissions:\n      contents: write", RELEASE,
+    ),
+    Mutant(
+        "an action is taken from a branch", _PUBLISH,
+        "gh-action-pypi-publish@v1.13.0", "gh-action-pypi-publish@release/v1", RELEASE,
+    ),
 ]  # fmt: skip
 
 
@@ -1236,7 +1458,8 @@ class Gate:
         if count != 1:
             return f"the text it changes is {count} times in {mutant.file}"
         mutated = text.replace(mutant.old, mutant.new)
-        compile(mutated, mutant.file, "exec")
+        if path.suffix == ".py":
+            compile(mutated, mutant.file, "exec")
         if mutant.tests not in self._passes:
             code, output = self._run(mutant.tests)
             self._passes[mutant.tests] = f"they end with {code} without it:\n{output}" * (code != 0)
@@ -1254,7 +1477,8 @@ class Gate:
 
     def _run(self, tests: tuple[str, ...]) -> tuple[int, str]:
         """Pytest's exit code and the end of what it printed."""
-        log = self.folder / "log.txt"
+        log = self.folder / "runs" / "log.txt"
+        log.parent.mkdir(exist_ok=True)
         child = os.fork()
         if child == 0:
             code = 99

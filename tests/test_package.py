@@ -52,7 +52,8 @@ def distributions_of(folder):
 
 @pytest.mark.parametrize("folder", ["mixco_lightly", "recipes"])
 def test_every_import_is_of_a_distribution_that_pyproject_names(folder):
-    names = set().union(*map(declared, ["dependencies", "recipes", "huggingface", "onnx"]))
+    extras = ("recipes", "huggingface", "onnx", "loggers")
+    names = declared("dependencies").union(*(declared(extra) for extra in extras))
     assert {"torch", "scikit-learn", "jsonargparse"} <= names
     # A package that another one brings, as scikit-learn brings scipy, has to be named all the same.
     missing = {name for name, owners in distributions_of(folder).items() if not names & owners}

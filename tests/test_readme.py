@@ -20,7 +20,7 @@ from tests.training.test_streams import write_shard
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
-DOCUMENTS = ["README.md", "CHANGELOG.md", "SECURITY.md", *PAGES]
+DOCUMENTS = ["README.md", "CHANGELOG.md", "SECURITY.md", "examples/README.md", *PAGES]
 TEXT = {name: (ROOT / name).read_text() for name in DOCUMENTS}
 BLOCK = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
 (MOCO,) = BLOCK.findall(TEXT["README.md"])

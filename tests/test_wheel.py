@@ -1,4 +1,7 @@
-"""What is in the wheel runs without a clone: the commands, the presets, a user's own recipe."""
+"""What is in sdist and wheel: every file by name; and the wheel runs without a clone.
+
+The wheel is built from the sdist, as ``python -m build`` does.
+"""
 
 import importlib.metadata
 import json
@@ -10,6 +13,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from mixco_lightly import __version__ as VERSION
 
 ROOT = Path(__file__).parent.parent
 QUICK = ["--epochs", "1", "--num_workers", "0", "--precision", "32-true"]
@@ -65,20 +70,62 @@ def call(*arguments, **options):
     )
 
 
-@pytest.fixture(scope="session")
-def wheel(tmp_path_factory):
-    """The wheel, built of a copy, because a build leaves files in its folder."""
-    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    leave = shutil.ignore_patterns("__pycache__", "results")
-    for name in ("mixco_lightly", "recipes"):
-        shutil.copytree(ROOT / name, source / name, ignore=leave)
-    build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
-    built = call(sys.executable, "-c", build, target, cwd=source)
+def files_of_the_repository():
+    """Relative paths of its files: what git does not ignore, or all files of an sdist."""
+    if (ROOT / ".git").exists():
+        listed = call("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT)
+        assert listed.returncode == 0, listed.stderr
+        paths = map(Path, listed.stdout.splitlines())
+        return {path for path in paths if (ROOT / path).is_file()}
+    paths = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file())
+    made = {
+        ".venv",
+        ".pytest_cache",
+        ".hypothesis",
+        "runs",
+        "__pycache__",
+        "mixco_lightly.egg-info",
+    }
+    return {path for path in paths if not made & set(path.parts)}
+
+
+def build(kind, source, target):
+    code = "import sys; from setuptools import build_meta; build_meta.build_%s(sys.argv[1])"
+    built = call(sys.executable, "-c", code % kind, target, cwd=source)
     assert built.returncode == 0, built.stderr
-    (path,) = target.glob("*.whl")
+    (path,) = target.iterdir()
     return path
+
+
+@pytest.fixture(scope="session")
+def sdist(tmp_path_factory):
+    """The sdist, built of a copy, because a build leaves files in its folder."""
+    source = tmp_path_factory.mktemp("source")
+    for path in files_of_the_repository():
+        (source / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, source / path)
+    return build("sdist", source, tmp_path_factory.mktemp("sdist"))
+
+
+@pytest.fixture(scope="session")
+def unpacked(sdist, tmp_path_factory):
+    """The folder in the sdist."""
+    folder = tmp_path_factory.mktemp("unpacked")
+    shutil.unpack_archive(sdist, folder)
+    (source,) = folder.iterdir()
+    return source
+
+
+@pytest.fixture(scope="session")
+def sdist_files(unpacked):
+    """Relative paths in the sdist, before anything is built from it."""
+    return {path.relative_to(unpacked) for path in unpacked.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="session")
+def wheel(unpacked, sdist_files, tmp_path_factory):
+    """The wheel, built from the sdist."""
+    return build("wheel", unpacked, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="session")
@@ -120,22 +167,28 @@ def check_run(result, folder):
     assert (folder / "model.safetensors").exists()
 
 
-def test_the_wheel_holds_every_recipe_and_preset_once(wheel):
+def test_the_sdist_is_the_repository_and_no_larger_than_five_megabytes(sdist, sdist_files):
+    written = {path for path in sdist_files if path.parts[0].endswith(".egg-info")}
+    written |= {Path("PKG-INFO"), Path("setup.cfg")}
+    assert sdist_files - written == files_of_the_repository() - written
+    assert sdist.name == f"mixco_lightly-{VERSION}.tar.gz"
+    assert sdist.stat().st_size < 5e6
+
+
+def test_the_wheel_is_the_modules_and_presets_and_no_larger_than_one_megabyte(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert len(set(names)) == len(names)
-    for folder in ("recipes/", "recipes/presets/"):
-        paths = (ROOT / folder).iterdir()
-        expected = {path.name for path in paths if path.suffix in (".py", ".yaml")}
-        inside = f"mixco_lightly/{folder}"
-        found = {x.removeprefix(inside) for x in names if x.startswith(inside)}
-        assert {x for x in found if "/" not in x} == expected
-    outside = [x for x in names if not x.startswith("mixco_lightly/") and ".dist-info/" not in x]
-    assert not outside
-
-
-def test_the_wheel_holds_every_module(wheel):
-    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "mixco_lightly").rglob("*.py")}
-    assert {"mixco_lightly/py.typed", *modules} <= set(zipfile.ZipFile(wheel).namelist())
+    modules = (ROOT / "mixco_lightly").rglob("*.py")
+    pages = [*(ROOT / "recipes").glob("*.py"), *(ROOT / "recipes/presets").glob("*.yaml")]
+    assert len(pages) > 50
+    inside = {path.relative_to(ROOT).as_posix() for path in modules} | {"mixco_lightly/py.typed"}
+    inside |= {f"mixco_lightly/{path.relative_to(ROOT).as_posix()}" for path in pages}
+    texts = ["METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE"]
+    # Nothing else: no tests, no results, no pictures.
+    assert sorted(names) == sorted(
+        [*inside, *(f"mixco_lightly-{VERSION}.dist-info/{name}" for name in texts)]
+    )
+    assert wheel.name == f"mixco_lightly-{VERSION}-py3-none-any.whl"
+    assert wheel.stat().st_size < 1e6
 
 
 def test_the_wheels_requirements_are_those_of_pyproject(installed):
@@ -144,6 +197,11 @@ def test_the_wheels_requirements_are_those_of_pyproject(installed):
     assert any(text.startswith("lightly<2,>=1.6") for text in base)
     assert not any(text.startswith(("jsonargparse", "kornia", "matplotlib")) for text in base)
     assert any("jsonargparse" in text and "recipes" in text for text in distribution.requires)
+    assert distribution.metadata["Author"] == "The mixco-lightly developers"
+    assert distribution.metadata["License-Expression"] == "MIT"
+    urls = dict(text.split(", ") for text in distribution.metadata.get_all("Project-URL"))
+    assert urls["MixCo (paper)"].endswith("2010.06300")
+    assert all(url.startswith("https://") for url in urls.values())
 
 
 def test_the_command_trains_on_the_digits_to_its_table(mixco_lightly, tmp_path):

@@ -33,4 +33,6 @@ def measure_classifiers(classifiers: Iterable[nn.Module], test: Features) -> lis
     exits = test.features.unbind(1) if test.features.dim() == 3 else [test.features]
     logits = [classifier.cpu()(x) for classifier, x in zip(classifiers, exits, strict=True)]
     results = [rank_scores(x, test.targets) for x in logits]
-    return [*results, average_scores(logits, test.targets)] if len(logits) > 1 else results
+    if len(logits) == 1:
+        return results
+    return [*results, rank_scores(average_scores(logits), test.targets)]

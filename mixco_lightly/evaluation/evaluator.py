@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -19,9 +19,11 @@ from mixco_lightly.data.images import ImageFacts, LabelledImages, broken_images,
 from mixco_lightly.data.subset import choose_part
 from mixco_lightly.data.transforms import create_probe_transform, create_test_transform
 from mixco_lightly.evaluation.features import Features
+from mixco_lightly.evaluation.image_sets import create_image_sets
 from mixco_lightly.evaluation.parts import ENSEMBLE, Part, extract_parts, split_parts
 from mixco_lightly.evaluation.probe_result import ProbeResult, join_notes
-from mixco_lightly.evaluation.protocols import Outcome, Protocol, Setup, create_protocols
+from mixco_lightly.evaluation.protocol import Outcome, Protocol, Setup
+from mixco_lightly.evaluation.protocols import create_protocols
 
 
 class Extraction(NamedTuple):
@@ -34,6 +36,7 @@ class Extraction(NamedTuple):
         train: Features of the training images: (N, D), or (N, E, D) for E exits.
         test: Features of the test images: (M, D), or (M, E, D).
         augmentation: Crops and flips a training image, for protocols that train on images.
+        further: Features of further sets of images, by the set's name.
     """
 
     network: Backbone | MultiExitBackbone
@@ -42,6 +45,7 @@ class Extraction(NamedTuple):
     train: Features
     test: Features
     augmentation: Callable[[Any], Any]
+    further: Mapping[str, Features] = {}
 
 
 class Measurement(NamedTuple):
@@ -132,12 +136,14 @@ def evaluate_parts(
     for name in protocols:
         if name not in known:
             raise ValueError(f"There is no protocol {name!r}; choose from: {', '.join(known)}.")
+    chosen = [known[name] for name in protocols]
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     extraction = extract(
         network,
         images,
         test_images,
         facts,
+        further=create_image_sets(chosen, test_images, facts, seed=seed),
         image_size=image_size,
         num_workers=num_workers,
         batch_size=batch_size,
@@ -147,7 +153,7 @@ def evaluate_parts(
     parts: dict[str, dict[str, ProbeResult]] = {"backbone": {}}
     for measurement in measure(
         extraction,
-        [known[name] for name in protocols],
+        chosen,
         num_workers=num_workers,
         seed=seed,
         device=device,
@@ -169,6 +175,7 @@ def extract(
     batch_size: int,
     device: torch.device,
     precision: str,
+    further: Mapping[str, LabelledImages] | None = None,
 ) -> Extraction:
     """Extracts a network's features of a dataset, all exits in one pass.
 
@@ -183,6 +190,8 @@ def extract(
         batch_size: Images in a batch.
         device: Where to run.
         precision: "32-true", "16-mixed" or "bf16-mixed".
+        further: Further sets of images, see
+            :func:`mixco_lightly.evaluation.image_sets.create_image_sets`.
 
     Returns:
         The features, and what :func:`measure` needs beside them.
@@ -190,10 +199,13 @@ def extract(
     from rich.console import Console
 
     transform = create_test_transform(facts, image_size)
-    images, test_images = (with_transform(part, transform) for part in (images, test_images))
-    train, test = extract_parts(
+    further = further or {}
+    images, test_images, *others = (
+        with_transform(part, transform) for part in (images, test_images, *further.values())
+    )
+    train, test, *features = extract_parts(
         network,
-        (images, test_images),
+        (images, test_images, *others),
         batch_size=batch_size,
         num_workers=machine.default_num_workers(num_workers),
         device=device,
@@ -201,7 +213,8 @@ def extract(
         progress=Console().is_terminal,
     )
     augmentation = create_probe_transform(facts, image_size)
-    return Extraction(network, images, test_images, train, test, augmentation)
+    sets = dict(zip(further, features, strict=True))
+    return Extraction(network, images, test_images, train, test, augmentation, sets)
 
 
 def measure(
@@ -245,7 +258,7 @@ def measure(
     for fraction in label_fractions:
         chosen = choose_part(extraction.train.targets, fraction, seed)
         labelled = Features(*(values[chosen] for values in extraction.train))
-        parts = split_parts(extraction.network, labelled, extraction.test)
+        parts = split_parts(extraction.network, labelled, extraction.test, extraction.further)
         setup = Setup(
             images=Subset(in_batches(augmented), chosen.tolist()),
             test_images=test_images,  # type: ignore[arg-type]

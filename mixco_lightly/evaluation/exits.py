@@ -66,21 +66,12 @@ def exit_probe(train: Features, test: Features, **options: Any) -> list[ProbeRes
     )
     targets = test.targets.cpu()
     results = [rank_scores(x, targets, note) for x, note in zip(logits, notes, strict=True)]
-    return [*results, average_scores(logits, targets)]
+    return [*results, rank_scores(average_scores(logits), targets)]
 
 
-def average_scores(scores: Sequence[Tensor], targets: Tensor, note: str = "") -> ProbeResult:
-    """Computes the accuracies of an ensemble, which averages its classifiers' scores.
-
-    Args:
-        scores: Scores of each classifier, shape (N, classes).
-        targets: True classes, shape (N,).
-        note: Note of the result.
-
-    Returns:
-        Accuracies in percent.
-    """
-    return rank_scores(torch.stack(tuple(scores)).mean(dim=0), targets, note)
+def average_scores(scores: Sequence[Tensor]) -> Tensor:
+    """Computes the scores of an ensemble, which averages its classifiers' scores (N, classes)."""
+    return torch.stack(tuple(scores)).mean(dim=0)
 
 
 def select_exit(features: Features, index: int) -> Features:

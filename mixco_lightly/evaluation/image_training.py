@@ -15,9 +15,10 @@ import torch
 from lightly.utils.benchmarking import FinetuneClassifier, LinearClassifier, MetricCallback
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.callbacks import Callback, ProgressBar
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from mixco_lightly.evaluation.calibration import calibration_error
 from mixco_lightly.evaluation.probe_result import EpochResults, ProbeResult
 
 # Lightning warns of a loader without workers and of a frozen backbone in eval mode; both are meant.
@@ -125,6 +126,43 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
             module.set_rng_state(device_state, *place)
 
 
+class MeasureCalibration(Callback):
+    """Computes the expected calibration error after each epoch, from the logits of the test."""
+
+    def __init__(self) -> None:
+        self.errors: list[float] = []
+        self._logits: list[Tensor] = []
+        self._targets: list[Tensor] = []
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts to read the classifier's logits in the test."""
+
+        def keep(module: nn.Module, inputs: Any, logits: Tensor) -> None:
+            if not module.training:
+                self._logits.append(logits.detach())
+
+        head: Any = pl_module.classification_head
+        head.register_forward_hook(keep)
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps the targets of a batch."""
+        self._targets.append(batch[1])
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Computes the error of all test samples."""
+        self.errors.append(calibration_error(torch.cat(self._logits), torch.cat(self._targets)))
+        self._logits.clear()
+        self._targets.clear()
+
+
 def top_k(num_classes: int) -> tuple[int, int]:
     """Returns the two k whose top-k accuracies are measured; ValueError below two classes."""
     if num_classes < 2:
@@ -151,7 +189,7 @@ def fit_classifier(
         callbacks: Further callbacks of the trainer.
 
     Returns:
-        Accuracies in percent after the last and after the best epoch.
+        Accuracies and calibration error in percent after the last and after the best epoch.
 
     Raises:
         ValueError: If a number is not positive or the classifier diverges.
@@ -160,7 +198,7 @@ def fit_classifier(
         raise ValueError(
             f"epochs and learning_rate must be positive, got {epochs} and {classifier.lr}."
         )
-    metrics = MetricCallback()
+    metrics, calibration = MetricCallback(), MeasureCalibration()
     on_gpu = device.type == "cuda"
     with TemporaryDirectory() as folder, warnings.catch_warnings():
         for message in _EXPECTED_WARNINGS:
@@ -174,7 +212,7 @@ def fit_classifier(
             # job, and would load any hpc_ckpt_*.ckpt in its default_root_dir.
             plugins=[LightningEnvironment()],
             default_root_dir=folder,
-            callbacks=[metrics, *callbacks],
+            callbacks=[metrics, calibration, *callbacks],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
@@ -189,6 +227,9 @@ def fit_classifier(
     n, k = batches.num_test_images, max(classifier.topk)
     top1, top5 = ([100 * round(share * n) / n for share in values[f"val_top{j}"]] for j in (1, k))
     note = f"top5 is top{k}: {k} classes" if k < 5 else ""
-    results = [ProbeResult(*shares, note) for shares in zip(top1, top5, strict=True)]
+    results = [
+        ProbeResult(first, fifth, note, {"ECE": error})
+        for first, fifth, error in zip(top1, top5, calibration.errors, strict=True)
+    ]
     best = top1.index(max(top1))
     return EpochResults(results[-1], results[best], best + 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,12 +27,14 @@ class Part(NamedTuple):
         network: Maps images (N, C, H, W) to features (N, D); has ``feature_dim``.
         train: Features of the training images.
         test: Features of the test images.
+        further: Features of further sets of images, by the set's name.
     """
 
     name: str
     network: nn.Module
     train: Features
     test: Features
+    further: Mapping[str, Features] = {}
 
 
 class StackedExits(nn.Module):
@@ -111,22 +113,35 @@ def extract_parts(network: nn.Module, datasets: Sequence[Any], **options: Any) -
     return extract_datasets(network, datasets, **options)
 
 
-def split_parts(network: nn.Module, train: Features, test: Features) -> list[Part]:
+def split_parts(
+    network: nn.Module,
+    train: Features,
+    test: Features,
+    further: Mapping[str, Features] | None = None,
+) -> list[Part]:
     """Splits the features of a network into those of its parts.
 
     Args:
         network: A backbone, or a network with sub-networks.
         train: Features of training images, as :func:`extract_parts` returns them.
         test: Features of test images.
+        further: Features of further sets of images, by the set's name.
 
     Returns:
         The parts in the order of :func:`name_parts`, without the ensemble.
     """
+    further = further or {}
     if not isinstance(network, MultiExitBackbone):
-        return [Part(BACKBONE, network, train, test)]
+        return [Part(BACKBONE, network, train, test, further)]
     names = [name for name in name_parts(network) if name != ENSEMBLE]
     return [
-        Part(name, SingleExit(network, index), select_exit(train, index), select_exit(test, index))
+        Part(
+            name,
+            SingleExit(network, index),
+            select_exit(train, index),
+            select_exit(test, index),
+            {name: select_exit(features, index) for name, features in further.items()},
+        )
         for index, name in enumerate(names)
     ]
 

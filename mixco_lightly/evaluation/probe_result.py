@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -12,16 +13,18 @@ class ProbeResult(NamedTuple):
     """Accuracies of a probe on the test images, after its last epoch.
 
     Attributes:
-        top1: Accuracy in percent.
+        top1: Accuracy in percent. NaN for a protocol that measures no accuracy of the test images.
         top5: Percentage of the images whose class is among the first five predictions, or among
             the first ``num_classes`` where there are fewer classes.
         note: What was adapted to a small dataset, which setting was chosen from how many, and
             whether a fit did not converge. Empty if there is nothing to note.
+        measures: Further measures in percent by their names, such as "ECE".
     """
 
     top1: float
     top5: float
     note: str = ""
+    measures: Mapping[str, float] = {}
 
 
 class EpochResults(NamedTuple):

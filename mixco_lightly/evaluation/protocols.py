@@ -1,196 +1,31 @@
-"""The protocols: how a part of a network is measured by an accuracy.
+"""The protocols: how a part of a network is measured.
 
-To add a protocol, add a class, a line in ``create_protocols``, and a name in ``ProtocolName``. The
-fields of the class are its settings; they go into each record.
+The fields of a class are its settings, which go into each record. CONTRIBUTING.md adds a protocol.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-from mixco_lightly.evaluation.probe_result import (
-    EpochResults,
-    ProbeResult,
-    join_notes,
-    rank_scores,
+from mixco_lightly.evaluation.further_protocols import (
+    Corruptions,
+    FewShot,
+    OutlierDetection,
+    Shift,
 )
+from mixco_lightly.evaluation.linear_protocols import SklearnProbe, TorchProbe
+from mixco_lightly.evaluation.protocol import Outcome, Protocol, Setup
 
 # The commands' options need the names below: --help must not wait for torch.
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-    from torch.utils.data import Dataset
-
-    from mixco_lightly.evaluation.features import Features
     from mixco_lightly.evaluation.parts import Part
 
 # The names for options, whose types cannot be computed.
-ProtocolName = Literal["torch", "sklearn", "knn", "paper", "finetune"]
-
-# Backbones need different learning rates, so the torch probe chooses one of these on a tenth of the
-# training features.
-LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-# The scikit-learn probe chooses one of these in the same way. The last is scikit-learn's default;
-# few labels and many features need a stronger penalty. With a larger C the fit takes longer and
-# overfits.
-C_VALUES = (0.0001, 0.001, 0.01, 0.1, 1.0)
-
-
-class Outcome(NamedTuple):
-    """What a protocol measured.
-
-    Attributes:
-        last: Accuracies after the last epoch.
-        epochs: The last and the best epoch, for protocols that test after each epoch.
-        scores: Scores of the test images, shape (M, classes), for protocols with an ensemble.
-    """
-
-    last: ProbeResult
-    epochs: EpochResults | None = None
-    scores: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a protocol is given beside a part.
-
-    Attributes:
-        images: Training images whose labels are used, augmented already or as ``augment`` takes
-            them. Prepared only if a protocol trains on images.
-        test_images: Test images and targets.
-        augment: Augments the training images of a batch, on the device.
-        num_classes: Number of classes.
-        num_workers: Processes that load training images.
-        seed: Seed of the protocols.
-        device: Where to run.
-        precision: Lightning's precision.
-        title: Title of a progress bar.
-    """
-
-    images: Dataset[Any]
-    test_images: Dataset[Any]
-    augment: Callable[[Tensor], Tensor] | None
-    num_classes: int
-    num_workers: int
-    seed: int
-    device: torch.device
-    precision: str
-    title: str
-
-
-class Protocol(ABC):
-    """How a part of a network is measured. A frozen dataclass whose fields are the settings.
-
-    Attributes:
-        name: Name on the command line and in records.
-        label: Name in tables.
-        figure: Name in summary.json, see :func:`mixco_lightly.evaluation.figures.name_figure`.
-        needs_images: Whether it trains on images; otherwise it needs features only.
-        has_ensemble: Whether it can measure the ensemble of several parts.
-    """
-
-    name: ClassVar[str]
-    label: ClassVar[str]
-    figure: ClassVar[str]
-    needs_images: ClassVar[bool] = False
-    has_ensemble: ClassVar[bool] = False
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings as JSON stores them."""
-        fields = asdict(self)  # type: ignore[call-overload]
-        return {name: list(x) if isinstance(x, tuple) else x for name, x in fields.items()}
-
-    @abstractmethod
-    def measure(self, part: Part, setup: Setup) -> Outcome:
-        """Measures a part of a network."""
-
-    def measure_ensemble(self, parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Outcome:
-        """Measures the ensemble of parts that have been measured."""
-        raise ValueError(f"Protocol {self.name} has no ensemble.")
-
-
-class LinearProbe(Protocol):
-    """A linear classifier on features; a setting is chosen on a tenth of the training features."""
-
-    has_ensemble = True
-
-    @property
-    @abstractmethod
-    def choices(self) -> dict[str, Sequence[float]]:
-        """Options of :func:`mixco_lightly.linear_probe`, with the values to choose from."""
-
-    def measure(self, part: Part, setup: Setup) -> Outcome:
-        """Trains and tests the classifier."""
-        from mixco_lightly.evaluation.linear import linear_scores
-
-        reason = _why_no_choice(part.train)
-        scores, note = linear_scores(
-            part.train,
-            part.test,
-            self.name,
-            seed=setup.seed,
-            device=setup.device,
-            **({} if reason else self.choices),  # type: ignore[arg-type]
-        )
-        result = rank_scores(scores, part.test.targets, note)
-        return Outcome(result._replace(note=join_notes(reason, result.note)), scores=scores)
-
-    def measure_ensemble(self, parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Outcome:
-        """Averages the classifiers' scores."""
-        from mixco_lightly.evaluation.exits import average_scores
-
-        scores = [outcome.scores for outcome in outcomes if outcome.scores is not None]
-        result = average_scores(scores, parts[0].test.targets)
-        reason = _why_no_choice(parts[0].train)
-        return Outcome(result._replace(note=join_notes(reason, result.note)))
-
-
-def _why_no_choice(train: Features) -> str:
-    if train.targets.bincount().max() > 1:
-        return ""
-    return "one image a class, none to choose a setting on: linear_probe's default is taken"
-
-
-@dataclass(frozen=True)
-class TorchProbe(LinearProbe):
-    """The linear probe trained by SGD.
-
-    Args:
-        learning_rates: Learning rates to choose from.
-    """
-
-    name = "torch"
-    label = "linear, torch"
-    figure = "linear"
-    learning_rates: tuple[float, ...] = LEARNING_RATES
-
-    @property
-    def choices(self) -> dict[str, Sequence[float]]:
-        """The learning rates to choose from."""
-        return {"learning_rate": self.learning_rates}
-
-
-@dataclass(frozen=True)
-class SklearnProbe(LinearProbe):
-    """The linear probe as scikit-learn's logistic regression.
-
-    Args:
-        C_values: Inverse penalties to choose from.
-    """
-
-    name = "sklearn"
-    label = "linear, scikit-learn"
-    figure = "sklearn"
-    C_values: tuple[float, ...] = C_VALUES
-
-    @property
-    def choices(self) -> dict[str, Sequence[float]]:
-        """The inverse penalties to choose from."""
-        return {"C": self.C_values}
+ProtocolName = Literal["torch", "sklearn", "knn", "paper", "finetune", "few-shot", "corruptions"]
+# These need a second dataset, which a pretraining run does not have.
+SecondDatasetName = Literal["shift", "ood"]
 
 
 @dataclass(frozen=True)
@@ -299,6 +134,12 @@ def create_protocols(
     finetune_epochs: int = FineTuning.epochs,
     finetune_learning_rate: float = FineTuning.learning_rate,
     step_size: int = PaperEvaluation.batch_size,
+    few_shots: Sequence[int] = FewShot.shots,
+    few_shot_episodes: int = FewShot.episodes,
+    corrupted_images: int = Corruptions.max_images,
+    shift_dataset: str = "",
+    ood_dataset: str = "",
+    ood_k: int = OutlierDetection.k,
 ) -> dict[str, Protocol]:
     """Creates all protocols with their settings.
 
@@ -309,6 +150,12 @@ def create_protocols(
         finetune_epochs: Epochs of finetune.
         finetune_learning_rate: Highest learning rate of finetune, for batches of 256.
         step_size: Images in a step of paper and finetune.
+        few_shots: Numbers of training images of each class of few-shot.
+        few_shot_episodes: Draws of few-shot.
+        corrupted_images: Test images of corruptions.
+        shift_dataset: Name of the dataset of shift, for records.
+        ood_dataset: Name of the dataset of ood, for records.
+        ood_k: Which neighbour the distance of ood is to.
 
     Returns:
         The protocols by name, in the order of tables.
@@ -324,6 +171,10 @@ def create_protocols(
         NearestNeighbours(knn_k),
         PaperEvaluation(paper_epochs, paper_learning_rate, step_size),
         FineTuning(finetune_epochs, finetune_learning_rate, step_size),
+        FewShot(tuple(few_shots), few_shot_episodes),
+        Corruptions(max_images=corrupted_images),
+        Shift(dataset=shift_dataset),
+        OutlierDetection(ood_dataset, ood_k),
     ]
     return {protocol.name: protocol for protocol in protocols}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
@@ -144,14 +145,15 @@ def complete_record(record: Record, measurement: Measurement) -> Record:
     results: Record = {
         "training_images": measurement.training_images,
         "test_images": measurement.test_images,
-        "top1": last.top1,
-        "top5": last.top5,
+        **({} if math.isnan(last.top1) else {"top1": last.top1, "top5": last.top5}),
+        **({"measures": dict(last.measures)} if last.measures else {}),
     }
     if epochs is not None:
         results["best_epoch_on_test"] = {
             "epoch": epochs.best_epoch,
             "top1": epochs.best.top1,
             "top5": epochs.best.top5,
+            "measures": dict(epochs.best.measures),
         }
     return record | results | {"note": last.note, "versions": package_versions()}
 

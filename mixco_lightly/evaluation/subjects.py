@@ -16,7 +16,7 @@ from mixco_lightly.backbones.trace import TIMM_ERRORS, measure_feature_dim
 from mixco_lightly.data.catalogue import create_train_test, get_dataset
 from mixco_lightly.data.images import ImageFacts, LabelledImages
 from mixco_lightly.data.subset import choose_part
-from mixco_lightly.evaluation.protocols import Protocol
+from mixco_lightly.evaluation.protocol import Protocol
 from mixco_lightly.evaluation.records import Record, hash_weights
 from mixco_lightly.evaluation.tables import name_dataset
 

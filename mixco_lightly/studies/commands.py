@@ -54,7 +54,7 @@ def check_data(runs: Sequence[Run]) -> None:
     Raises:
         FileNotFoundError: If a dataset is not there; the message says what is expected.
     """
-    from mixco_lightly.data.catalogue import create_dataset
+    from mixco_lightly.data.catalogue import create_dataset, find_dataset
 
     datasets = {
         (str(run.options.get("dataset", "digits")), str(run.options.get("data_dir", "data")))
@@ -63,6 +63,10 @@ def check_data(runs: Sequence[Run]) -> None:
     for run in runs:
         for options in run.transfer.values():
             datasets.add((options["dataset"][0], options["data_dir"][0]))
+            for protocol in {"shift", "ood"} & set(options["protocol"]):
+                folder = options.get(f"{protocol}_data_dir") or "data"
+                name = options.get(f"{protocol}_dataset") or find_dataset(folder)[0]
+                datasets.add((name, folder))
     for name, folder in sorted(datasets):
         try:
             create_dataset(name, folder, train=False)

@@ -12,7 +12,7 @@ from mixco_lightly.backbones.description import read_config
 from mixco_lightly.data.images import LabelledImages
 from mixco_lightly.data.transforms import create_test_transform
 from mixco_lightly.evaluation.evaluator import with_transform
-from mixco_lightly.evaluation.protocols import LEARNING_RATES
+from mixco_lightly.evaluation.linear_protocols import LEARNING_RATES
 from mixco_lightly.evaluation.subjects import Subject
 from mixco_lightly.studies.exit_information import (
     Checkpoints,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mixco_lightly.evaluation.figures import RANDOM_INIT, name_figure
+from mixco_lightly.evaluation.further_protocols import FewShot
 
 # The last kNN evaluation in metrics.csv. It decides between settings: the accuracy on the test
 # images would be biased upwards by such a choice.
@@ -20,18 +21,37 @@ FIGURES = {
     name_figure(RANDOM_INIT, "knn"): "random initialisation kNN, top-1 %",
 }
 # What a study can show beside the accuracies, if it names it.
+FURTHER = {
+    name_figure("backbone", "torch", "ECE"): "linear, ECE %",
+    name_figure("backbone", "corruptions"): "linear on corrupted images, top-1 %",
+    name_figure("backbone", "corruptions", "ECE"): "linear on corrupted images, ECE %",
+    **{
+        name_figure("backbone", "few-shot", f"{shots}-shot"): f"class means, {shots}-shot %"
+        for shots in FewShot.shots
+    },
+}
 SPEED = "images_per_second"
 # Protocols of a further dataset, as the headings name them, and how such a heading ends.
-TRANSFER_PROTOCOLS = {"torch": "linear", "knn": "kNN", "paper": "linear evaluation"}
-TRANSFER_ENDING = ", top-1 %"
+TRANSFER_PROTOCOLS = {
+    "torch": "linear",
+    "knn": "kNN",
+    "paper": "linear evaluation",
+    "few-shot": "class means",
+    "corruptions": "linear (corrupted)",
+    "shift": "linear (shifted)",
+    "ood": "outlier detection",
+}
+TRANSFER_ENDING = " %"
 
 
-def transfer_heading(protocol: str, dataset: str) -> str:
-    """Returns the heading of an accuracy on a further dataset.
+def transfer_heading(protocol: str, dataset: str, measure: str = "top-1") -> str:
+    """Returns the heading of a figure on a further dataset.
 
     Examples:
         >>> from mixco_lightly.studies.figures import transfer_heading
         >>> transfer_heading("torch", "CIFAR-100")
         'linear on CIFAR-100, top-1 %'
+        >>> transfer_heading("ood", "CIFAR-10", "AUROC")
+        'outlier detection on CIFAR-10, AUROC %'
     """
-    return f"{TRANSFER_PROTOCOLS.get(protocol, protocol)} on {dataset}{TRANSFER_ENDING}"
+    return f"{TRANSFER_PROTOCOLS.get(protocol, protocol)} on {dataset}, {measure}{TRANSFER_ENDING}"

@@ -38,12 +38,14 @@ class Evaluation(NamedTuple):
         data_dir: Its folder.
         image_size: Size of the images; None for the backbone's.
         epochs: Epochs of each protocol, by its name; 0 for those without.
+        second_datasets: Protocols that need a second dataset, with its name and its folder.
     """
 
     dataset: str
     data_dir: str
     image_size: int | None
     epochs: tuple[tuple[str, int], ...]
+    second_datasets: tuple[tuple[str, str | None, str | None], ...] = ()
 
 
 class Minutes(NamedTuple):
@@ -233,6 +235,11 @@ def list_evaluations(run: Run, config: PretrainConfig) -> list[Evaluation]:
             options["data_dir"][0],
             options.get("image_size"),
             epochs_of(options["protocol"], options),
+            tuple(
+                (name, options.get(f"{name}_dataset"), options.get(f"{name}_data_dir"))
+                for name in ("shift", "ood")
+                if name in options["protocol"]
+            ),
         )
         for options in run.transfer.values()
     ]
@@ -247,6 +254,7 @@ def time_evaluation(config: PretrainConfig, evaluation: Evaluation, device: torc
     """
     from mixco_lightly.data.catalogue import create_train_test, get_dataset
     from mixco_lightly.evaluation.evaluator import extract, measure
+    from mixco_lightly.evaluation.image_sets import create_image_sets, open_second_datasets
     from mixco_lightly.evaluation.protocols import create_protocols
     from mixco_lightly.training.resolve import create_initial_backbone
 
@@ -259,7 +267,13 @@ def time_evaluation(config: PretrainConfig, evaluation: Evaluation, device: torc
     options: Options = {"num_workers": None, "device": device, "precision": "32-true"}
     start = time.perf_counter()
     facts = get_dataset(evaluation.dataset).facts
-    extraction = extract(backbone, *images, facts, image_size=size, batch_size=256, **options)
+    protocols = create_protocols(knn_k=config.knn_k)
+    chosen = [protocols[name] for name, _ in evaluation.epochs]
+    others, _ = open_second_datasets({name: place for name, *place in evaluation.second_datasets})
+    sets = create_image_sets(chosen, images[1], facts, others, seed=config.seed)
+    extraction = extract(
+        backbone, *images, facts, image_size=size, batch_size=256, further=sets, **options
+    )
     seconds = time.perf_counter() - start
     part = min(1.0, PROBE_IMAGES / len(images[0]))
 
@@ -268,7 +282,6 @@ def time_evaluation(config: PretrainConfig, evaluation: Evaluation, device: torc
         list(measure(extraction, [protocol], label_fractions=[label_fraction], **options))
         return time.perf_counter() - start
 
-    protocols = create_protocols(knn_k=config.knn_k)
     for name, epochs in evaluation.epochs:
         protocol: Any = protocols[name]
         if epochs:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mixco_lightly.studies.figures import FIGURES, SPEED, transfer_heading
+from mixco_lightly.studies.figures import FIGURES, FURTHER, SPEED, transfer_heading
 from mixco_lightly.studies.published import check_published, name_arm
 from mixco_lightly.studies.scale import scale_epochs
 from mixco_lightly.training.command_line import check_options
@@ -220,7 +220,7 @@ def _check_study(study: Study) -> None:
         raise ValueError("A study needs at least one seed: give --seeds.")
     if len(set(study.seeds)) < len(study.seeds):
         raise ValueError(f"A seed is named twice in {study.seeds}: name each seed once.")
-    known = [*FIGURES, SPEED]
+    known = [*FIGURES, *FURTHER, SPEED]
     if unknown := set(study.figures) - set(known):
         raise ValueError(f"There is no figure {unknown.pop()!r}: choose from {', '.join(known)}.")
 
@@ -330,6 +330,9 @@ def _plan_transfer(study: Study, evaluate_class: type[Any]) -> dict[str, Options
             "data_dir": [str(Path(study.data_root) / given.get("data_dir", "data"))],
             "dataset": [given.get("dataset", "imagefolder")],
         }
+        for key in ("shift_data_dir", "ood_data_dir"):
+            if isinstance(given.get(key), str):
+                options[key] = str(Path(study.data_root) / given[key])
         _check_values(place, options, evaluate_class)
         if "mutual-information" in options["protocol"]:
             raise ValueError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mixco_lightly.files import replace_file
-from mixco_lightly.studies.figures import FIGURES, SPEED, TRANSFER_ENDING
+from mixco_lightly.studies.figures import FIGURES, FURTHER, SPEED, TRANSFER_ENDING
 from mixco_lightly.studies.published import published_cell, published_heading
 from mixco_lightly.studies.statistics import Difference, average_curves, paired_difference
 
@@ -90,13 +90,15 @@ def tabulate(results: Results) -> tuple[list[str], list[list[str]]]:
     rows = results["runs"]
     headings = {
         **FIGURES,
+        **FURTHER,
         **{name: name for row in rows for name in row if name.endswith(TRANSFER_ENDING)},
     }
     chosen = results["study"].get("figures") or FIGURES
     figures = [
         name
         for name in headings
-        if any(name in row for row in rows) and (name in chosen or name not in FIGURES)
+        if any(name in row for row in rows)
+        and (name in chosen or name not in {**FIGURES, **FURTHER})
     ]
     # The base may lack a figure, as SupCon has no sub-network, or be alone with it, as with that
     # of the random initialisation.

@@ -106,9 +106,18 @@ def _read_curve(path: Path, epochs: int, images: float) -> list[list[float]]:
 
 
 def _read_transfer(run: Run) -> dict[str, float]:
-    """Returns the accuracies on the further datasets, by their headings in the table."""
-    return {
-        transfer_heading(record["protocol"], name): record["top1"]
-        for name in run.transfer
-        for record in read_report(run.transfer_folder(name))
-    }
+    """Returns the figures on the further datasets, by their headings in the table.
+
+    They are accuracies, and the measures of protocols without an accuracy.
+    """
+    found: dict[str, float] = {}
+    for name in run.transfer:
+        for record in read_report(run.transfer_folder(name)):
+            protocol = record["protocol"]
+            if "top1" in record:
+                found[transfer_heading(protocol, name)] = record["top1"]
+                continue
+            for measure, value in record["measures"].items():
+                if not measure.endswith(" interval"):  # the study has intervals over seeds
+                    found[transfer_heading(protocol, name, measure)] = value
+    return found

@@ -1,17 +1,15 @@
-"""Records a run while it trains: metrics.csv, TensorBoard, curves.png."""
+"""Records a run while it trains: metrics.csv and curves.png."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -105,8 +103,8 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(lines))
 
 
-def create_loggers(run: Path, finished_steps: int) -> list[Logger]:
-    """Creates the metrics file and, if its package is installed, TensorBoard's.
+def open_metrics(run: Path, finished_steps: int) -> MetricsFile:
+    """Opens the metrics file of a run, without the steps that will be repeated.
 
     Args:
         run: The run's folder.
@@ -114,13 +112,7 @@ def create_loggers(run: Path, finished_steps: int) -> list[Logger]:
     """
     metrics = MetricsFile(run / "metrics.csv")
     metrics.keep_steps(finished_steps)
-    loggers: list[Logger] = [metrics]
-    if find_spec("tensorboard") is not None:
-        # TensorBoard shows the second time of steps that are repeated.
-        loggers.append(
-            TensorBoardLogger(run, name="tensorboard", version="", purge_step=finished_steps)
-        )
-    return loggers
+    return metrics
 
 
 def latest_metrics(trainer: pl.Trainer) -> dict[str, tuple[float, int]]:

@@ -27,6 +27,7 @@ _FREE = {"use": "free"}
 _COMMAND = {"use": "command"}
 
 ProtocolOrNone = Literal[ProtocolName, "none"]
+LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
 
 
 @dataclass(frozen=True)
@@ -276,6 +277,8 @@ class RunOptions:
         seed: Seed of weights, order, augmentations and mixtures.
         keep_every_n_epochs: Every how many epochs a checkpoint is kept for good, as
             checkpoints/epoch-0010.ckpt beside last.ckpt; 0 keeps only the last.
+        logger: What records the metrics: csv, tensorboard, wandb or mlflow, one or several. csv,
+            which is metrics.csv, is always one of them; the others need packages of their own.
         output_dir: Folder of the run.
         resume: Whether to continue the run in output_dir after its last finished epoch; every
             option that decides the result must be unchanged.
@@ -284,6 +287,7 @@ class RunOptions:
 
     seed: NonNegativeInt = 0
     keep_every_n_epochs: NonNegativeInt = field(default=0, metadata=_FREE)
+    logger: list[LoggerName] = field(default_factory=lambda: ["csv"], metadata=_FREE)
     output_dir: str = field(default="runs/pretrain", metadata=_FREE)
     resume: bool = field(default=False, metadata=_COMMAND)
     overwrite: bool = field(default=False, metadata=_COMMAND)

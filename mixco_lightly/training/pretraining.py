@@ -13,6 +13,7 @@ from typing import Any, Generic
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers.logger import Logger
 
 import mixco_lightly.machine as machine
 from mixco_lightly.data.images import ImageError
@@ -24,8 +25,9 @@ from mixco_lightly.files import WriteError, replace_file
 from mixco_lightly.training.data_module import PretrainData
 from mixco_lightly.training.diagnosis import describe_chance
 from mixco_lightly.training.errors import error_line, is_out_of_memory
+from mixco_lightly.training.loggers import end_loggers, start_loggers
 from mixco_lightly.training.method import Method
-from mixco_lightly.training.metrics import create_loggers
+from mixco_lightly.training.metrics import open_metrics
 from mixco_lightly.training.open_data import RunImages
 from mixco_lightly.training.options import Config, MixingOptions, PretrainConfig
 from mixco_lightly.training.processes import (
@@ -136,16 +138,19 @@ def prepare(recipe: Method[Config], config: Config) -> Run[Config]:
         config, folder, speed, steps_per_epoch, images if is_measured else None, negatives
     )
 
+    loggers: list[Logger] = []  # of the first process
+
     def prepare_folder() -> None:
         prepare_run(folder, asdict(config), config.resume, config.overwrite)
-        if config.resume:
-            read_steps(checkpoint, asdict(config))
+        steps = read_steps(checkpoint, asdict(config)) if config.resume else 0
         if images.broken:
             with replace_file(folder / "broken_images.txt") as file:
                 file.write("".join(f"{line}\n" for line in images.broken.values()).encode())
+        loggers.extend(start_loggers(config, recipe.method, steps))
 
     prepare_on_rank_zero(trainer, prepare_folder)
-    trainer.loggers = create_loggers(folder, read_steps(checkpoint) if config.resume else 0)
+    metrics = open_metrics(folder, read_steps(checkpoint) if config.resume else 0)
+    trainer.loggers = [metrics, *loggers]
     run = Run(recipe, config, images, data, model, trainer, speed, negatives)
     announce(run, backbone.stem)
     return run
@@ -303,7 +308,7 @@ def measure_and_write(run: Run[Config]) -> dict[str, Any]:
     """Measures and exports the backbone in the first process, and writes the summary."""
     if not run.trainer.is_global_zero:
         return {}
-    return finish(
+    summary = finish(
         run.recipe,
         run.config,
         run.images,
@@ -313,3 +318,5 @@ def measure_and_write(run: Run[Config]) -> dict[str, Any]:
         run.negatives,
         is_measured=not run.unmeasured,
     )
+    end_loggers(run.trainer.loggers, summary, run.trainer.global_step - 1)
+    return summary

@@ -16,6 +16,7 @@ from mixco_lightly.backbones.backbone import Backbone, create_backbone
 from mixco_lightly.data.catalogue import find_dataset, get_dataset
 from mixco_lightly.data.images import have_one_size
 from mixco_lightly.data.own_code import load_function
+from mixco_lightly.training.loggers import choose_loggers
 from mixco_lightly.training.open_data import RunImages, open_images
 from mixco_lightly.training.optimiser import complete_optimiser
 from mixco_lightly.training.options import (
@@ -72,6 +73,7 @@ def resolve(config: Config) -> Resolved[Config]:
         stem=config.stem or spec.stem,
         precision=machine.choose_precision(config.precision, config.accelerator),  # type: ignore[arg-type]
         protocol=choose_protocols(config.protocol),
+        logger=choose_loggers(config.logger),
     )
     check_numbers(config)
     check_views(config)

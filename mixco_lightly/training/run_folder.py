@@ -25,6 +25,7 @@ _COMMAND_OPTIONS = options_of_use("command")
 _EARLIER = {"mixing": "mixup", "mix_probability": 1.0, "chunk_size": 0}
 _RUN_FILES = (
     "metrics.csv",
+    "loggers.json",
     "broken_images.txt",
     "traceback.txt",
     "model.safetensors",

@@ -46,7 +46,7 @@ from mixco_lightly.data.catalogue import create_train_test, get_dataset
 from mixco_lightly.data.transforms import create_test_transform
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
-from mixco_lightly.evaluation.protocols import LEARNING_RATES
+from mixco_lightly.evaluation.linear_protocols import LEARNING_RATES
 
 BATCH_SIZE = 256
 TIME_LIMIT, TOP1_LIMIT = 0.05, 0.5

@@ -6,16 +6,19 @@ from torchvision.transforms import PILToTensor
 
 from mixco_lightly import MultiExitBackbone, ProbeResult, create_backbone, linear_probe
 from mixco_lightly.data.catalogue import create_train_test, get_dataset
-from mixco_lightly.evaluation import protocols
+from mixco_lightly.evaluation import linear_protocols
+from mixco_lightly.evaluation.calibration import add_calibration
 from mixco_lightly.evaluation.evaluator import evaluate_parts
 from mixco_lightly.evaluation.exits import exit_probe, select_exit
 from mixco_lightly.evaluation.figures import RANDOM_INIT, name_figure, summarise
 from mixco_lightly.evaluation.knn import knn_probe
+from mixco_lightly.evaluation.linear import linear_scores
 from mixco_lightly.evaluation.parts import name_parts
 from mixco_lightly.evaluation.protocols import (
     DEFAULT_PROTOCOLS,
     PROTOCOLS,
     ProtocolName,
+    SecondDatasetName,
     create_protocols,
 )
 
@@ -55,13 +58,19 @@ def test_exits_are_parts_whose_results_are_those_of_their_features_alone(images,
     exits = ["subnetwork_1", "subnetwork_2", "backbone"]
     assert name_parts(network) == [*exits, "ensemble"]
     assert set(results) == {*exits, "ensemble"}
-    choices = {"learning_rate": protocols.LEARNING_RATES, "C": protocols.C_VALUES}
+    choices = {"learning_rate": linear_protocols.LEARNING_RATES, "C": linear_protocols.C_VALUES}
     for index, name in enumerate(exits):
         train, test = (select_exit(x, index) for x in (extraction.train, extraction.test))
         assert results[name]["knn"] == knn_probe(train, test, k=3)
-        assert results[name][solver] == linear_probe(train, test, solver, **choices)
+        scores, _ = linear_scores(train, test, solver, **choices)
+        expected = linear_probe(train, test, solver, **choices)
+        if solver == "torch":
+            expected = add_calibration(expected, scores, test.targets)
+        assert results[name][solver] == expected
     together = exit_probe(extraction.train, extraction.test, solver=solver, **choices)
-    assert results["ensemble"] == {solver: together[-1]}  # kNN has no ensemble
+    assert list(results["ensemble"]) == [solver]  # kNN has no ensemble
+    assert results["ensemble"][solver][:3] == together[-1][:3]
+    assert list(results["ensemble"][solver].measures) == list(expected.measures)
 
 
 def test_one_label_a_class_is_noted_for_the_ensemble_too(images):
@@ -81,16 +90,26 @@ def test_an_unknown_protocol_is_named_before_anything_is_extracted(images):
 
 
 def test_every_protocol_has_a_name_for_options_and_settings_for_records():
-    assert list(PROTOCOLS) == list(typing.get_args(ProtocolName))
+    names = (typing.get_args(x) for x in (ProtocolName, SecondDatasetName))
+    assert list(PROTOCOLS) == [name for group in names for name in group]
     assert not any(PROTOCOLS[name].needs_images for name in DEFAULT_PROTOCOLS)
-    assert {name for name in PROTOCOLS if PROTOCOLS[name].has_ensemble} == {"torch", "sklearn"}
-    known = create_protocols(knn_k=5, paper_epochs=2, finetune_learning_rate=0.1, step_size=8)
+    with_ensemble = {"torch", "sklearn", "corruptions", "shift"}
+    assert {name for name in PROTOCOLS if PROTOCOLS[name].has_ensemble} == with_ensemble
+    known = create_protocols(
+        knn_k=5, paper_epochs=2, finetune_learning_rate=0.1, step_size=8, few_shots=[2],
+        few_shot_episodes=7, corrupted_images=9, shift_dataset="a", ood_dataset="b", ood_k=4,
+    )  # fmt: skip
+    rates = [0.003, 0.01, 0.03, 0.1, 0.3, 1.0]
     assert {name: protocol.settings for name, protocol in known.items()} == {
-        "torch": {"learning_rates": [0.003, 0.01, 0.03, 0.1, 0.3, 1.0]},
+        "torch": {"learning_rates": rates},
         "sklearn": {"C_values": [0.0001, 0.001, 0.01, 0.1, 1.0]},
         "knn": {"k": 5},
         "paper": {"epochs": 2, "learning_rate": 3.0, "batch_size": 8},
         "finetune": {"epochs": 30, "learning_rate": 0.1, "batch_size": 8},
+        "few-shot": {"shots": [2], "episodes": 7},
+        "corruptions": {"learning_rates": rates, "max_images": 9},
+        "shift": {"learning_rates": rates, "dataset": "a"},
+        "ood": {"dataset": "b", "k": 4},
     }
 
 

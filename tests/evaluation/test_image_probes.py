@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from mixco_lightly import Features, create_backbone
+from mixco_lightly.evaluation.calibration import calibration_error
 from mixco_lightly.evaluation.image_probes import finetune_probe, paper_probe
 from mixco_lightly.evaluation.image_training import seeded
 
@@ -146,6 +147,20 @@ def test_last_and_best_epoch_are_what_the_classifier_of_that_epoch_gets_right():
     assert results.best_epoch == 1 + top1.index(max(top1))
     assert results.last[:2] == pytest.approx(accuracies[-1])
     assert results.best[:2] == pytest.approx(accuracies[results.best_epoch - 1])
+
+
+def test_the_calibration_error_is_of_the_test_logits_after_the_last_and_the_best_epoch():
+    backbone, spy = SmallBackbone(), Spy()
+    images = make_images(15, noise=1.5, seed=1)
+    # An epoch is one step.
+    results = run_paper(backbone, make_images(noise=1.5), images, epochs=6, callbacks=[spy])
+    features, targets = frozen_features(backbone, images)
+    errors = [
+        calibration_error(features @ weight.T + bias, targets) for weight, bias in spy.heads[1:]
+    ]
+    assert results.last.measures["ECE"] == pytest.approx(errors[-1], rel=1e-3)
+    assert results.best.measures["ECE"] == pytest.approx(errors[results.best_epoch - 1], rel=1e-3)
+    assert len({round(error, 2) for error in errors}) == 6
 
 
 @pytest.mark.parametrize("run", PROBES)

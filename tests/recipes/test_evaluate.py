@@ -304,6 +304,47 @@ def test_timm_backbones_without_a_run_are_measured_as_one_table(tmp_path, image_
     assert "test_vit" in printed
 
 
+def test_further_protocols_use_the_datasets_that_are_named_at_the_backbones_size(
+    run, tmp_path, evaluate
+):
+    own, shifted, other = (
+        make_folder(tmp_path / str(size), size, classes)
+        for size, classes in [(16, 2), (8, 2), (12, 3)]
+    )
+    options = ["--dataset", "imagefolder", "--data_dir", own, "--num_workers", 0]
+    options += ["--few_shots", 1, 5, "--few_shot_episodes", 4, "--corrupted_images", 5]
+    second = ["--shift_data_dir", shifted, "--ood_data_dir", other, "--ood_k", 3]
+    names = ["torch", "few-shot", "corruptions", "shift", "ood"]
+    code, printed, error = evaluate(
+        "--backbone_dir", run, *options, *second, "--protocol", *names
+    )  # fmt: skip
+    assert code == 0, error
+    records = {record["protocol"]: record for record in results_in(run)}
+    assert list(records) == names
+    has_accuracy = {name for name in names if "top1" in records[name]}
+    assert has_accuracy == {"torch", "corruptions", "shift"}
+    assert records["shift"]["settings"]["dataset"] == f"imagefolder {shifted}"
+    assert (
+        records["ood"]["settings"] | {"dataset": f"imagefolder {other}", "k": 3}
+        == (records["ood"]["settings"])
+    )
+    assert set(records["torch"]["measures"]) == set(records["shift"]["measures"]) == {"ECE"}
+    assert records["shift"]["top1"] != records["torch"]["top1"] or (
+        records["shift"]["measures"] != records["torch"]["measures"]
+    )
+    # Other colours are far away.
+    assert set(records["ood"]["measures"]) == {"AUROC", "FPR95"}
+    assert "AUROC" in printed
+    text = (run / "evaluation.md").read_text()
+    header = text.split("## Further measures")[1].strip().splitlines()[0]
+    assert "| seed | linear, torch, ECE | class means, 1-shot |" in header
+    assert "class means" not in text.split("## Top-5")[0]
+    wrong = ["--shift_data_dir", other, "--protocol", "shift", "--overwrite"]
+    code, _, error = evaluate("--backbone_dir", run, *options, *wrong)
+    assert code != 0
+    assert "must have the classes of --dataset" in error.strip().splitlines()[-1]
+
+
 def test_images_of_several_sizes_are_augmented_one_by_one(run, image_folder, evaluate):
     image = image_folder / "train" / "red" / "00.png"
     Image.open(image).resize((20, 16)).save(image)
@@ -322,6 +363,10 @@ def test_images_of_several_sizes_are_augmented_one_by_one(run, image_folder, eva
         (["--label_fractions", 0.001], "0.001 of 1,348 images"),
         (["--label_fractions", "half"], "label_fractions"),
         (["--protocol", "svm"], "svm"),
+        (["--protocol", "ood"], "--protocol ood needs a second dataset: give --ood_data_dir"),
+        (["--protocol", "shift", "--shift_data_dir", "absent"], "absent"),
+        (["--protocol", "few-shot", "--few_shot_episodes", 1], "--few_shot_episodes"),
+        (["--protocol", "few-shot", "--few_shots", 500], "500 shots need 500 training images"),
         (["--protocol", "paper", "--paper_epochs", 0], "paper_epochs"),
         (["--protocol", "finetune", "--finetune_learning_rate", -1], "finetune_learning_rate"),
         (["--dataset", "digits", "imagefolder", "--data_dir", "absent"], "absent/train"),

@@ -169,6 +169,7 @@ LEGAL = {
     "backbone_kwargs": is_kwargs,
     "batch_size": is_int(1),
     "augment": one_of("auto", "device", "workers"),
+    "logger": each(one_of("csv", "tensorboard", "wandb", "mlflow")),
     "protocol": each(one_of("torch", "sklearn", "knn", "paper", "finetune", "mutual-information")),
     "num_workers": or_none(is_int(0)),
     "accelerator": one_of("auto", "cpu"),

@@ -197,26 +197,6 @@ def test_images_of_one_class_have_no_knn_and_one_line_says_so(capsys):
     assert capsys.readouterr().out == "No kNN while training: all images are of one class.\n"
 
 
-def test_metrics_go_to_tensorboard_too_where_it_is_installed(tmp_path, monkeypatch):
-    import mixco_lightly.training.metrics as metrics
-
-    made = []
-
-    class FakeTensorBoard:
-        def __init__(self, *args, **kwargs):
-            made.append((args, kwargs))
-
-    monkeypatch.setattr(metrics, "TensorBoardLogger", FakeTensorBoard)
-    for spec in (None, types.SimpleNamespace()):
-        monkeypatch.setattr(metrics, "find_spec", lambda name, spec=spec: spec)
-        loggers = metrics.create_loggers(tmp_path, finished_steps=7)
-        assert isinstance(loggers[0], metrics.MetricsFile)
-        assert [type(logger) for logger in loggers[1:]] == ([FakeTensorBoard] if spec else [])
-    ((args, kwargs),) = made
-    assert args == (tmp_path,)
-    assert kwargs["purge_step"] == 7
-
-
 def test_curves_have_a_plot_for_each_kind_of_metric_that_was_recorded(tmp_path, monkeypatch):
     import matplotlib.figure
 

@@ -1,0 +1,58 @@
+# SimCLR with MixCo in PyTorch Lightning.
+# The lines marked "# MixCo" are the change to Lightly's own example of SimCLR.
+#
+# pip install mixco-lightly
+#
+# The settings suit a first run on one GPU and are not the paper's.
+
+import pytorch_lightning as pl
+import torch
+from lightly.models.modules import SimCLRProjectionHead
+from lightly.transforms import SimCLRTransform
+from torch.utils.data import DataLoader
+from torchvision.datasets import CIFAR10
+
+from mixco_lightly import MixCoCollate, MixCoLoss, create_backbone  # MixCo
+
+
+class SimCLR(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.backbone = create_backbone("resnet18", image_size=32)  # MixCo; or another timm name
+        self.projection_head = SimCLRProjectionHead(self.backbone.feature_dim, 512, 128)
+        self.criterion = MixCoLoss(temperature=0.5, mix_temperature=0.5)  # MixCo
+
+    def forward(self, x):
+        return self.projection_head(self.backbone(x))
+
+    def training_step(self, batch, batch_idx):
+        x0, x1 = batch[0]
+        mixture0, mixture1 = batch[-1]  # MixCo
+        z0, z1 = self.forward(x0), self.forward(x1)
+        mixed0, mixed1 = self.forward(mixture0.images), self.forward(mixture1.images)  # MixCo
+        loss = self.criterion(z0, z1, mixed0, mixture0, mixed1, mixture1)  # MixCo
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.06)
+
+
+if __name__ == "__main__":  # the DataLoader's workers may import this file
+    model = SimCLR()
+
+    transform = SimCLRTransform(input_size=32, gaussian_blur=0.0)
+    # Or images of your own: LightlyDataset("path/to/folder", transform=transform).
+    dataset = CIFAR10("data", download=True, transform=transform)
+    dataloader = DataLoader(
+        dataset,
+        batch_size=256,
+        shuffle=True,
+        drop_last=True,
+        num_workers=8,
+        collate_fn=MixCoCollate(views=(0, 1)),  # MixCo
+    )
+
+    accelerator = "gpu" if torch.cuda.is_available() else "cpu"
+    trainer = pl.Trainer(max_epochs=10, devices=1, accelerator=accelerator)
+    trainer.fit(model, dataloader)

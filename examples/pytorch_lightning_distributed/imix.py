@@ -1,0 +1,80 @@
+# i-Mix on MoCo v2 in PyTorch Lightning, on several GPUs.
+# The lines marked "# i-Mix" are the change to Lightly's own example of MoCo.
+#
+# pip install mixco-lightly
+#
+# The settings suit a first run and are not the paper's. The batch size is for each GPU.
+
+import copy
+
+import pytorch_lightning as pl
+import torch
+from lightly.models.modules import MoCoProjectionHead
+from lightly.models.utils import (
+    batch_shuffle,
+    batch_unshuffle,
+    deactivate_requires_grad,
+    update_momentum,
+)
+from lightly.transforms import MoCoV2Transform
+from lightly.utils.scheduler import cosine_schedule
+from torch.utils.data import DataLoader
+from torchvision.datasets import CIFAR10
+
+from mixco_lightly import IMixLoss, MixCollate, Mixer, create_backbone  # i-Mix
+
+
+class MoCo(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.backbone = create_backbone("resnet18", image_size=32)  # i-Mix; or another timm name
+        self.projection_head = MoCoProjectionHead(self.backbone.feature_dim, 512, 128)
+        self.backbone_momentum = copy.deepcopy(self.backbone)
+        self.projection_head_momentum = copy.deepcopy(self.projection_head)
+        deactivate_requires_grad(self.backbone_momentum)
+        deactivate_requires_grad(self.projection_head_momentum)
+        self.criterion = IMixLoss(memory_bank_size=(4096, 128), gather_distributed=True)  # i-Mix
+
+    def forward(self, x):
+        return self.projection_head(self.backbone(x))
+
+    @torch.no_grad()
+    def forward_momentum(self, x):
+        # BatchNorm must not tell which keys share a batch with the query's positive.
+        x, shuffle = batch_shuffle(x, distributed=True)
+        key = self.projection_head_momentum(self.backbone_momentum(x))
+        return batch_unshuffle(key, shuffle, distributed=True)
+
+    def training_step(self, batch, batch_idx):
+        momentum = cosine_schedule(self.current_epoch, self.trainer.max_epochs, 0.996, 1)
+        update_momentum(self.backbone, self.backbone_momentum, m=momentum)
+        update_momentum(self.projection_head, self.projection_head_momentum, m=momentum)
+        x_key = batch[0][1]  # i-Mix; the query view is only mixed
+        mixture = batch[-1][0]  # i-Mix
+        mixed = self.forward(mixture.images)  # i-Mix
+        key = self.forward_momentum(x_key)
+        loss = self.criterion(mixed, key, mixture)  # i-Mix
+        self.log("loss", loss, prog_bar=True, sync_dist=True)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.06)
+
+
+if __name__ == "__main__":  # the DataLoader's workers may import this file
+    model = MoCo()
+
+    transform = MoCoV2Transform(input_size=32)
+    # Or images of your own: LightlyDataset("path/to/folder", transform=transform).
+    dataset = CIFAR10("data", download=True, transform=transform)
+    dataloader = DataLoader(
+        dataset,
+        batch_size=256,
+        shuffle=True,
+        drop_last=True,
+        num_workers=8,
+        collate_fn=MixCollate(Mixer.imix()),  # i-Mix
+    )
+
+    trainer = pl.Trainer(max_epochs=10, devices="auto", accelerator="gpu", strategy="ddp")
+    trainer.fit(model, dataloader)
