@@ -11,7 +11,8 @@ every seed. Each run is an ordinary run of the recipe in a folder of its own. Af
 
 After every run these files are written to output_dir: results.json (every run's options, figures
 and curve), results.md (mean, standard deviation, paired difference to the base with its 95%
-interval, cost) and results.png (accuracy over images seen and over seconds). All accuracies are
+interval, cost) and results.png (accuracy over images seen and over seconds); at the end also
+report.html (differences, curves and links to the runs' reports, in one page). All accuracies are
 those of the last epoch. Options and seed decide what a run learns, so a study can be repeated;
 seconds depend on the machine. --scale 0.1 runs a tenth of all epochs, in a folder of its own.
 
@@ -37,6 +38,7 @@ from mixco_lightly.studies.commands import (
 from mixco_lightly.studies.plan import Study, check_study_file
 from mixco_lightly.studies.report import read_results, write_report
 from mixco_lightly.studies.scale import scaled_folder
+from mixco_lightly.studies.study_page import report_study
 from mixco_lightly.training.command_line import parse_options, print_table
 from mixco_lightly.training.errors import fail_in_one_line
 from mixco_lightly.training.interrupts import end_in_one_line
@@ -53,7 +55,7 @@ class CompareConfig(Study):
         background: Whether to continue in a process of its own, with its output in
             output_dir/compare.log.
         resume: Whether to resume the study in output_dir; finished runs are skipped.
-        report: Whether only to write table and plot again, from output_dir/results.json.
+        report: Whether only to write table, plot and page again, from output_dir/results.json.
         forest: PNG file. Only draws the differences to plain training there, of all studies whose
             folders are in output_dir.
         plan_minutes: Whether to time a few dozen steps of each arm before the runs, and to write
@@ -97,6 +99,7 @@ def run_study(config: CompareConfig, output_dir: Path) -> None:
     except KeyboardInterrupt:
         sys.exit("Stopped. Go on with the same command and --resume.")
     write_results(config, runs, output_dir, config.jobs)
+    report_study(output_dir)
     if failures:
         sys.exit("error: " + "\n".join(["runs failed:", *failures]))
     if config.slice_minutes and (stop := describe_stop(runs, config.slice_minutes)):
@@ -116,6 +119,7 @@ def main() -> None:
     with fail_in_one_line():
         if config.report:
             write_report(read_results(output_dir), output_dir)
+            report_study(output_dir)
         else:
             run_study(config, output_dir)
         print_results(output_dir)

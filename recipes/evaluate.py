@@ -39,7 +39,8 @@ Features and probes are computed in float32, unless --precision says otherwise.
 
 The tables are printed and written to --output_dir (default: the backbone's folder) as
 evaluation.json and evaluation.md, each result as soon as it is measured. Earlier results stay in
-the files; results with other settings are replaced only with --overwrite.
+the files; results with other settings are replaced only with --overwrite. --report also writes
+evaluation.html there: the table, maps of the test images, neighbours and mistakes.
 """
 
 from __future__ import annotations
@@ -49,14 +50,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mixco_lightly.training.command_line import parse_options, print_table
+from mixco_lightly.training.command_line import parse_options, print_table, typed_command
 from mixco_lightly.training.errors import fail_in_one_line
 from mixco_lightly.training.interrupts import end_in_one_line
 from mixco_lightly.training.option_types import NonNegativeInt, PositiveInt
 from mixco_lightly.training.protocol_options import ProtocolOptions
 
 if TYPE_CHECKING:
-    from mixco_lightly.data.images import LabelledImages
     from mixco_lightly.evaluation.subjects import Source, Subject
     from mixco_lightly.studies.exit_information import Checkpoints
 
@@ -127,6 +127,8 @@ class RunOptions:
         output_dir: Where evaluation.json and evaluation.md are written. Default: in each
             backbone_dir; with --backbone nothing is written.
         overwrite: Whether results may replace those of other settings or weights.
+        report: Whether to write evaluation.html beside evaluation.json: the table and, for each
+            backbone, a map of the test images, neighbours and mistakes.
     """
 
     batch_size: PositiveInt = 256
@@ -136,6 +138,7 @@ class RunOptions:
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     output_dir: str | None = None
     overwrite: bool = False
+    report: bool = False
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,7 @@ def evaluate(config: EvaluateConfig) -> None:
     from mixco_lightly.evaluation.records import Record, Report, add_record, complete_record
     from mixco_lightly.evaluation.subjects import describe_subject, open_images
     from mixco_lightly.evaluation.tables import list_records
+    from mixco_lightly.reports.evaluation_page import EVALUATION_PAGE, EvaluationPage
 
     common: dict[str, Any] = {
         "num_workers": config.num_workers,
@@ -183,10 +187,14 @@ def evaluate(config: EvaluateConfig) -> None:
     subjects = open_subjects(config, sources)
     runs: list[Checkpoints] = []
     if "mutual-information" in config.protocol:
-        from mixco_lightly.studies.exit_evaluation import open_exits
+        from mixco_lightly.studies.exit_evaluation import open_exits, report_exits
 
         runs = open_exits(subjects)
     reports = {subject.folder: Report(subject.folder) for subject in subjects}
+    pages = {
+        folder: EvaluationPage(folder, typed_command(), config.seed, config.knn_k)
+        for folder in reports
+    }
     plans = []
     for subject in subjects:
         plan = describe_subject(
@@ -207,7 +215,16 @@ def evaluate(config: EvaluateConfig) -> None:
         for subject in subjects
     ]
     for subject, checkpoints in zip(subjects, runs, strict=False):
-        measure_information(subject, checkpoints, opened[subject.source], config, common)
+        report_exits(
+            subject,
+            checkpoints,
+            opened[subject.source],
+            steps=config.information_steps,
+            overwrite=config.overwrite,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            **common,
+        )
     if not protocols:
         return
     records: list[Record] = []
@@ -232,11 +249,15 @@ def evaluate(config: EvaluateConfig) -> None:
             record = plan[measurement.label_fraction, measurement.protocol.name]
             add_record(records, complete_record(record, measurement))
             reports[subject.folder].add(records[-1])
+        if config.report:
+            pages[subject.folder].add(subject, extraction, records)
     table = list_records(records)
     print_table(f"Test images; {', '.join(table.same)}", table.columns, table.rows)
     print("".join(f"{note}\n" for note in table.notes), end="")
     for folder in folders:
         print(f"Written to {folder / 'evaluation.md'} and evaluation.json.")
+        if config.report and (folder / EVALUATION_PAGE).is_file():
+            print(f"Report: {folder / EVALUATION_PAGE}")
 
 
 def choose_sources(config: EvaluateConfig) -> list[Source]:
@@ -245,6 +266,8 @@ def choose_sources(config: EvaluateConfig) -> list[Source]:
         raise ValueError("Give either --backbone_dir (a run or an export) or --backbone (timm).")
     if config.random_init and config.backbone:
         raise ValueError("--random_init goes with --backbone_dir; --backbone alone is random.")
+    if config.report and config.backbone and not config.output_dir:
+        raise ValueError("--report is written to a folder: give --output_dir.")
     if "mutual-information" in config.protocol:
         what = "--protocol mutual-information"
         if config.backbone:
@@ -289,33 +312,6 @@ def open_subjects(config: EvaluateConfig, sources: Sequence[Source]) -> list[Sub
         seed=config.seed,
         output_dir=output_dir,
     )
-
-
-def measure_information(
-    subject: Subject,
-    checkpoints: Checkpoints,
-    images: Sequence[LabelledImages],
-    config: EvaluateConfig,
-    common: dict[str, Any],
-) -> None:
-    """Measures the exits at each checkpoint of a run, writes and prints the figures."""
-    from mixco_lightly.studies.exit_evaluation import measure_exits
-    from mixco_lightly.studies.information_report import COLUMNS, iterate_cells
-
-    folder = subject.folder or checkpoints.run
-    rows = measure_exits(
-        subject,
-        checkpoints,
-        images,
-        folder,
-        steps=config.information_steps,
-        overwrite=config.overwrite,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        **common,
-    )
-    print_table(f"{subject.name}, {subject.source.name}", COLUMNS, list(iterate_cells(rows)))
-    print(f"Written to {folder / 'mutual_information.md'}, .json and .png.")
 
 
 if __name__ == "__main__":

@@ -108,6 +108,7 @@ def run_tables(tables: list[Table], config: PaperConfig) -> None:
     from mixco_lightly.studies.minutes import plan_minutes
     from mixco_lightly.studies.results import write_results
     from mixco_lightly.studies.slices import Slice
+    from mixco_lightly.studies.study_page import report_study
 
     part = Slice(config.slice_minutes)
     minutes = 0.0
@@ -124,6 +125,7 @@ def run_tables(tables: list[Table], config: PaperConfig) -> None:
         except KeyboardInterrupt:
             sys.exit("Stopped. Go on with the same command.")
         write_results(study, runs, folder, config.jobs)
+        report_study(folder)
         print_results(folder)
         if part.is_over():
             break

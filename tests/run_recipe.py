@@ -16,7 +16,8 @@ from typing import NamedTuple
 RECIPES = Path(__file__).parent.parent / "recipes"
 # The precision is pinned, so that a run is the same on every processor.
 TINY = ["--backbone", "test_resnet", "--num_workers", "0", "--knn_k", "5"]
-TINY += ["--precision", "32-true"]
+# The report takes longer than the rest of a tiny run.
+TINY += ["--precision", "32-true", "--report=false"]
 
 # A process has one such server: tests that start processes with the method "forkserver" share it.
 _server = multiprocessing.get_context("forkserver")

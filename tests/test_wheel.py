@@ -205,7 +205,11 @@ def test_the_wheels_requirements_are_those_of_pyproject(installed):
 
 
 def test_the_command_trains_on_the_digits_to_its_table(mixco_lightly, tmp_path):
-    check_run(mixco_lightly("moco", *QUICK), tmp_path / "runs" / "moco")
+    run = tmp_path / "runs" / "moco"
+    check_run(mixco_lightly("moco", *QUICK), run)
+    # Its templates are in the wheel.
+    command = "mixco-lightly moco --config runs/moco/config.yaml --output_dir runs/moco-again"
+    assert command in (run / "report.html").read_text()
 
 
 def test_a_preset_of_the_wheel_is_found_by_its_name(mixco_lightly):
@@ -216,7 +220,7 @@ def test_a_preset_of_the_wheel_is_found_by_its_name(mixco_lightly):
 
 def test_a_recipe_of_ones_own_trains_to_its_table(run, tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
-    result = run(sys.executable, "mine.py", *QUICK, "--keys", 32)
+    result = run(sys.executable, "mine.py", *QUICK, "--keys", 32, "--report", "false")
     check_run(result, tmp_path / "runs" / "mine")
 
 

@@ -46,8 +46,6 @@ def knn_probe(
         >>> knn_probe(train, train, k=1).top1
         100.0
     """
-    from lightly.utils.benchmarking import knn_predict
-
     num_classes = check_features(train, test)
     if k < 1:
         raise ValueError(f"k must be positive, got {k}.")
@@ -60,6 +58,27 @@ def knn_probe(
     if k > len(train.features):
         k = len(train.features)
         note = f"k is {k}, the number of training images"
+    ranked = rank_classes(train, test.features, num_classes, k, temperature)
+    return count_correct(ranked, test.targets, num_classes, note)
+
+
+def rank_classes(
+    train: Features, features: Tensor, num_classes: int, k: int, temperature: float = 0.1
+) -> Tensor:
+    """Ranks the classes of features by the vote of :func:`knn_probe`.
+
+    Args:
+        train: Features that vote.
+        features: Features to classify, shape (M, D).
+        num_classes: Number of classes.
+        k: Number of neighbours, at most the number of training features.
+        temperature: Sharpness of the vote.
+
+    Returns:
+        Classes by falling vote, the first five at most, shape (M, min(5, num_classes)).
+    """
+    from lightly.utils.benchmarking import knn_predict
+
     bank = normalize(train.features, dim=1).T.contiguous()  # c x n
     ranked: list[Tensor] = [
         knn_predict(
@@ -70,6 +89,6 @@ def knn_probe(
             knn_k=k,
             knn_t=temperature,
         )[:, :5]
-        for chunk in test.features.split(_CHUNK)
+        for chunk in features.split(_CHUNK)
     ]
-    return count_correct(torch.cat(ranked), test.targets, num_classes, note)
+    return torch.cat(ranked)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,7 +20,8 @@ from mixco_lightly.studies.exit_information import (
     measure_checkpoints,
     open_checkpoints,
 )
-from mixco_lightly.studies.information_report import Row
+from mixco_lightly.studies.information_report import COLUMNS, Row, iterate_cells
+from mixco_lightly.training.command_line import print_table
 
 
 def open_exits(subjects: Sequence[Subject]) -> list[Checkpoints]:
@@ -101,3 +103,20 @@ def measure_exits(
         num_workers=machine.default_num_workers(num_workers),
         device=device,
     )
+
+
+def report_exits(
+    subject: Subject, checkpoints: Checkpoints, images: Sequence[LabelledImages], **options: Any
+) -> None:
+    """Measures the exits at each checkpoint of a run, writes the figures and prints them.
+
+    Args:
+        subject: The run and the dataset.
+        checkpoints: The run's checkpoints.
+        images: Training and test images; their transforms are ignored.
+        **options: Further options of :func:`measure_exits`.
+    """
+    folder = subject.folder or checkpoints.run
+    rows = measure_exits(subject, checkpoints, images, folder, **options)
+    print_table(f"{subject.name}, {subject.source.name}", COLUMNS, list(iterate_cells(rows)))
+    print(f"Written to {folder / 'mutual_information.md'}, .json and .png.")

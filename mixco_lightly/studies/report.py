@@ -87,25 +87,10 @@ def _how_to_read(results: Results) -> str:
 
 def tabulate(results: Results) -> tuple[list[str], list[list[str]]]:
     """Returns the headings and the rows of a study's table."""
-    rows = results["runs"]
-    headings = {
-        **FIGURES,
-        **FURTHER,
-        **{name: name for row in rows for name in row if name.endswith(TRANSFER_ENDING)},
-    }
+    rows, base = results["runs"], results["base_name"]
+    headings, compared = list_figures(results)
+    figures = list(headings)
     chosen = results["study"].get("figures") or FIGURES
-    figures = [
-        name
-        for name in headings
-        if any(name in row for row in rows)
-        and (name in chosen or name not in {**FIGURES, **FURTHER})
-    ]
-    # The base may lack a figure, as SupCon has no sub-network, or be alone with it, as with that
-    # of the random initialisation.
-    base = results["base_name"]
-    compared = [
-        name for name in figures if {x["arm"] == base for x in rows if name in x} == {True, False}
-    ]
     published, scale = results["study"].get("published", {}), results["study"].get("scale", 1)
     has_speed = SPEED in chosen
     has_groups = any(row["group"] for row in rows)
@@ -135,6 +120,29 @@ def tabulate(results: Results) -> tuple[list[str], list[list[str]]]:
             cells.append(f"{statistics.mean(row[SPEED] for row in found):,.0f}")
         lines.append(cells)
     return head, lines
+
+
+def list_figures(results: Results) -> tuple[dict[str, str], list[str]]:
+    """Returns the headings of the figures that the table shows, and which it compares."""
+    rows = results["runs"]
+    headings = {
+        **FIGURES,
+        **FURTHER,
+        **{name: name for row in rows for name in row if name.endswith(TRANSFER_ENDING)},
+    }
+    chosen = results["study"].get("figures") or FIGURES
+    shown = {
+        name: heading
+        for name, heading in headings.items()
+        if any(name in row for row in rows)
+        and (name in chosen or name not in {**FIGURES, **FURTHER})
+    }
+    # The base may lack a figure, as SupCon has no sub-network, or be alone with it, as with that
+    # of the random initialisation.
+    base = results["base_name"]
+    return shown, [
+        name for name in shown if {x["arm"] == base for x in rows if name in x} == {True, False}
+    ]
 
 
 def format_mean(values: Sequence[float]) -> str:

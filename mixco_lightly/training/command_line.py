@@ -24,6 +24,8 @@ _EXTRA = {
     "pyyaml": "yaml",
     "matplotlib": "matplotlib",
     "kornia": "kornia",
+    "jinja2": "jinja2",
+    "bokeh": "bokeh",
 }
 
 
@@ -80,6 +82,11 @@ def started_as() -> str:
     if page.parent == INSTALLED_RECIPES:
         return f"mixco-lightly {page.stem.replace('_', '-')}"
     return f"python {shlex.quote(sys.argv[0])}"
+
+
+def typed_command() -> str:
+    """Returns the whole command as the user called it."""
+    return shlex.join([*shlex.split(started_as()), *sys.argv[1:]])
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

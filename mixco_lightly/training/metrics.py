@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
@@ -132,29 +132,54 @@ class LogLearningRate(Callback):
             pl_module.log("learning_rate", trainer.optimizers[0].param_groups[0]["lr"])
 
 
+class Curves(NamedTuple):
+    """Curves that are drawn together.
+
+    Attributes:
+        title: What they are.
+        unit: The unit of their values.
+        points: Steps and values of each metric.
+    """
+
+    title: str
+    unit: str
+    points: dict[str, list[tuple[int, float]]]
+
+
+def read_curves(run: Path) -> list[Curves]:
+    """Reads what metrics.csv has of the curves that are drawn."""
+    rows = read_metrics(run / "metrics.csv")
+    groups = [
+        Curves(
+            title,
+            unit,
+            {
+                name: [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+                for name in names
+                if any(row.get(name) for row in rows)
+            },
+        )
+        for title, unit, names in _CURVES
+    ]
+    return [group for group in groups if group.points]
+
+
 def draw_curves(run: Path) -> None:
     """Draws metrics.csv over the steps as curves.png."""
     from matplotlib.figure import Figure
 
-    rows = read_metrics(run / "metrics.csv")
-    curves = [
-        (title, unit, recorded)
-        for title, unit, names in _CURVES
-        if (recorded := [name for name in names if any(row.get(name) for row in rows)])
-    ]
     figure = Figure(figsize=(10, 7), layout="constrained")
     figure.suptitle(str(run))
-    for index, (title, unit, names) in enumerate(curves):
+    for index, (title, unit, curves) in enumerate(read_curves(run)):
         axes = figure.add_subplot(2, 2, index + 1)
-        for name in names:
-            points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+        for name, points in curves.items():
             # A line of a few points is hard to see.
             axes.plot(
                 *zip(*points, strict=True), marker="." if len(points) < 20 else "", label=name
             )
         axes.set(title=title, xlabel="step", ylabel=unit)
         axes.grid(alpha=0.3)
-        if len(names) > 1:
+        if len(curves) > 1:
             axes.legend()
     with replace_file(run / "curves.png") as file:
         figure.savefig(file, dpi=120, format="png")

@@ -280,6 +280,8 @@ class RunOptions:
         logger: What records the metrics: csv, tensorboard, wandb or mlflow, one or several. csv,
             which is metrics.csv, is always one of them; the others need packages of their own.
         output_dir: Folder of the run.
+        report: Whether to write report.html at the end: table, curves, mixtures, a map of the test
+            images, neighbours and mistakes in one page.
         resume: Whether to continue the run in output_dir after its last finished epoch; every
             option that decides the result must be unchanged.
         overwrite: Whether to replace the run in output_dir.
@@ -289,6 +291,7 @@ class RunOptions:
     keep_every_n_epochs: NonNegativeInt = field(default=0, metadata=_FREE)
     logger: list[LoggerName] = field(default_factory=lambda: ["csv"], metadata=_FREE)
     output_dir: str = field(default="runs/pretrain", metadata=_FREE)
+    report: bool = field(default=True, metadata=_FREE)
     resume: bool = field(default=False, metadata=_COMMAND)
     overwrite: bool = field(default=False, metadata=_COMMAND)
 

@@ -1,7 +1,7 @@
 """One pretraining run: prepare, fit, finish.
 
 A run writes under its output_dir: config.yaml, metrics.csv, checkpoints/last.ckpt (after every
-epoch), model.safetensors, config.json, backbone.json, curves.png and summary.json.
+epoch), model.safetensors, config.json, backbone.json, curves.png, summary.json and report.html.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from mixco_lightly.training.progress import AFTER_DIVERGENCE, NonFiniteLossError
 from mixco_lightly.training.resolve import resolve
 from mixco_lightly.training.run_folder import checkpoint_path, prepare_run, read_steps
 from mixco_lightly.training.run_length import count_steps
+from mixco_lightly.training.run_report import report_run
 from mixco_lightly.training.summary import finish
 from mixco_lightly.training.trainer import compile_parts, create_trainer
 
@@ -304,11 +305,16 @@ def fit(run: Run[Config], started_as: str = "") -> None:
         )
 
 
-def measure_and_write(run: Run[Config]) -> dict[str, Any]:
-    """Measures and exports the backbone in the first process, and writes the summary."""
+def measure_and_write(run: Run[Config], started_as: str = "") -> dict[str, Any]:
+    """Measures and exports the backbone in the first process, and writes summary and report.
+
+    Args:
+        run: The run.
+        started_as: The command, to say in the report how to repeat the run.
+    """
     if not run.trainer.is_global_zero:
         return {}
-    summary = finish(
+    finished = finish(
         run.recipe,
         run.config,
         run.images,
@@ -318,5 +324,7 @@ def measure_and_write(run: Run[Config]) -> dict[str, Any]:
         run.negatives,
         is_measured=not run.unmeasured,
     )
-    end_loggers(run.trainer.loggers, summary, run.trainer.global_step - 1)
-    return summary
+    end_loggers(run.trainer.loggers, finished.summary, run.trainer.global_step - 1)
+    if run.config.report:
+        report_run(run, finished, started_as)
+    return finished.summary

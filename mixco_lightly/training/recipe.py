@@ -80,7 +80,7 @@ class Recipe(Method[Config]):
             with fail_in_one_line(TRAINING_ERRORS):
                 fit(run, started_as())
             with fail_in_one_line():
-                measure_and_write(run)
+                measure_and_write(run, started_as())
         except OtherProcessError:  # which reports it
             sys.exit(1)
 

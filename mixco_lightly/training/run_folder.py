@@ -34,8 +34,10 @@ _RUN_FILES = (
     "backbone.safetensors",  # the weights of an earlier version's export
     "curves.png",
     "summary.json",
+    "report.html",
     "evaluation.json",
     "evaluation.md",
+    "evaluation.html",
     "mutual_information.json",
     "mutual_information.md",
     "mutual_information.png",

@@ -15,6 +15,7 @@ from mixco_lightly.data.subset import choose_part
 from mixco_lightly.data.transforms import create_test_transform
 from mixco_lightly.evaluation import evaluator, image_probes, knn, linear
 from mixco_lightly.evaluation.records import write_report
+from tests.reports.parsed_page import Page
 
 QUICK = ["--num_workers", 0, "--knn_k", 3, "--paper_epochs", 3, "--finetune_epochs", 2]
 ALL = ["--protocol", "torch", "sklearn", "knn", "paper", "finetune"]
@@ -383,3 +384,31 @@ def test_bad_input_ends_with_one_line_before_anything_is_written(
     assert "Traceback" not in error
     assert named in error.strip().splitlines()[-1]
     assert not list(tmp_path.iterdir())
+
+
+def test_report_shows_the_table_and_a_section_for_each_backbone(
+    tmp_path, run, evaluate, monkeypatch
+):
+    monkeypatch.setattr("mixco_lightly.reports.network_section.MIN_MAP_IMAGES", 1000)
+    monkeypatch.setattr("mixco_lightly.reports.evaluation_page.load_map_script", lambda: "")
+    folder = make_folder(tmp_path / "images", 16, 2)
+    out = tmp_path / "out"
+    options = ["--dataset", "imagefolder", "--data_dir", folder, "--protocol", "knn", *QUICK]
+    options = ["--backbone_dir", run, "--random_init", "--output_dir", out, *options, "--report"]
+    code, printed, error = evaluate(*options)
+    assert code == 0, error
+    assert printed.count("Report: ") == 1
+    assert printed.endswith(f"Report: {out / 'evaluation.html'}\n")
+    page = Page((out / "evaluation.html").read_text())
+    page.assert_complete()
+    names = [str(run), "random initialisation"]
+    accuracies = [f"{result['top1']:.2f}" for result in results_in(out)]
+    rows = [cells for cells in page.cells if cells[0] in names]
+    assert [cells[0] for cells in rows] == names
+    assert [cells[-2] for cells in rows] == accuracies
+    for top1 in accuracies:
+        assert f"The vote of the 3 nearest neighbours is right for {top1}% of 12" in page.text
+    assert f"--backbone_dir {run} --random_init" in page.text
+    code, _, error = evaluate("--backbone", "test_resnet", "--report")
+    assert code == 1
+    assert error == "error: --report is written to a folder: give --output_dir.\n"

@@ -646,6 +646,7 @@ def test_a_whole_study_on_digits_by_the_command_of_the_help(compare, tmp_path, m
     path = tmp_path / "digits.yaml"
     base = {**BASE, "backbone": "test_vit", "image_size": 16, "protocol": ["knn"]}
     base["precision"] = "32-true"  # on every processor
+    base["report"] = False
     base["random_init"] = False  # it would be measured as often as the trained backbone
     settings = {"base": base, "changes": {"MixCo": {"mix_weight": 1}}, "seeds": [3]}
     settings["transfer"] = {"few digits": {"dataset": "digits", "protocol": ["knn"]}}
@@ -655,6 +656,10 @@ def test_a_whole_study_on_digits_by_the_command_of_the_help(compare, tmp_path, m
     call(compare, monkeypatch, "--config", path, "--output_dir", folder)
     printed = capsys.readouterr().out
     assert "2/2  MixCo, seed 3: knn_top1" in printed
+    assert (
+        f"\nReport: {folder / 'all' / 'report.html'}\n" in printed
+        or f"\nReport: {folder / 'report.html'}\n" in printed
+    )
     assert (folder / "all" / "plain" / "seed-3" / "summary.json").is_file()
     rows = json.loads((folder / "results.json").read_text())["runs"]
     assert [row["arm"] for row in rows] == ["plain", "MixCo"]

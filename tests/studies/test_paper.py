@@ -38,6 +38,7 @@ TINY = {
     "batch_size": 12,
     "num_workers": 0,
     "knn_k": 5,
+    "report": False,
     "accelerator": "cpu",
     "precision": "32-true",
 }

@@ -366,7 +366,7 @@ def test_help_and_a_misspelt_option_load_nothing_heavy(recipe, option, expected,
     assert not modules & HEAVY
 
 
-@pytest.mark.parametrize("module", ["jsonargparse", "docstring_parser", "yaml", "kornia"])
+@pytest.mark.parametrize("module", ["jsonargparse", "docstring_parser", "yaml", "kornia", "bokeh"])
 def test_without_the_extra_a_recipe_ends_in_one_line(module, mine):
     hide = f"import sys; sys.modules[{module!r}] = None\n"
     code, error, _ = run_page(mine, "--help", before=hide)

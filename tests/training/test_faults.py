@@ -47,7 +47,8 @@ def finished_run(tmp_path_factory):
     """A run of one epoch on digits, and the options that made it."""
     folder = tmp_path_factory.mktemp("faults") / "run"
     options = ["--train_fraction", 0.05, "--batch_size", 16, "--epochs", 1, "--num_workers", 0]
-    options += [*QUICK, "--knn_k", 5, "--knn_every_n_epochs", 0, "--output_dir", folder]
+    options += [*QUICK, "--knn_k", 5, "--knn_every_n_epochs", 0, "--report=false"]
+    options += ["--output_dir", folder]
     result = Program(RECIPES / "moco.py", *options, cwd=folder.parent).wait()
     assert result.returncode == 0, result.stderr
     return folder

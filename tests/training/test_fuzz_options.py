@@ -136,7 +136,9 @@ LEGAL = {
         ["download", "pretrained", "keep_decoded", "random_init", "online_probe"],
         one_of(False, True),
     ),
-    **dict.fromkeys(["compile", "resume", "overwrite", "positive_views"], one_of(False, True)),
+    **dict.fromkeys(
+        ["compile", "resume", "overwrite", "positive_views", "report"], one_of(False, True)
+    ),
     **dict.fromkeys(["head_batch_norm", "sync_batchnorm"], one_of(False, True)),
     **dict.fromkeys(["projection_dim", "epochs", "knn_k", "devices", "num_nodes"], COUNT),
     **dict.fromkeys(["memory_bank_size", "paper_epochs", "finetune_epochs", "step_size"], COUNT),

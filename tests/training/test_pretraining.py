@@ -25,6 +25,7 @@ def quick(image_folder, run, **options):
         precision="32-true",
         protocol=["knn"],
         knn_k=5,
+        report=False,
         output_dir=str(run),
         **options,
     )

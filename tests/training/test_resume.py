@@ -25,7 +25,7 @@ WITHOUT_EVALUATION = """
 import runpy, sys
 import mixco_lightly.training.pretraining as pretrain
 from mixco_lightly import export_backbone
-def finish(run):
+def finish(run, started_as):
     export_backbone(run.model, run.folder, mean=(0, 0, 0), std=(1, 1, 1))
 pretrain.measure_and_write = finish
 runpy.run_path(sys.argv.pop(1), run_name="__main__")
