@@ -127,6 +127,8 @@ def is_kwargs(x):
     return type(x) is dict and all(map(is_text, x)) and not (x.keys() & {"checkpoint_path"})
 
 
+PROTOCOLS = ["torch", "sklearn", "knn", "paper", "finetune", "few-shot", "corruptions", "shift"]
+PROTOCOLS += ["ood", "mutual-information"]
 POSITIVE, COUNT = is_number(0, above=True), is_int(1)
 # What a recipe may start with, written from the help and not from the code.
 LEGAL = {
@@ -144,7 +146,11 @@ LEGAL = {
     **dict.fromkeys(["memory_bank_size", "paper_epochs", "finetune_epochs", "step_size"], COUNT),
     **dict.fromkeys(["seed", "knn_every_n_epochs", "max_broken_images"], is_int(0)),
     "keep_every_n_epochs": is_int(0),
-    "information_steps": COUNT,
+    **dict.fromkeys(["information_steps", "few_shot_episodes", "corrupted_images", "ood_k"], COUNT),
+    "few_shots": each(COUNT),
+    # Not looked at without --protocol shift or ood.
+    **dict.fromkeys(["shift_dataset", "shift_data_dir"], or_none(is_text)),
+    **dict.fromkeys(["ood_dataset", "ood_data_dir"], or_none(is_text)),
     **dict.fromkeys(["temperature", "mix_temperature", "base_temperature", "alpha"], POSITIVE),
     **dict.fromkeys(["paper_learning_rate", "finetune_learning_rate"], POSITIVE),
     **dict.fromkeys(["learning_rate", "base_learning_rate"], or_none(POSITIVE)),
@@ -172,7 +178,7 @@ LEGAL = {
     "batch_size": is_int(1),
     "augment": one_of("auto", "device", "workers"),
     "logger": each(one_of("csv", "tensorboard", "wandb", "mlflow")),
-    "protocol": each(one_of("torch", "sklearn", "knn", "paper", "finetune", "mutual-information")),
+    "protocol": each(one_of(*PROTOCOLS)),
     "num_workers": or_none(is_int(0)),
     "accelerator": one_of("auto", "cpu"),
     "precision": one_of("auto", "32-true", "16-mixed", "bf16-mixed"),
