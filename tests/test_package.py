@@ -56,7 +56,7 @@ def distributions_of(folder):
 
 @pytest.mark.parametrize("folder", ["mixco_lightly", "recipes"])
 def test_every_import_is_of_a_distribution_that_pyproject_names(folder):
-    extras = ("recipes", "onnx", "loggers")
+    extras = ("recipes", "huggingface", "onnx", "loggers")
     names = declared("dependencies").union(*(declared(extra) for extra in extras))
     assert {"torch", "scikit-learn", "jsonargparse"} <= names
     # A package that another one brings, as scikit-learn brings scipy, has to be named all the same.

@@ -127,6 +127,8 @@ def is_kwargs(x):
     return type(x) is dict and all(map(is_text, x)) and not (x.keys() & {"checkpoint_path"})
 
 
+PROTOCOLS = ["torch", "sklearn", "knn", "paper", "finetune", "few-shot", "corruptions", "shift"]
+PROTOCOLS += ["ood", "mutual-information"]
 POSITIVE, COUNT = is_number(0, above=True), is_int(1)
 # What a recipe may start with, written from the help and not from the code.
 LEGAL = {
@@ -179,12 +181,7 @@ LEGAL = {
     "batch_size": is_int(1),
     "augment": one_of("auto", "device", "workers"),
     "logger": each(one_of("csv", "tensorboard", "wandb", "mlflow")),
-    "protocol": each(
-        one_of(
-            *("torch", "sklearn", "knn", "paper", "finetune", "mutual-information"),
-            *("few-shot", "corruptions", "shift", "ood"),
-        )
-    ),
+    "protocol": each(one_of(*PROTOCOLS)),
     "num_workers": or_none(is_int(0)),
     "accelerator": one_of("auto", "cpu"),
     "precision": one_of("auto", "32-true", "16-mixed", "bf16-mixed"),
