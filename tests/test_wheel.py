@@ -175,11 +175,14 @@ def test_the_sdist_is_the_repository_and_no_larger_than_five_megabytes(sdist, sd
     assert sdist.stat().st_size < 5e6
 
 
-def test_the_wheel_is_the_modules_and_presets_and_no_larger_than_one_megabyte(wheel):
+def test_the_wheel_is_modules_templates_and_presets_and_no_larger_than_one_megabyte(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     modules = (ROOT / "mixco_lightly").rglob("*.py")
     pages = [*(ROOT / "recipes").glob("*.py"), *(ROOT / "recipes/presets").glob("*.yaml")]
     assert len(pages) > 50
+    templates = list((ROOT / "mixco_lightly/reports/templates").iterdir())
+    assert templates
+    modules = [*modules, *templates]
     inside = {path.relative_to(ROOT).as_posix() for path in modules} | {"mixco_lightly/py.typed"}
     inside |= {f"mixco_lightly/{path.relative_to(ROOT).as_posix()}" for path in pages}
     texts = ["METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE"]

@@ -514,7 +514,9 @@ def test_random_initialisation_is_random_for_a_run_from_published_weights_too(
         code, _, _ = run_here("simclr", *tiny_run(image_folder, *options, "--output_dir", folder))
         assert code == 0
         summary = json.loads((folder / "summary.json").read_text())
-        random.append({name: x for name, x in summary.items() if name.startswith("random_init")})
+        # Not the calibration, which changes with the statistics that images are normalised by.
+        accuracies = {name: x for name, x in summary.items() if "_top" in name}
+        random.append({name: x for name, x in accuracies.items() if name.startswith("random_init")})
     assert random[0] == random[1]
     assert len(random[0]) == 3
 
