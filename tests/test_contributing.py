@@ -82,7 +82,7 @@ def test_the_page_has_three_walks_and_their_changes_fit_the_files(tmp_path):
     for path in CHANGED:
         ast.parse((tmp_path / path).read_text())
     assert '"InterpolationLoss"' in (tmp_path / CHANGED[0]).read_text()
-    assert "        SHAPES,\n" in (tmp_path / CHANGED[1]).read_text()
+    assert " SHAPES,\n" in (tmp_path / CHANGED[1]).read_text()
     assert "        NearestCentroid()," in (tmp_path / CHANGED[2]).read_text()
 
 
