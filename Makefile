@@ -36,7 +36,7 @@ test-slow: $(VENV)/.installed-dev ## Run the tests that take minutes each: kills
 
 test-floors: ## Run the tests with the lowest versions that pyproject.toml allows, in an environment of their own.
 	$(PYTHON) -m venv $(FLOORS)
-	sed -nE 's/^ *"([a-z-]+)(\[[a-z]+\])?>=([0-9.]+)(,<[0-9.]+)?".*/\1==\3/p' pyproject.toml > $(FLOORS)/floors.txt
+	sed -nE 's/^ *"([a-z0-9-]+)(\[[a-z]+\])?>=([0-9.]+)(,<[0-9.]+)?".*/\1==\3/p' pyproject.toml > $(FLOORS)/floors.txt
 	$(FLOORS)/bin/python -m pip install --quiet --editable '.[dev]' --constraint $(FLOORS)/floors.txt
 	$(FLOORS)/bin/python -m pytest -n auto
 
