@@ -2,8 +2,8 @@
 Swap the backbone
 =================
 
-Any timm model by name, at the size of your images: what changes with the name, what the stem does, and how the trained
-backbone leaves for other programs.
+Any timm model by name, at the size of your images: what changes with the name, what the stem does,
+and how the trained backbone leaves for other programs.
 """
 
 import tempfile
@@ -13,8 +13,10 @@ import matplotlib.pyplot as plt
 import timm
 import torch
 from lightly.models.modules import MoCoProjectionHead
+from lightly.transforms import MoCoV2Transform
 from PIL import Image
 from sklearn.datasets import load_sample_image
+from torchvision.transforms.functional import pil_to_tensor
 
 from mixco_lightly import (
     MixCoLoss,
@@ -27,10 +29,16 @@ from mixco_lightly import (
 # %%
 # A name and a size
 # -----------------
-# A network needs a head of the right width. ``feature_dim`` is that width, measured by a forward pass; timm's
-# ``num_features`` differs from it for some models.
+# A network needs a head of the right width. ``feature_dim`` is that width, measured by a forward
+# pass; timm's ``num_features`` differs from it for some models.
 
-NAMES = ["resnet10t", "mobilenetv3_small_050", "convnext_atto", "vit_tiny_patch16_224", "mixer_s32_224"]
+NAMES = [
+    "resnet10t",
+    "mobilenetv3_small_050",
+    "convnext_atto",
+    "vit_tiny_patch16_224",
+    "mixer_s32_224",
+]
 print(f"{'name':22} {'stem':6} {'feature_dim':>11} {'num_features':>12} {'parameters':>11}")
 for name in NAMES:
     backbone = create_backbone(name, image_size=32)
@@ -41,7 +49,8 @@ for name in NAMES:
     )
 
 # %%
-# A wrong name raises an error that knows the nearest ones, and an impossible size one that knows the next that works:
+# A wrong name raises an error that knows the nearest ones, and an impossible size one that knows
+# the next that works:
 
 for name, image_size in [("resnet_18", 32), ("inception_v3", 32)]:
     try:
@@ -52,12 +61,13 @@ for name, image_size in [("resnet_18", 32), ("inception_v3", 32)]:
 # %%
 # What the stem does
 # ------------------
-# Published stems are made for 224 pixels. Of a small image they leave few positions. ``stem="small"`` removes strides
-# at the start; ``stem="auto"`` chooses it for images of up to 64 pixels. We send a photograph of 64 pixels through
-# both. The weights are random: the pictures show how fine the last map is, not what a trained network finds.
+# Published stems are made for 224 pixels. Of a small image they leave few positions.
+# ``stem="small"`` removes strides at the start; ``stem="auto"`` chooses it for images of up to 64
+# pixels. We send a photograph of 64 pixels through both. The weights are random: the pictures show
+# how fine the last map is, not what a trained network finds.
 
 photo = Image.fromarray(load_sample_image("flower.jpg")).crop((130, 0, 557, 427)).resize((64, 64))
-image = torch.from_numpy(__import__("numpy").asarray(photo).copy()).permute(2, 0, 1)[None] / 255
+image = pil_to_tensor(photo)[None] / 255
 
 
 def last_map(backbone):
@@ -80,10 +90,12 @@ for axis in axes:
 figure.tight_layout()
 
 # %%
-# The fine map has its price. ``removed_strides`` says which layers lost their stride:
+# The fine map has its price: each layer sees more positions. ``fit`` says which layers lost their
+# stride, and the stride that is left:
 
 small = create_backbone("resnet10t", image_size=64, stem="small")
-print(small.fit)
+print("lost their stride:", *small.fit.removed)
+print("stride of the last map:", small.fit.output_stride)
 
 # %%
 # The same step with each backbone
@@ -91,29 +103,36 @@ print(small.fit)
 # Nothing else in a MixCo step depends on the network:
 
 torch.manual_seed(0)
-views = image.expand(16, -1, -1, -1) + 0.1 * torch.randn(2, 16, 3, 64, 64)
-views = torch.nn.functional.interpolate(views.flatten(0, 1), size=32).unflatten(0, (2, 16))
+transform = MoCoV2Transform(input_size=32, gaussian_blur=0.0)
+pairs = [transform(photo) for _ in range(16)]
+views = [torch.stack(view) for view in zip(*pairs)]
 mixture = mix_pairs(views[0])
 for name in ["test_resnet", "test_efficientnet", "test_convnext", "test_vit"]:
     backbone = create_backbone(name, image_size=32)
     model = torch.nn.Sequential(backbone, MoCoProjectionHead(backbone.feature_dim, 64, 64))
-    loss = MixCoLoss(temperature=0.5)(model(views[0]), model(views[1]), model(mixture.images), mixture)
+    loss = MixCoLoss(temperature=0.5)(
+        model(views[0]), model(views[1]), model(mixture.images), mixture
+    )
     loss.backward()
     print(f"{name:18} feature_dim {backbone.feature_dim:4}   loss {loss.item():.3f}")
 
 # %%
-# The recipes take the same names: ``mixco-lightly moco --backbone vit_tiny_patch16_224``. Networks with attention or
-# without BatchNorm need another optimiser than a ResNet, which recipes choose by themselves: :doc:`/backbones`.
+# The recipes take the same names: ``mixco-lightly moco --backbone vit_tiny_patch16_224``. Networks
+# with attention or without BatchNorm need another optimiser than a ResNet, which recipes choose by
+# themselves: :doc:`/backbones`.
 
 # %%
 # Export and load
 # ---------------
-# ``export_backbone`` writes the weights as safetensors, and descriptions in JSON. Give it the mean and standard
-# deviation that the training normalised with; the loaded backbone then has the transform for its images.
+# ``export_backbone`` writes the weights as safetensors, and descriptions in JSON. Give it the mean
+# and standard deviation that the training normalised with; the loaded backbone then has the
+# transform for its images.
 
 folder = Path(tempfile.mkdtemp())
 backbone = create_backbone("resnet10t", image_size=64, stem="timm").eval()
-export_backbone(backbone, folder / "timm-stem", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+export_backbone(
+    backbone, folder / "timm-stem", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+)
 for path in sorted((folder / "timm-stem").iterdir()):
     print(f"{path.name:18} {path.stat().st_size:10,} bytes")
 

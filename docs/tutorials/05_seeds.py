@@ -2,11 +2,11 @@
 Evaluate honestly with seeds
 ============================
 
-Is MixCo better than plain MoCo here? One run of each cannot say. We train both with several seeds, measure the frozen
-features, and compare the runs that share a seed.
+Is MixCo better than plain MoCo here? One run of each cannot say. We train both with several seeds,
+measure the frozen features, and compare the runs that share a seed.
 
-The answer is for this setting only: 1,348 small digits, a small network and a few epochs. :doc:`/results` has
-studies on larger datasets.
+The answer is for this setting only: 1,348 small digits, a small network and a few epochs.
+:doc:`/results` has studies on larger datasets.
 """
 
 import copy
@@ -34,16 +34,19 @@ from mixco_lightly.data import (
     get_dataset,
 )
 
-IMAGE_SIZE, EPOCHS, SEEDS = 32, 6, range(4)
+IMAGE_SIZE, EPOCHS, SEEDS = 16, 10, range(4)
 facts = get_dataset("digits").facts
-images = torch.stack([pil_to_tensor(image) for image, _ in create_dataset("digits", "", train=True)])
+images = torch.stack(
+    [pil_to_tensor(image) for image, _ in create_dataset("digits", "", train=True)]
+)
 augment = DeviceTransform(create_pretrain_transform("moco", facts, IMAGE_SIZE))
 
 # %%
 # One run
 # -------
-# The seed decides the initial weights, the order of the images, the augmentations and the mixtures. Both methods
-# start from the same weights. ``mix_weight=0`` is the baseline: it differs in nothing else.
+# The seed decides the initial weights, the order of the images, the augmentations and the mixtures.
+# Both methods start from the same weights. ``mix_weight=0`` is the baseline: it differs in nothing
+# else.
 
 
 def create_seeded_backbone(seed):
@@ -66,7 +69,7 @@ def train(seed, mix_weight):
             mixture = mix_pairs(query_view)
             with torch.no_grad():
                 keys = momentum_encoder(key_view)
-            if mix_weight:
+            if mix_weight > 0:
                 both = encoder(torch.cat([query_view, mixture.images]))
                 queries, mixed = both.split([len(query_view), len(mixture.images)])
                 loss = criterion(queries, keys, mixed, mixture)
@@ -82,20 +85,20 @@ def train(seed, mix_weight):
 # %%
 # What is measured
 # ----------------
-# The features of the last epoch, extracted once without augmentation, by two classifiers: neighbours (kNN) and a
-# linear probe. The probe chooses its learning rate on a tenth of the training features. The test images choose
-# nothing.
+# The features of the last epoch, extracted once without augmentation, by two classifiers:
+# neighbours (kNN) and a linear probe. The probe chooses its learning rate on a tenth of the
+# training features. The test images choose nothing.
 
 test_transform = create_test_transform(facts, IMAGE_SIZE)
-train_loader, test_loader = (
-    DataLoader(create_dataset("digits", "", train=part, transform=test_transform), batch_size=256)
+train_batches, test_batches = (
+    list(DataLoader(create_dataset("digits", "", part, test_transform), batch_size=256))
     for part in (True, False)
 )
 
 
 def measure(backbone):
-    train_features = extract_features(backbone, train_loader)
-    test_features = extract_features(backbone, test_loader)
+    train_features = extract_features(backbone, train_batches)
+    test_features = extract_features(backbone, test_batches)
     linear = linear_probe(train_features, test_features, epochs=50, learning_rate=[0.01, 0.1])
     return {
         "knn_top1": knn_probe(train_features, test_features, k=20).top1,
@@ -140,22 +143,20 @@ for arm in ARMS:
 # %%
 # Differences, paired by seed
 # ---------------------------
-# Runs with one seed share their initial weights, so part of what seeds change cancels in their difference. The
-# interval is Student's, for 95%. If it contains 0, these runs do not tell which method is ahead.
+# Runs with one seed share their initial weights, so part of what seeds change cancels in their
+# difference. The interval is Student's, for 95%. If it contains 0, these runs do not tell which
+# method is ahead.
 
 from mixco_lightly.studies import paired_difference
 
 for base, arm in [("random", "plain"), ("random", "MixCo"), ("plain", "MixCo")]:
     for figure, name in FIGURES.items():
         difference = paired_difference(rows, figure, "", (base, arm))
-        low, high = (
-            difference.mean - difference.half_width,
-            difference.mean + difference.half_width,
-        )
-        verdict = "open" if low <= 0 <= high else f"{arm if low > 0 else base} is ahead"
-        print(
-            f"{arm:5} - {base:6}  {name:12}  {difference.mean:+5.1f} [{low:+5.1f}, {high:+5.1f}]  {verdict}"
-        )
+        mean, half_width = difference.mean, difference.half_width
+        interval = f"[{mean - half_width:+5.1f}, {mean + half_width:+5.1f}]"
+        ahead = arm if mean > 0 else base
+        verdict = "not decided" if abs(mean) <= half_width else f"{ahead} is ahead"
+        print(f"{arm:5} - {base:6}  {name:12}  {mean:+5.1f} {interval}  {verdict}")
 
 # %%
 # One line is one seed. Where lines cross, the best method depends on the seed:
@@ -171,13 +172,15 @@ figure.tight_layout()
 # %%
 # What this allows to say
 # -----------------------
-# - The seeds here vary everything except the images. Other images may give other differences, and an interval over
-#   seeds does not cover that.
-# - There are two measures and three comparisons. Of many intervals for 95%, some miss the truth by chance: decide
-#   beforehand which one counts.
-# - Both methods trained for as many epochs. A step with mixtures costs more, because half as many images more go
-#   through the encoder. At equal compute a difference in favour of MixCo would be smaller.
+# - The seeds here vary everything except the images. Other images may give other differences, and
+#   an interval over seeds does not cover that.
+# - There are two measures and three comparisons. Of many intervals for 95%, some miss the truth by
+#   chance: decide beforehand which one counts.
+# - Both methods trained for as many epochs. A step with mixtures costs more, because half as many
+#   images more go through the encoder. At equal compute a difference in favour of MixCo would be
+#   smaller.
 # - Nothing was tuned here. If you tune, tune both methods equally, on held-out training images:
 #   :doc:`/protocol` has the rules.
 #
-# ``mixco-lightly compare`` does all of this for recipes, and goes on after an interruption: :doc:`/recipes`.
+# ``mixco-lightly compare`` does all of this for recipes, and goes on after an interruption:
+# :doc:`/recipes`.

@@ -2,8 +2,8 @@
 SelfCon and its exits
 =====================
 
-SelfCon gives a network exits at several depths, and contrasts what they say about one image. It needs no second
-view. We train one on the digits, with labels and without, and measure each exit.
+SelfCon gives a network exits at several depths, and contrasts what they say about one image. It
+needs no second view. We train one on the digits, with labels and without, and measure each exit.
 """
 
 import matplotlib.pyplot as plt
@@ -25,8 +25,9 @@ from mixco_lightly.evaluation import exit_probe
 # %%
 # A network with three exits
 # --------------------------
-# ``exits`` are stages of timm's network. A sub-network follows each of them; here it is the smallest, a pool and a
-# linear layer. The last output is the backbone's own. All outputs have the same width.
+# ``exits`` are stages of timm's network. A sub-network follows each of them; here it is the
+# smallest, a pool and a linear layer. The last output is the backbone's own. All outputs have the
+# same width.
 
 
 def create_network(seed=0):
@@ -39,7 +40,11 @@ EXITS = ["stage 1", "stage 2", "backbone"]
 for name, output in zip(EXITS, network(torch.rand(8, 3, 32, 32))):
     print(f"{name:8}", tuple(output.shape))
 for name, subnetwork in zip(EXITS, network.subnetworks):
-    print(f"{name:8}", sum(x.numel() for x in subnetwork.parameters()), "parameters in its sub-network")
+    print(
+        f"{name:8}",
+        sum(x.numel() for x in subnetwork.parameters()),
+        "parameters in its sub-network",
+    )
 
 # %%
 # One augmented view of each digit
@@ -60,9 +65,9 @@ for axis, view in zip(axes, views):
 # %%
 # Training
 # --------
-# Each exit has a projection head. The loss takes all exits at once, of shape (images, exits, dimensions), the
-# backbone's last. Each output is an anchor, and its positives are the other exits' outputs of the same image. With
-# labels, all outputs of the same class are positives too.
+# Each exit has a projection head. The loss takes all exits at once, of shape (images, exits,
+# dimensions), the backbone's last. Each output is an anchor, and its positives are the other exits'
+# outputs of the same image. With labels, all outputs of the same class are positives too.
 
 EPOCHS = 15
 
@@ -113,8 +118,9 @@ figure.tight_layout()
 # %%
 # Accuracy of each exit
 # ---------------------
-# ``exit_probe`` trains a linear classifier on the frozen features of each exit, and adds an ensemble that averages
-# their logits. :func:`~mixco_lightly.extract_features` takes a network with one output, so we stack the exits.
+# ``exit_probe`` trains a linear classifier on the frozen features of each exit, and adds an
+# ensemble that averages their logits. :func:`~mixco_lightly.extract_features` takes a network with
+# one output, so we stack the exits.
 
 
 class Stacked(torch.nn.Module):
@@ -145,7 +151,8 @@ for name, accuracies in top1.items():
     print(f"{name:15}", *(f"{accuracy:9.1f}" for accuracy in accuracies))
 
 # %%
-# An early exit needs only the stages before it, so its accuracy shows what a cheaper network would reach.
+# An early exit needs only the stages before it, so its accuracy shows what a cheaper network would
+# reach.
 
 figure, axis = plt.subplots(figsize=(6.4, 3))
 for index, (name, accuracies) in enumerate(top1.items()):
@@ -154,7 +161,7 @@ for index, (name, accuracies) in enumerate(top1.items()):
 axis.set_xticks(range(len(EXITS) + 1), [*EXITS, "ensemble"])
 axis.set_ylabel("top-1 %")
 axis.set_ylim(min(map(min, top1.values())) - 5, 100)
-axis.legend(loc="lower right")
+axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
 figure.tight_layout()
 
 # %%
@@ -164,20 +171,22 @@ figure.tight_layout()
 
 figure, axes = plt.subplots(len(networks), len(EXITS), figsize=(7.2, 7.2))
 for line, (name, (features, targets)) in zip(axes, test_features.items()):
-    for axis, exit_name, exit_features in zip(line, EXITS, features.unbind(1)):
+    for axis, exit_features in zip(line, features.unbind(1)):
         centred = exit_features - exit_features.mean(dim=0)
         plane = centred @ torch.linalg.svd(centred, full_matrices=False).Vh[:2].T
         axis.scatter(*plane.T, c=targets, cmap="tab10", s=4)
-        axis.set_title(exit_name)
         axis.set_xticks([])
         axis.set_yticks([])
     line[0].set_ylabel(name)
+for axis, exit_name in zip(axes[0], EXITS):
+    axis.set_title(exit_name)
 figure.tight_layout()
 
 # %%
-# This is one seed, on an easy dataset of 449 test images: one image is 0.2 points. Small differences between rows
-# mean nothing here; :doc:`05_seeds` shows how to compare. The network that trained with labels has seen the
-# training labels twice, in the loss and in the probe; the others only in the probe.
+# This is one seed, on an easy dataset of 449 test images: one image is 0.2 points. Small
+# differences between rows mean nothing here; :doc:`05_seeds` shows how to compare. The network that
+# trained with labels has seen the training labels twice, in the loss and in the probe; the others
+# only in the probe.
 #
-# ``mixco-lightly selfcon`` trains SelfCon with one view or two, with MixCo or with classifiers on all exits:
-# :ref:`recipes <recipes>`.
+# ``mixco-lightly selfcon`` trains SelfCon with one view or two, with MixCo or with classifiers on
+# all exits: :doc:`/recipes`.
