@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 FLOORS := .venv-floors
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart paper test test-gpu test-slow test-floors mutants soak study-check forest notebooks release-check format clean
+.PHONY: help quickstart paper docs test test-gpu test-slow test-floors mutants soak study-check forest notebooks release-check format clean
 
 help: ## Show the commands.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -21,6 +21,10 @@ JOBS ?= 1
 MINUTES ?=
 paper: $(VENV)/.installed ## Run the papers' tables on one GPU, or go on: DATA=data SCALE=1 JOBS=1; MINUTES=50 stops in between.
 	$(BIN)/python recipes/paper.py --data_root $(DATA) --scale $(SCALE) --jobs $(JOBS)$(if $(MINUTES), --slice_minutes $(MINUTES))
+
+docs: $(VENV)/.installed-docs ## Build the site in build/site and run its tutorials; a warning is an error.
+	$(BIN)/python -m sphinx -b html -W --keep-going -d build/doctrees docs build/site
+	@echo "The site: build/site/index.html"
 
 test: $(VENV)/.installed-dev ## Install with the dev extra, run ruff, mypy and pytest.
 	$(BIN)/ruff check .
@@ -74,4 +78,8 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml
 
 $(VENV)/.installed-dev: $(BIN)/python pyproject.toml mixco_lightly/__init__.py
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: $(BIN)/python pyproject.toml mixco_lightly/__init__.py
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@ $(VENV)/.installed

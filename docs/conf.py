@@ -1,17 +1,17 @@
 """Builds the site: `make docs`.
 
-The pages are the Markdown files of this folder, which also read well on GitHub. Parts of the README,
-CHANGELOG.md and SECURITY.md are included from the root. The tutorials run at every build.
+The pages are the Markdown files of this folder, which also read well on GitHub. Parts of README.md,
+CHANGELOG.md, CONTRIBUTING.md and SECURITY.md are included from the root. The tutorials run at every
+build.
 """
 
-import inspect
 import os
 import re
 import sys
-import tomllib
-from importlib import import_module
 from pathlib import Path
 from posixpath import normpath
+
+import tomllib
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -39,7 +39,8 @@ extensions = [
     "sphinx_gallery.gen_gallery",
     "sphinx_codeautolink",
 ]
-exclude_patterns = ["tutorials", "build"]  # sphinx-gallery reads the tutorials and writes auto_tutorials
+# sphinx-gallery reads tutorials/ and writes auto_tutorials/.
+exclude_patterns = ["tutorials", "_templates"]
 
 # Inventories of other projects are downloaded, so an offline build has no links to them.
 if os.environ.get("DOCS_ONLINE"):
@@ -101,7 +102,12 @@ html_theme_options = {
 }
 
 # Pages of the site that are files elsewhere in the repository.
-PAGES = {"../README.md": "index.md", "../CHANGELOG.md": "changelog.md", "../SECURITY.md": "security.md"}
+PAGES = {
+    "../README.md": "index.md",
+    "../CHANGELOG.md": "CHANGELOG.md",
+    "../CONTRIBUTING.md": "CONTRIBUTING.md",
+    "../SECURITY.md": "SECURITY.md",
+}
 LINK = re.compile(r"(\]\()([^)\s:#]+)(#[^)\s]*)?(\))")
 
 
@@ -119,7 +125,8 @@ def lead_links_into_the_site(app, docname, source):
         if target in PAGES:
             path = up + PAGES[target]
         elif target.startswith("tutorials/"):
-            path = f"{up}auto_tutorials/{Path(target).stem}.rst"
+            name = Path(target).stem.replace("README", "index")
+            path = f"{up}auto_tutorials/{name}.rst"
         elif target.startswith("../"):
             kind = "tree" if (DOCS / target).is_dir() else "blob"
             path = f"{REPOSITORY}/{kind}/main/{target[3:]}"

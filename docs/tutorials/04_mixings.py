@@ -53,8 +53,8 @@ draw_rows([images[:4], images[4:]], ["temple", "flower"])
 # %%
 # MixCo pairs the halves of a batch
 # ---------------------------------
-# Each pair has its own weight. ``first`` and ``second`` are indices into the batch, and ``lam`` is the
-# weight of the first image: this is all that a loss needs to know of a mixture.
+# Each pair has its own weight. ``first`` and ``second`` are indices into the batch, and ``lam`` is
+# the weight of the first image: this is all that a loss needs to know of a mixture.
 
 generator = torch.Generator().manual_seed(1)
 mixture = Mixer.mixco()(images, generator)
@@ -76,9 +76,9 @@ print("largest difference:", (again - mixture.images).abs().max().item())
 # %%
 # The mixers of the family
 # ------------------------
-# MixCo has half as many mixtures as images. The others have one mixture for each image: i-Mix pairs by a
-# random permutation, and the larger weight is on the image itself. Un-Mix and MixMask pair the batch with
-# itself in reverse order, and one weight is valid for the whole batch.
+# MixCo has half as many mixtures as images. The others have one mixture for each image: i-Mix pairs
+# by a random permutation, and the larger weight is on the image itself. Un-Mix and MixMask pair the
+# batch with itself in reverse order, with one weight for the whole batch.
 
 mixers = {
     "MixCo": Mixer.mixco(),
@@ -92,8 +92,8 @@ mixtures = {name: mixer(images, generator) for name, mixer in mixers.items()}
 draw_rows([mixture.images for mixture in mixtures.values()], mixtures)
 
 # %%
-# For ``cutmix`` and masks, ``lam`` is the part of the area that shows the first image. The weights tell the
-# methods apart:
+# For ``cutmix`` and masks, ``lam`` is the part of the area that shows the first image. The weights
+# tell the methods apart:
 
 for name, mixture in mixtures.items():
     print(f"{name:14}", " ".join(f"{weight:.2f}" for weight in mixture.lam.tolist()))
