@@ -12,7 +12,7 @@ from lightly.models.modules import MoCoProjectionHead
 from torch.utils.data import DataLoader
 from torchvision.transforms.functional import pil_to_tensor
 
-from mixco_lightly import Features, MultiExitBackbone, SelfConLoss, extract_features
+from mixco_lightly import MultiExitBackbone, SelfConLoss, extract_features
 from mixco_lightly.data import (
     DeviceTransform,
     create_dataset,
@@ -138,9 +138,7 @@ train_loader, test_loader = (
     for part in (True, False)
 )
 
-
-test_features: dict[str, Features] = {}
-top1 = {}
+test_features, top1 = {}, {}
 for name, network in networks.items():
     train_features = extract_features(Stacked(network), train_loader)
     test_features[name] = extract_features(Stacked(network), test_loader)
