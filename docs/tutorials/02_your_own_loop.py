@@ -197,7 +197,7 @@ figure.tight_layout()
 
 # %%
 # ``forward_components`` returns the terms one by one, for your logger. The contrast term is the
-# plain loss.
+# plain loss. Here the projections are random:
 
 criterion = MixCoLoss(temperature=0.2)
 mixed = torch.randn(len(mixture.images), 128)
