@@ -33,12 +33,12 @@ from mixco_lightly.evaluation import exit_probe
 
 def create_network(seed=0):
     torch.manual_seed(seed)
-    return MultiExitBackbone("test_resnet", image_size=32, exits=(1, 2), stem="timm")
+    return MultiExitBackbone("test_resnet", image_size=16, exits=(1, 2), stem="timm")
 
 
 network = create_network()
 EXITS = ["stage 1", "stage 2", "backbone"]
-for name, output in zip(EXITS, network(torch.rand(8, 3, 32, 32))):
+for name, output in zip(EXITS, network(torch.rand(8, 3, 16, 16))):
     print(f"{name:8}", tuple(output.shape))
 for name, subnetwork in zip(EXITS, network.subnetworks):
     print(
@@ -58,7 +58,7 @@ labels = torch.tensor(dataset.targets)
 
 
 def create_augmentation(num_views):
-    return DeviceTransform(create_pretrain_transform("selfcon", facts, 32, num_views=num_views))
+    return DeviceTransform(create_pretrain_transform("selfcon", facts, 16, num_views=num_views))
 
 
 (views,) = create_augmentation(1)(images[:8])
@@ -142,7 +142,7 @@ class Stacked(torch.nn.Module):
         return torch.stack(self.network(images), dim=1)
 
 
-test_transform = create_test_transform(facts, 32)
+test_transform = create_test_transform(facts, 16)
 train_loader, test_loader = (
     DataLoader(create_dataset("digits", "", train=part, transform=test_transform), batch_size=256)
     for part in (True, False)
