@@ -61,7 +61,12 @@ def create_model():
 
 def train_moco():
     encoder, momentum_encoder, optimizer, scheduler = create_model()
-    loader = DataLoader(dataset, batch_size=64, shuffle=True, drop_last=True)
+    loader = DataLoader(
+        dataset,
+        batch_size=64,
+        shuffle=True,
+        drop_last=True,
+    )
     criterion = NTXentLoss(temperature=0.2, memory_bank_size=(1024, 128))
     losses = []
     for _ in range(EPOCHS):
@@ -97,9 +102,7 @@ def train_mixco():
         drop_last=True,
         collate_fn=MixCoCollate(),  # MixCo
     )
-    criterion = MixCoLoss(  # MixCo
-        temperature=0.2, mix_temperature=0.2, memory_bank_size=(1024, 128)
-    )
+    criterion = MixCoLoss(mix_temperature=0.2, memory_bank_size=(1024, 128))  # MixCo
     losses = []
     for _ in range(EPOCHS):
         for batch in loader:
@@ -148,8 +151,8 @@ figure.tight_layout()
 # %%
 # Your baseline stays
 # -------------------
-# Without mixtures, ``MixCoLoss`` computes what Lightly's ``NTXentLoss`` computes. We show both the
-# same projections; the queues are empty of earlier batches, so we compare without them.
+# Without mixtures, ``MixCoLoss`` computes what Lightly's ``NTXentLoss`` computes. Both get the same
+# projections here, without queues, because each queue starts with random keys of its own.
 
 queries, keys = torch.randn(2, 64, 128)
 ours, lightlys = MixCoLoss(temperature=0.2), NTXentLoss(temperature=0.2)
@@ -194,7 +197,7 @@ figure.tight_layout()
 
 # %%
 # ``forward_components`` returns the terms one by one, for your logger. The contrast term is the
-# plain loss.
+# plain loss. Here the projections are random:
 
 criterion = MixCoLoss(temperature=0.2)
 mixed = torch.randn(len(mixture.images), 128)

@@ -29,8 +29,8 @@ from mixco_lightly import (
 # %%
 # A name and a size
 # -----------------
-# A network needs a head of the right width. ``feature_dim`` is that width, measured by a forward
-# pass; timm's ``num_features`` differs from it for some models.
+# A projection head needs the number of features. ``feature_dim`` is measured by a forward pass;
+# timm's ``num_features`` differs from it for some models.
 
 NAMES = [
     "resnet10t",
@@ -49,8 +49,8 @@ for name in NAMES:
     )
 
 # %%
-# A wrong name raises an error that knows the nearest ones, and an impossible size one that knows
-# the next that works:
+# An unknown name raises an error with the nearest names. If a size does not work, the error says
+# what does:
 
 for name, image_size in [("resnet_18", 32), ("inception_v3", 32)]:
     try:
@@ -155,7 +155,7 @@ with torch.inference_mode():
 export_backbone(small, folder / "small-stem")
 try:
     timm.create_model(f"local-dir:{folder / 'small-stem'}", pretrained=True)
-except Exception as error:
+except RuntimeError as error:
     print(f"timm: {type(error).__name__}")
 model = load_backbone(folder / "small-stem").model
 with torch.inference_mode():

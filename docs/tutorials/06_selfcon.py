@@ -2,8 +2,9 @@
 SelfCon and its exits
 =====================
 
-SelfCon gives a network exits at several depths, and contrasts what they say about one image. It
-needs no second view. We train one on the digits, with labels and without, and measure each exit.
+SelfCon gives a network exits at several depths, and contrasts what they say about one image. With
+labels it needs no second view. We train one network with labels and one without, and measure each
+exit.
 """
 
 import matplotlib.pyplot as plt
@@ -12,7 +13,7 @@ from lightly.models.modules import MoCoProjectionHead
 from torch.utils.data import DataLoader
 from torchvision.transforms.functional import pil_to_tensor
 
-from mixco_lightly import Features, MultiExitBackbone, SelfConLoss, extract_features
+from mixco_lightly import MultiExitBackbone, SelfConLoss, extract_features
 from mixco_lightly.data import (
     DeviceTransform,
     create_dataset,
@@ -32,12 +33,12 @@ from mixco_lightly.evaluation import exit_probe
 
 def create_network(seed=0):
     torch.manual_seed(seed)
-    return MultiExitBackbone("test_resnet", image_size=32, exits=(1, 2), stem="timm")
+    return MultiExitBackbone("test_resnet", image_size=16, exits=(1, 2), stem="timm")
 
 
 network = create_network()
 EXITS = ["stage 1", "stage 2", "backbone"]
-for name, output in zip(EXITS, network(torch.rand(8, 3, 32, 32))):
+for name, output in zip(EXITS, network(torch.rand(8, 3, 16, 16))):
     print(f"{name:8}", tuple(output.shape))
 for name, subnetwork in zip(EXITS, network.subnetworks):
     print(
@@ -47,16 +48,20 @@ for name, subnetwork in zip(EXITS, network.subnetworks):
     )
 
 # %%
-# One augmented view of each digit
-# --------------------------------
+# Augmented views
+# ---------------
 
 facts = get_dataset("digits").facts
 dataset = create_dataset("digits", "", train=True)
 images = torch.stack([pil_to_tensor(image) for image, _ in dataset])
 labels = torch.tensor(dataset.targets)
-augment = DeviceTransform(create_pretrain_transform("selfcon", facts, 32, num_views=1))
 
-(views,) = augment(images[:8])
+
+def create_augmentation(num_views):
+    return DeviceTransform(create_pretrain_transform("selfcon", facts, 16, num_views=num_views))
+
+
+(views,) = create_augmentation(1)(images[:8])
 figure, axes = plt.subplots(1, 8, figsize=(8, 1.2))
 for axis, view in zip(axes, views):
     axis.imshow(view[0], cmap="gray")
@@ -65,19 +70,24 @@ for axis, view in zip(axes, views):
 # %%
 # Training
 # --------
-# Each exit has a projection head. The loss takes all exits at once, of shape (images, exits,
-# dimensions), the backbone's last. Each output is an anchor, and its positives are the other exits'
-# outputs of the same image. With labels, all outputs of the same class are positives too.
+# Each exit has a projection head. The loss takes all exits at once, of shape (rows, exits,
+# dimensions), the backbone's last. A row is one view of one image. Each output is an anchor, and
+# its positives are the other exits' outputs of its row. With labels, all outputs of the same class
+# are positives too, and one view is enough. Without labels we give the network two views, and
+# ``num_views=2`` makes the outputs of both positives of each other.
 
-EPOCHS = 15
+
+EPOCHS = 12
 
 
 def train(supervised):
+    num_views = 1 if supervised else 2
+    augment = create_augmentation(num_views)
     network = create_network()
     heads = torch.nn.ModuleList(
         MoCoProjectionHead(network.feature_dim, 96, 64, batch_norm=True) for _ in EXITS
     )
-    criterion = SelfConLoss(temperature=0.1)
+    criterion = SelfConLoss(num_views=num_views)
     parameters = [*network.parameters(), *heads.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=1e-4)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
@@ -86,9 +96,9 @@ def train(supervised):
         batches = torch.randperm(len(images))[: len(images) // 128 * 128].split(128)
         total = 0.0
         for indices in batches:
-            (view,) = augment(images[indices])
-            projections = [head(output) for head, output in zip(heads, network(view))]
-            z = torch.stack(projections, dim=1)  # images x exits x dimensions
+            rows = torch.cat(augment(images[indices]))
+            projections = [head(output) for head, output in zip(heads, network(rows))]
+            z = torch.stack(projections, dim=1)  # rows x exits x dimensions
             loss = criterion(z, labels[indices] if supervised else None)
             optimizer.zero_grad()
             loss.backward()
@@ -132,15 +142,13 @@ class Stacked(torch.nn.Module):
         return torch.stack(self.network(images), dim=1)
 
 
-test_transform = create_test_transform(facts, 32)
+test_transform = create_test_transform(facts, 16)
 train_loader, test_loader = (
     DataLoader(create_dataset("digits", "", train=part, transform=test_transform), batch_size=256)
     for part in (True, False)
 )
 
-
-test_features: dict[str, Features] = {}
-top1 = {}
+test_features, top1 = {}, {}
 for name, network in networks.items():
     train_features = extract_features(Stacked(network), train_loader)
     test_features[name] = extract_features(Stacked(network), test_loader)
