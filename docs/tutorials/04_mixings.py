@@ -101,8 +101,8 @@ for name, mixture in mixtures.items():
 # %%
 # How the weights are distributed
 # -------------------------------
-# ``alpha`` decides how even mixtures are: with 1 every weight is equally likely, below 1 most mixtures
-# are nearly one of their images, above 1 most are halves.
+# ``alpha`` decides how even mixtures are: with 1 every weight is equally likely, below 1 most
+# mixtures are nearly one of their images, above 1 most are halves.
 
 from mixco_lightly.data import beta_weights
 

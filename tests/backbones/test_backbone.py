@@ -27,7 +27,12 @@ WIDTHS = {
     "test_convnext": 64,
     "test_efficientnet": 256,
 }
-CASES = [(name, size) for name in WIDTHS for size in (32, 64, 224)]
+# Large images are slow; the width of a network does not depend on them.
+CASES = [
+    pytest.param(name, size, marks=pytest.mark.slow if size == 224 and name not in TINY else ())
+    for name in WIDTHS
+    for size in (32, 64, 224)
+]
 
 
 def images(size, n=2, in_chans=3):

@@ -41,11 +41,20 @@ NAMES = [
 ]
 # timm has no small network of this kind: two of its twelve blocks.
 KWARGS = {"vit_relpos_small_patch16_224": {"depth": 2}}
+# A second or more each, and relatives of others in the list.
+SLOW = ["coat_lite_tiny", "coatnet_pico_rw_224", "crossvit_9_dagger_240", "efficientvit_m0"]
+SLOW += ["fasternet_t0", "ghostnet_050", "gmlp_ti16_224", "maxvit_pico_rw_256", "repvgg_a0"]
+SLOW += ["rexnet_100", "xcit_nano_12_p16_224"]
 
 
 @pytest.mark.parametrize(
     ("name", "method"),
-    [(name, ["moco", "simclr"][index % 2]) for index, name in enumerate(NAMES)],
+    [
+        pytest.param(
+            name, ["moco", "simclr"][index % 2], marks=pytest.mark.slow if name in SLOW else ()
+        )
+        for index, name in enumerate(NAMES)
+    ],
 )
 def test_training_reaches_first_and_last_layer_and_the_export_loads_bit_by_bit(name, method):
     check_step(name, method, 32, **KWARGS.get(name, {}))
