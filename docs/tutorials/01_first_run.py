@@ -43,7 +43,8 @@ for axis, (image, label) in zip(axes, digits):
 # the baseline. The table at the end compares the trained network with its own random
 # initialisation, by a vote of the nearest training images (kNN).
 
-folder = Path(tempfile.mkdtemp())
+scratch = tempfile.TemporaryDirectory()  # removed when Python ends
+folder = Path(scratch.name)
 recipe = load_recipe("moco")
 options = {
     "epochs": 10,

@@ -128,7 +128,8 @@ for name in ["test_resnet", "test_efficientnet", "test_convnext", "test_vit"]:
 # and standard deviation that the training normalised with; the loaded backbone then has the
 # transform for its images.
 
-folder = Path(tempfile.mkdtemp())
+scratch = tempfile.TemporaryDirectory()  # removed when Python ends
+folder = Path(scratch.name)
 backbone = create_backbone("resnet10t", image_size=64, stem="timm").eval()
 export_backbone(
     backbone, folder / "timm-stem", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
