@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 FLOORS := .venv-floors
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart paper docs test test-gpu test-slow test-floors mutants soak study-check forest notebooks release-check format clean
+.PHONY: help quickstart paper test test-gpu test-slow test-floors mutants soak study-check forest notebooks docs release-check format clean
 
 help: ## Show the commands.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -21,10 +21,6 @@ JOBS ?= 1
 MINUTES ?=
 paper: $(VENV)/.installed ## Run the papers' tables on one GPU, or go on: DATA=data SCALE=1 JOBS=1; MINUTES=50 stops in between.
 	$(BIN)/python recipes/paper.py --data_root $(DATA) --scale $(SCALE) --jobs $(JOBS)$(if $(MINUTES), --slice_minutes $(MINUTES))
-
-docs: $(VENV)/.installed-docs ## Build the site in build/site and run its tutorials; a warning is an error.
-	$(BIN)/python -m sphinx -b html -W --keep-going -d build/doctrees docs build/site
-	@echo "The site: build/site/index.html"
 
 test: $(VENV)/.installed-dev ## Install with the dev extra, run ruff, mypy and pytest.
 	$(BIN)/ruff check .
@@ -59,6 +55,9 @@ forest: $(VENV)/.installed ## Draw docs/results.png, all studies' differences to
 notebooks: $(VENV)/.installed-dev ## Write examples/notebooks/ from the scripts in examples/.
 	$(BIN)/python examples/create_notebooks.py
 
+docs: $(VENV)/.installed-docs ## Build the site into docs/build/html; the tutorials run, and a warning is an error.
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -d docs/build/doctrees docs docs/build/html
+
 release-check: $(VENV)/.installed-dev ## Build sdist and wheel, install each without downloads, run it in an empty folder.
 	$(BIN)/python tests/smoke_release.py
 
@@ -66,8 +65,8 @@ format: $(VENV)/.installed-dev ## Format the code.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## Remove the environment and all caches; runs/ stays.
-	rm -rf $(VENV) $(FLOORS) .mypy_cache .ruff_cache .pytest_cache *.egg-info
+clean: ## Remove the environment, the site and all caches; runs/ stays.
+	rm -rf docs/build docs/auto_tutorials docs/reference/generated $(VENV) $(FLOORS) .mypy_cache .ruff_cache .pytest_cache *.egg-info
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -81,5 +80,5 @@ $(VENV)/.installed-dev: $(BIN)/python pyproject.toml mixco_lightly/__init__.py
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-docs: $(BIN)/python pyproject.toml mixco_lightly/__init__.py
-	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python -m pip install --quiet --editable '.[recipes,docs]'
 	touch $@ $(VENV)/.installed

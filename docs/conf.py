@@ -40,7 +40,7 @@ extensions = [
     "sphinx_codeautolink",
 ]
 # sphinx-gallery reads tutorials/ and writes auto_tutorials/.
-exclude_patterns = ["tutorials", "_templates"]
+exclude_patterns = ["tutorials", "_templates", "build"]
 
 # Inventories of other projects are downloaded, so an offline build has no links to them.
 if os.environ.get("DOCS_ONLINE"):

@@ -19,7 +19,11 @@ from mixco_lightly.data.transforms import create_pretrain_transform
 from tests.training.test_streams import write_shard
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
+PAGES = sorted(
+    f"docs/{path.relative_to(ROOT / 'docs').as_posix()}"
+    for folder in ("docs", "docs/methods")
+    for path in (ROOT / folder).glob("*.md")
+)
 DOCUMENTS = ["README.md", "CHANGELOG.md", "SECURITY.md", "examples/README.md", *PAGES]
 TEXT = {name: (ROOT / name).read_text() for name in DOCUMENTS}
 BLOCK = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
