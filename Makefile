@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 FLOORS := .venv-floors
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart paper test test-gpu test-slow test-floors mutants soak study-check forest notebooks docs release-check format clean
+.PHONY: help quickstart paper test types pytest test-gpu test-slow test-floors mutants soak study-check forest notebooks docs release-check format clean
 
 help: ## Show the commands.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -25,7 +25,12 @@ paper: $(VENV)/.installed ## Run the papers' tables on one GPU, or go on: DATA=d
 test: $(VENV)/.installed-dev ## Install with the dev extra, run ruff, mypy and pytest.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) --no-print-directory --jobs=2 types pytest
+
+types: $(VENV)/.installed-dev
 	$(BIN)/mypy
+
+pytest: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-gpu: $(VENV)/.installed-dev ## Run the tests that need a GPU; without one this fails.

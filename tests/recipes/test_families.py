@@ -6,7 +6,11 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    ("backbone", "reason"), [("test_mambaout", "LayerNorm"), ("test_convnext", "LayerNorm")]
+    ("backbone", "reason"),
+    [
+        pytest.param("test_mambaout", "LayerNorm", marks=pytest.mark.slow),  # 7 s
+        ("test_convnext", "LayerNorm"),
+    ],
 )
 def test_a_short_run_on_the_digits_ends_above_random_initialisation(
     backbone, reason, run_here, tmp_path

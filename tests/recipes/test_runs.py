@@ -290,10 +290,11 @@ def test_precision_auto_is_chosen_printed_and_recorded(
             ["--memory_bank_size", 8],
             {"Backbone": 2, "MoCoProjectionHead": 2, "MixCoLoss": 1},
         ),
-        (
+        pytest.param(
             "selfcon",
             ["--objective", "selfcon-mu", "--mix_weight", 1],
             {"MultiExitBackbone": 1, "MoCoProjectionHead": 2, "SelfConLoss": 1, "MixCoLoss": 1},
+            marks=pytest.mark.slow,  # 9 s
         ),
     ],
     ids=["moco", "selfcon"],
