@@ -6,6 +6,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import importlib
+import math
 import runpy
 import sys
 from collections import Counter
@@ -26,8 +27,8 @@ collect_ignore += ["gpu"]  # make test-gpu
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
-    """Twice as many workers as processors: many tests wait for programs that they started."""
-    return 2 * machine.available_processors()
+    """Half as many workers again as processors: many tests wait for programs that they started."""
+    return math.ceil(1.5 * machine.available_processors())
 
 
 @pytest.hookimpl(trylast=True)
