@@ -2,11 +2,7 @@
 
 import pytest
 from huggingface_hub import constants
-
-try:
-    from huggingface_hub.utils import close_session
-except ImportError:  # before 1.0
-    from huggingface_hub.utils import reset_sessions as close_session
+from huggingface_hub.utils import close_session
 
 from tests.backbones.stand_in_hub import TOKEN, StandInHub
 
