@@ -125,6 +125,37 @@ def test_every_kind_of_run_has_a_report(case, image_folder, tmp_path, quick_repo
         )
 
 
+STREAM = """
+import numpy as np
+from PIL import Image
+from torch.utils.data import IterableDataset
+
+class Noise(IterableDataset):
+    def __iter__(self):
+        for seed in range(24):
+            pixels = np.random.default_rng(seed).integers(256, size=(16, 16, 3), dtype=np.uint8)
+            yield Image.fromarray(pixels)
+
+def create(data_dir, train):
+    return Noise() if train else None
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_report_of_a_stream_shows_its_first_images(tmp_path, quick_report, capsys):
+    (tmp_path / "noise.py").write_text(STREAM)
+    options = {"dataset": f"{tmp_path / 'noise.py'}:create", "max_steps": 2, "steps_per_epoch": 2}
+    options |= {"memory_bank_size": 8, "batch_size": 8}
+    recipe = load_recipe("moco")
+    pretrain(recipe, tiny(recipe, tmp_path, tmp_path / "run", **options))
+    assert "warning" not in capsys.readouterr().out
+    page = Page((tmp_path / "run" / "report.html").read_text())
+    facts = re.sub(r"\s+", "", page.text)
+    assert "trainingimagesastream" in facts
+    assert "length2steps(" in facts
+    assert "12 training images and their nearest neighbours among 24" in " ".join(page.text.split())
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_report_that_cannot_be_written_is_one_line_and_the_run_is_whole(
     image_folder, tmp_path, quick_report, capsys, monkeypatch
