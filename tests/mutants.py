@@ -943,7 +943,7 @@ MUTANTS = [
         (*EXPORT, "-k", "names_are_those"),
     ),
     Mutant(
-        "timm 1.0.22 fits weights of other channels once more", _TIMM_CONFIG,
+        "timm 1.0.26 fits weights of other channels once more", _TIMM_CONFIG,
         " if backbone.in_chans == 3 else None", "", (*EXPORT, "-k", "first_convolution"),
     ),
     Mutant(

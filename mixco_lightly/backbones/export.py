@@ -54,8 +54,7 @@ def export_backbone(
     stem, ``timm.create_model("local-dir:DIRECTORY", pretrained=True)`` builds the network and its
     features equal the backbone's bit by bit. ``config.json`` also has arguments of timm's network
     (``model_args``), which include a ViT's small patches, and the evaluation transform as far as
-    timm can describe it. timm reads weights from a folder since 1.0.26, and from the Hub since
-    1.0.22 and before.
+    timm can describe it.
 
     Where layers were changed after timm built the network, or where arguments change features but
     no weight's shape, ``config.json`` lists the differences and names no architecture of timm.

@@ -97,7 +97,7 @@ def timm_config(
         "interpolation": INTERPOLATION,
         "crop_pct": _crop_pct(side, backbone.resize),
         "crop_mode": "center",
-        # timm 1.0.22 would fit weights of this layer from 3 channels to in_chans once more.
+        # timm 1.0.26 would fit weights of this layer from 3 channels to in_chans once more.
         "first_conv": published.get("first_conv") if backbone.in_chans == 3 else None,
         "classifier": published.get("classifier"),
     }

@@ -414,7 +414,7 @@ def test_timms_transform_of_the_folder_is_that_of_the_evaluation(resize, tmp_pat
 
 @pytest.mark.parametrize(("in_chans", "name"), [(3, "conv1.0"), (1, None), (4, None)])
 def test_timm_is_told_the_first_convolution_only_if_it_has_three_channels(in_chans, name, tmp_path):
-    # timm 1.0.22 fits its weights to other channels whatever channels they have: those of 4 are
+    # timm 1.0.26 fits its weights to other channels whatever channels they have: those of 4 are
     # replaced by random ones.
     export_backbone(create_backbone("test_resnet", 64, in_chans, stem="timm"), tmp_path)
     config = json.loads((tmp_path / TIMM_CONFIG).read_text())["pretrained_cfg"]
