@@ -5,6 +5,7 @@ import os
 # pytest-xdist runs a test on each processor, so one thread is right; before torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import gc
 import importlib
 import math
 import runpy
@@ -21,6 +22,8 @@ import mixco_lightly.machine as machine
 import tests.forced_machine  # noqa: F401
 from tests.run_recipe import RECIPES, command
 
+gc.disable()  # What is imported is no garbage, and to look for some in it takes seconds.
+
 collect_ignore = ["benchmarks", "mutants.py", "smoke_release.py", "soak.py"]  # scripts
 collect_ignore += ["gpu"]  # make test-gpu
 
@@ -29,6 +32,12 @@ collect_ignore += ["gpu"]  # make test-gpu
 def pytest_xdist_auto_num_workers(config):
     """Half as many workers again as processors: many tests wait for programs that they started."""
     return math.ceil(1.5 * machine.available_processors())
+
+
+def pytest_collection_finish():
+    """From here on garbage is collected, but not looked for in the libraries and the tests."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(trylast=True)

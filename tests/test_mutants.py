@@ -54,6 +54,7 @@ def test_every_mutant_has_a_name_of_its_own_and_changes_text_that_is_there_once(
         assert mutant.old != mutant.new
 
 
+@pytest.mark.slow
 def test_a_mutant_is_killed_and_those_that_prove_nothing_are_not():
     problems = json.loads(run("-c", GATE, timeout=200).splitlines()[-1])
     assert problems[MUTANTS[0].name] == ""

@@ -23,6 +23,7 @@ def test_a_run_with_a_skipped_test_fails_and_names_it(case, pytester):
     assert ("SKIPPED, so this run fails: test_other.py" in printed) == skips
 
 
+@pytest.mark.slow
 def test_so_does_a_run_in_several_processes(pytester):
     files = {"test_a": SKIPPING["a test"], "test_b": SKIPPING["a module"]}
     pytester.makepyfile(test_passing="def test_passes(): pass", **files)

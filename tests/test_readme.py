@@ -37,6 +37,8 @@ DIFF = re.findall(r"```diff\n(.*?)```", TEXT["README.md"], flags=re.DOTALL)
 
 
 def run(code, **names):
+    # A network of a hundredth of the size: what it learns is not what is tested here.
+    code = code.replace('"resnet10t"', '"test_resnet"')
     exec(compile(code, "document", "exec"), names)  # noqa: S102
     return names
 

@@ -17,16 +17,9 @@ import pytest
 from mixco_lightly import __version__ as VERSION
 
 ROOT = Path(__file__).parent.parent
-QUICK = ["--epochs", "1", "--num_workers", "0", "--precision", "32-true"]
-QUICK += [
-    "--train_fraction",
-    "0.2",
-    "--protocol",
-    "knn",
-    "--no_random_init",
-    "--knn_every_n_epochs",
-    "0",
-]
+QUICK = ["--backbone", "test_resnet", "--epochs", "1", "--num_workers", "0"]
+QUICK += ["--precision", "32-true", "--train_fraction", "0.2", "--protocol", "knn"]
+QUICK += ["--no_random_init", "--knn_every_n_epochs", "0"]
 MINE = '''"""My recipe: MoCo with MixCo and a short queue."""
 
 from __future__ import annotations
@@ -221,6 +214,7 @@ def test_a_preset_of_the_wheel_is_found_by_its_name(mixco_lightly):
     assert "backbone: resnet10t" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_recipe_of_ones_own_trains_to_its_table(run, tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
     result = run(sys.executable, "mine.py", *QUICK, "--keys", 32, "--report", "false")

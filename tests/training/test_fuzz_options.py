@@ -220,7 +220,7 @@ class Harness:
         self.monkeypatch, self.folder = monkeypatch, folder
         self.accepted, self.parsed = {}, {}
         monkeypatch.setattr(pytorch_lightning.Trainer, "fit", start)
-        monkeypatch.setattr("mixco_lightly.evaluation.evaluator.measure", start)
+        monkeypatch.setattr("mixco_lightly.evaluation.evaluator.extract_parts", start)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         monkeypatch.setattr(torchvision.datasets.utils, "_urlretrieve", offline)
         # A training completes its options; evaluate's are those that the parser returns.

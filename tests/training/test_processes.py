@@ -103,12 +103,13 @@ def assert_ends_in_one_line(program, *named, code=1):
     return result
 
 
-def test_where_the_first_process_fails_the_one_that_sleeps_is_ended(image_folder, tmp_path):
+@pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_where_the_first_process_fails_the_one_that_sleeps_is_ended(real, image_folder, tmp_path):
     plant = """
         if rank == 1: SLEEP
         while not os.path.exists("asleep1"): time.sleep(0.05)
         raise ImageError("this image is broken")"""
-    program = start(plant, image_folder, tmp_path, real=True)
+    program = start(plant, image_folder, tmp_path, real=real)
     result = assert_ends_in_one_line(program, "error: this image is broken")
     assert "Stopped after 1 epochs. Go on with:" in result.stdout
 
