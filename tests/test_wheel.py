@@ -200,6 +200,7 @@ def test_the_wheels_requirements_are_those_of_pyproject(installed):
     assert all(url.startswith("https://") for url in urls.values())
 
 
+@pytest.mark.slow  # make release-check does so too
 def test_the_command_trains_on_the_digits_to_its_table(mixco_lightly, tmp_path):
     run = tmp_path / "runs" / "moco"
     check_run(mixco_lightly("moco", *QUICK), run)

@@ -44,7 +44,7 @@ KWARGS = {"vit_relpos_small_patch16_224": {"depth": 2}}
 # A second or more each, and relatives of others in the list.
 SLOW = ["coat_lite_tiny", "coatnet_pico_rw_224", "crossvit_9_dagger_240", "efficientvit_m0"]
 SLOW += ["fasternet_t0", "ghostnet_050", "gmlp_ti16_224", "maxvit_pico_rw_256", "repvgg_a0"]
-SLOW += ["rexnet_100", "xcit_nano_12_p16_224"]
+SLOW += ["regnetx_002", "rexnet_100", "vit_relpos_small_patch16_224", "xcit_nano_12_p16_224"]
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,9 @@ def test_a_moco_runs_figures_are_those_that_evaluate_finds(
     assert results_of(run) == {name: summary[name] for name in NAMES.values()}
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    "precision", ["bf16-mixed", *(pytest.param(p, marks=pytest.mark.slow) for p in PRECISIONS[::2])]
+)
 def test_a_selfcon_runs_figures_of_all_exits_are_those_that_evaluate_finds(
     precision, noise_folder, tmp_path, run_here, evaluate, outputs, monkeypatch
 ):

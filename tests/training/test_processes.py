@@ -114,7 +114,9 @@ def test_where_the_first_process_fails_the_one_that_sleeps_is_ended(real, image_
     assert "Stopped after 1 epochs. Go on with:" in result.stdout
 
 
-@pytest.mark.parametrize("first", ["if rank == 0: SLEEP", "if rank == 0: return"])
+@pytest.mark.parametrize(
+    "first", ["if rank == 0: SLEEP", pytest.param("if rank == 0: return", marks=pytest.mark.slow)]
+)
 def test_where_the_second_process_fails_the_first_ends_whether_it_sleeps_or_not(
     first, image_folder, tmp_path
 ):
@@ -149,7 +151,7 @@ def test_where_the_second_process_is_killed_the_first_says_so_and_ends(image_fol
     assert_ends_in_one_line(program, "error: process 1 was killed by signal 9")
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM"])
+@pytest.mark.parametrize("how", ["SIGKILL", pytest.param("SIGTERM", marks=pytest.mark.slow)])
 def test_where_the_first_process_is_killed_the_second_ends(how, image_folder, tmp_path):
     program = start("SLEEP", image_folder, tmp_path)
     wait_until(lambda: (tmp_path / "asleep0").exists() and (tmp_path / "asleep1").exists())
