@@ -55,8 +55,7 @@ _FOREST = "mixco_lightly/studies/forest.py"
 FILES = ("tests/training/test_resume.py", "-k", "sweep or failed or metrics")
 OPTIONS = ("tests/training/test_resume.py", "-k", "options")
 EARLIER = ("tests/training/test_mixing.py", "-k", "begun_before")
-KILLS_MOCO = ("tests/training/test_resume.py", "-k", "two_kills and moco")
-KILLS_WORKERS = ("tests/training/test_resume.py", "-k", "two_kills and simclr")
+KILLS = ("tests/training/test_resume.py", "-k", "two_kills and moco")
 DEVICES = ("tests/training/test_devices.py", "-k", "simclr_on_two_processes")
 SECTIONS = ("tests/reports/test_sections.py",)
 RUN_REPORT = ("tests/training/test_run_report.py", "-k", "ends_with or every_kind")
@@ -443,7 +442,7 @@ MUTANTS = [
     ),
     Mutant(
         "the order of a resumed epoch is left to Lightning", _DATA,
-        "sampler.set_epoch(epoch)", "pass", KILLS_WORKERS,
+        "sampler.set_epoch(epoch)", "pass", KILLS,
     ),
     Mutant(
         "the processes draw the same", _DATA,
@@ -835,16 +834,16 @@ MUTANTS = [
     # Resume
     Mutant(
         "the weights of the batches go on from another random state", _DATA,
-        "        pl.seed_everything(epoch_seed, verbose=False)\n", "", KILLS_MOCO,
+        "        pl.seed_everything(epoch_seed, verbose=False)\n", "", KILLS,
     ),
     Mutant(
         "an epoch is told from another by the moment it starts at", _DATA,
         "sampler.set_epoch(epoch)", "sampler.set_epoch(__import__('time').time_ns())",
-        KILLS_WORKERS,
+        KILLS,
     ),
     Mutant(
         "workers have the seeds that the loader draws", _DATA,
-        "            worker_init_fn=partial(seed_worker, epoch_seed),\n", "", KILLS_WORKERS,
+        "            worker_init_fn=partial(seed_worker, epoch_seed),\n", "", KILLS,
     ),
     Mutant(
         "a checkpoint is written over the last one", _RUN,
