@@ -1110,7 +1110,11 @@ MUTANTS = [
     ),
     Mutant(
         "a setting that two studies show is drawn twice", _FOREST,
-        "if runs not in [", "if setting not in [", FOREST,
+        "_replace(**names) not in [", "_replace() not in [", FOREST,
+    ),
+    Mutant(
+        "a repetition of a study is independent of it", _FOREST,
+        ' if name != "protocol"', "", FOREST,
     ),
     Mutant(
         "longer plain training is drawn as a method", _FOREST,

@@ -39,8 +39,9 @@ class Setting(NamedTuple):
         augmentations: Value of that option.
         epochs: Epochs of the plain runs and of the arm's.
         differences: The arm minus plain, for each figure in ``PANELS``.
-        base_runs: What identifies the plain runs, in every study that shows them.
-        arm_runs: What identifies the arm's runs.
+        base_runs: How the plain runs are trained, which is equal in every study that shows them, or
+            repeats them with the same seeds.
+        arm_runs: How the arm's runs are trained.
     """
 
     study: str
@@ -100,8 +101,8 @@ def read_settings(folder: Path) -> list[Setting]:
     settings: list[Setting] = []
     for path in sorted(folder.glob("*/results.json")):
         for setting in _list_settings(path.parent.name, read_results(path.parent)):
-            runs = (setting.base_runs, setting.arm_runs)
-            if runs not in [(other.base_runs, other.arm_runs) for other in settings]:
+            names = {"study": "", "group": ""}
+            if setting._replace(**names) not in [other._replace(**names) for other in settings]:
                 settings.append(setting)
     if not settings:
         raise ValueError(
@@ -120,7 +121,8 @@ def pool(settings: Sequence[Setting], figure: str) -> Difference | None:
 def average_linked(settings: Sequence[Setting], figure: str) -> list[float]:
     """Returns the differences of independent settings.
 
-    Settings that share runs, such as one arm beside two baselines, count as one: their average.
+    Settings that share runs, such as one arm beside two baselines, or repeat them with the same
+    seeds, count as one: their average.
     """
     clusters: list[list[Setting]] = []
     for setting in settings:
@@ -247,9 +249,12 @@ def _list_settings(study: str, results: Results) -> list[Setting]:
 
 
 def _identify(rows: Iterable[Mapping[str, Any]]) -> frozenset[str]:
-    """Returns what is the same in all studies that show a run: its options and accuracies."""
+    """Returns how each run is trained: its recipe and options, but not how it is measured."""
     return frozenset(
-        json.dumps([row["recipe"], row["options"], *(row.get(name) for name in PANELS)])
+        json.dumps(
+            [row["recipe"], {name: x for name, x in row["options"].items() if name != "protocol"}],
+            sort_keys=True,
+        )
         for row in rows
     )
 

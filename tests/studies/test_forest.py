@@ -117,6 +117,25 @@ def test_only_comparisons_with_plain_training_over_seeds_are_settings(tmp_path):
         forest.read_settings(tmp_path / "selfcon")
 
 
+def test_a_repetition_with_the_same_seeds_is_drawn_but_not_independent(tmp_path):
+    def write(study, gain, seeds, **options):
+        runs = [
+            make_run("", arm, seed, 50 + gain * (arm == "MixCo"))
+            for arm in ("plain", "MixCo")
+            for seed in seeds
+        ]
+        for run in runs:
+            run["options"] |= options
+        write_study(tmp_path / study, runs)
+
+    write("a-study", 2, (0, 1))
+    write("b-study", 4, (0, 1), protocol=["knn"])  # measured by another protocol as well
+    write("c-study", 9, (5, 6))
+    settings = forest.read_settings(tmp_path)
+    assert [setting.differences["linear_top1"].mean for setting in settings] == [2, 4, 9]
+    assert forest.average_linked(settings, "linear_top1") == [3, 9]
+
+
 def test_rows_are_in_sections_from_the_largest_gain_to_the_smallest():
     rows = forest.arrange(
         [
