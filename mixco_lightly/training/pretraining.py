@@ -293,6 +293,10 @@ def fit(run: Run[Config], started_as: str = "") -> None:
         )
     except SystemExit:  # Lightning's after Ctrl-C
         say_stopped()
+        if not checkpoint.is_file():
+            print_on_rank_zero(
+                f"Stopped before {run.folder} had a checkpoint. Start again with --overwrite."
+            )
         raise
     except Exception as error:
         if describe(error) is not None:

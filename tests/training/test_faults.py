@@ -7,6 +7,7 @@ import math
 import os
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import yaml
 from pytorch_lightning.plugins import MixedPrecision
 from safetensors.torch import load_file
 
+from mixco_lightly.training.pretraining import Run, fit
 from tests.run_recipe import RECIPES, Program, tiny_run
 
 LAST = Path("checkpoints", "last.ckpt")
@@ -52,6 +54,28 @@ def finished_run(tmp_path_factory):
     result = Program(RECIPES / "moco.py", *options, cwd=folder.parent).wait()
     assert result.returncode == 0, result.stderr
     return folder
+
+
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_ctrl_c_says_how_to_go_on_or_that_there_is_nothing_to_resume(
+    has_checkpoint, tmp_path, capsys
+):
+    def stop(*args, **kwargs):
+        raise SystemExit(1)  # Lightning's after Ctrl-C
+
+    if has_checkpoint:
+        (tmp_path / LAST).parent.mkdir()
+        (tmp_path / LAST).touch()
+    strategy = SimpleNamespace(launcher=None)
+    trainer = SimpleNamespace(
+        strategy=strategy, node_rank=0, num_devices=1, current_epoch=2, callbacks=[], fit=stop
+    )
+    config = SimpleNamespace(output_dir=str(tmp_path), resume=False)
+    with pytest.raises(SystemExit):
+        fit(Run(None, config, None, None, None, trainer, None, None), "mixco-lightly moco")
+    printed = capsys.readouterr().out
+    assert ("Go on with:\n  mixco-lightly moco --config " in printed) == has_checkpoint
+    assert ("had a checkpoint. Start again with --overwrite." in printed) == (not has_checkpoint)
 
 
 def flip_bit(path, where):
