@@ -555,6 +555,10 @@ def test_a_kill_between_the_writes_leaves_one_export_or_the_other(
     if done in (1, 2) or (is_earlier and done == 0):
         with pytest.raises(FileNotFoundError, match=TIMM_CONFIG):
             load_in_timm(tmp_path)
+    elif is_earlier and done == 3 and timm.__version__ in ("1.0.26", "1.0.27", "1.0.28", "1.0.29"):
+        # They fail where they want to warn that a folder has two files with weights.
+        with pytest.raises(NameError, match="names"):
+            load_in_timm(tmp_path)
     else:
         assert torch.equal(features_of(load_in_timm(tmp_path), 32), features_of(expected))
     export_backbone(before, tmp_path)
