@@ -1,5 +1,6 @@
 """The presets against the figures of the authors' code, and of the decisions written in them."""
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -18,6 +19,7 @@ from mixco_lightly.data.transforms import create_pretrain_transform, create_test
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 PRESETS = RECIPES / "presets"
+RESULTS = RECIPES / "results"
 
 # Lee-Gihun/MixCo-Mixup-Contrast at commit 8374aac: the script for TinyImageNet with ResNet-18.
 AUTHORS = {
@@ -131,8 +133,9 @@ def test_a_preset_of_the_family_has_its_authors_figures_and_says_what_differs(na
     assert ("OUR DECISION" in head) == (name == "cifar10-mixmask")
 
 
-def test_the_family_studies_give_every_arm_the_same_tries_and_differ_in_nothing_else():
-    tuning, study = read("family-tuning-study"), read("family-study")
+@pytest.mark.parametrize("augmentations", ["few", "usual"])
+def test_the_family_studies_give_every_arm_the_same_tries_and_differ_in_nothing_else(augmentations):
+    tuning, study = read("family-tuning-study"), read(f"family-{augmentations}-study")
     tries = Counter(name.rpartition(", rate")[0] for name in tuning["changes"])
     tries["plain"] += 1  # the base
     assert len(tries) == 8
@@ -143,7 +146,27 @@ def test_the_family_studies_give_every_arm_the_same_tries_and_differ_in_nothing_
     assert {k: x for k, x in tuning["base"].items() if k not in tuned} == {
         k: x for k, x in study["base"].items() if k not in tuned
     }
-    assert tuning["groups"] == study["groups"]
+    (group,) = study["groups"]
+    assert tuning["groups"][group] == study["groups"][group]
+    assert group.startswith(augmentations)
+    # Each arm has the options of the best of its two tries at the study's own length.
+    choice = read(f"family-choice-{augmentations}-study")
+    results = RESULTS / f"family-choice-{augmentations}-study" / "results.json"
+    tried = {}
+    for run in json.loads(results.read_text())["runs"]:
+        arm = run["arm"].partition(", rate")[0]
+        tried.setdefault(arm, []).append((run["held_out_knn_top1"], run["arm"]))
+    assert {len(runs) for runs in tried.values()} == {2}
+    changes = {choice["base_name"]: {}, **choice["changes"]}
+    best = {arm: {**choice["base"], **changes[max(runs)[1]]} for arm, runs in tried.items()}
+    names = {"MixCo, cutmix": "MixCo cutmix"}
+    names["MixCo's pairs, Un-Mix's loss"] = "MixCo pairs, Un-Mix loss"
+    chosen = {
+        names.get(arm, arm): {**study["base"], "protocol": ["knn"], **change}
+        for arm, change in {"plain": {}, **study["changes"]}.items()
+        if not arm.startswith("plain,")
+    }
+    assert chosen == best
     # An image's own earlier key must not be in the queue.
     assert study["base"]["memory_bank_size"] <= 5000 - study["base"]["batch_size"]
 
