@@ -1110,7 +1110,7 @@ MUTANTS = [
     ),
     Mutant(
         "a setting that two studies show is drawn twice", _FOREST,
-        "_replace(**names) not in [", "_replace() not in [", FOREST,
+        "if runs not in shown", "if setting not in shown", FOREST,
     ),
     Mutant(
         "a repetition of a study is independent of it", _FOREST,

@@ -99,11 +99,13 @@ def read_settings(folder: Path) -> list[Setting]:
         ValueError: If there is none.
     """
     settings: list[Setting] = []
+    shown = []
     for path in sorted(folder.glob("*/results.json")):
         for setting in _list_settings(path.parent.name, read_results(path.parent)):
-            names = {"study": "", "group": ""}
-            if setting._replace(**names) not in [other._replace(**names) for other in settings]:
+            runs = (setting.base_runs, setting.arm_runs, setting.differences)
+            if runs not in shown:
                 settings.append(setting)
+                shown.append(runs)
     if not settings:
         raise ValueError(
             f"No study in {folder} compares with a base named {PLAIN} over several seeds: name a "
