@@ -8,10 +8,9 @@ build.
 import os
 import re
 import sys
+import tomllib
 from pathlib import Path
 from posixpath import normpath
-
-import tomllib
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent

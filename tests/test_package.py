@@ -27,7 +27,6 @@ def normalise(name):
 
 def declared(key):
     """Distributions in a list of pyproject.toml, without those that they bring."""
-    # Not with tomllib, which Python 3.10 does not have.
     block = re.search(rf"^{key} = \[(.*?)^\]$", PYPROJECT, re.MULTILINE | re.DOTALL).group(1)
     return {normalise(name) for name in re.findall(r'^ *"([\w.-]+)', block, re.MULTILINE)}
 
