@@ -1462,8 +1462,9 @@ MUTANTS = [
         "  build:\n    runs-on: ubuntu-latest\n    permissions:\n      contents: write", RELEASE,
     ),
     Mutant(
-        "an action is taken from a branch", _PUBLISH,
-        "gh-action-pypi-publish@v1.13.0", "gh-action-pypi-publish@release/v1", RELEASE,
+        "an action is taken from a tag, which can be moved", _PUBLISH,
+        "gh-action-pypi-publish@ed0c53931b1dc9bd32cbe73a98c7f6766f8a527e",
+        "gh-action-pypi-publish@v1.13.0", RELEASE,
     ),
 ]  # fmt: skip
 
