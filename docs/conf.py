@@ -12,6 +12,8 @@ import tomllib
 from pathlib import Path
 from posixpath import normpath
 
+from sphinx.ext import intersphinx
+
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 sys.path.insert(0, str(ROOT))  # the tutorials and the reference show this clone
@@ -32,6 +34,7 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.doctest",
+    "sphinx.ext.intersphinx",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinx_design",
@@ -41,18 +44,27 @@ extensions = [
 # sphinx-gallery reads tutorials/ and writes auto_tutorials/.
 exclude_patterns = ["tutorials", "_templates", "build"]
 
-# Inventories of other projects are downloaded, so an offline build has no links to them.
+# Where the names of other projects are documented. timm's site has no inventory: timm.inv is ours.
+intersphinx_mapping = {"timm": ("https://huggingface.co/docs/timm", "timm.inv")}
+# The others are downloaded, so a build without DOCS_ONLINE has no links to them. An inventory that
+# cannot be read ends a build with it. Lightning's is not among them: it was gone for a while.
 if os.environ.get("DOCS_ONLINE"):
-    extensions.append("sphinx.ext.intersphinx")
-    intersphinx_mapping = {
+    intersphinx_mapping |= {
         "python": ("https://docs.python.org/3", None),
         "numpy": ("https://numpy.org/doc/stable", None),
         "torch": ("https://docs.pytorch.org/docs/stable", None),
         "torchvision": ("https://docs.pytorch.org/vision/stable", None),
         "lightly": ("https://docs.lightly.ai/self-supervised-learning", None),
-        "pytorch_lightning": ("https://lightning.ai/docs/pytorch/stable", None),
         "sklearn": ("https://scikit-learn.org/stable", None),
     }
+
+# A name of this package that leads nowhere is a warning. Other projects' names are not checked, nor
+# are names inside modules, which the reference does not list.
+nitpicky = True
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!mixco_lightly\.).*"),
+    ("py:.*", r"mixco_lightly\.\w+\.\w+\..*"),
+]
 
 myst_enable_extensions = ["colon_fence", "dollarmath", "attrs_inline"]
 myst_heading_anchors = 4
@@ -134,6 +146,40 @@ def lead_links_into_the_site(app, docname, source):
     source[0] = LINK.sub(replace, source[0])
 
 
+def other_names(target):
+    """The names of a thing in the packages above its module, and in our package that defines it."""
+    module, _, name = target.rpartition(".")
+    thing = getattr(sys.modules.get(module), name, None)
+    parts = module.split(".")
+    above = [".".join(parts[:depth]) for depth in range(1, len(parts))]
+    defining = getattr(thing, "__module__", None) or ""
+    if thing is not None and defining.startswith("mixco_lightly."):
+        above.append(".".join(defining.split(".")[:2]))
+    for package in above:
+        if thing is not None and getattr(sys.modules.get(package), name, None) is thing:
+            yield f"{package}.{name}"
+
+
+def link_by_another_name(app, env, node, contnode):
+    """Links what is documented under another name than a docstring or a signature has.
+
+    torch documents torch.nn.modules.module.Module as torch.nn.Module, and our reference has
+    mixco_lightly.MixCoLoss, as users import it, as mixco_lightly.loss.MixCoLoss.
+    """
+    target = node.get("reftarget", "")
+    python = env.get_domain("py")
+    for name in other_names(target):
+        node["reftarget"] = name
+        link = python.resolve_xref(
+            env, node["refdoc"], app.builder, node["reftype"], name, node, contnode
+        ) or intersphinx.missing_reference(app, env, node, contnode)
+        if link is not None:
+            return link
+    node["reftarget"] = target
+    return None
+
+
 def setup(app):
     """Connects what is above."""
     app.connect("source-read", lead_links_into_the_site)
+    app.connect("missing-reference", link_by_another_name, priority=900)  # after intersphinx

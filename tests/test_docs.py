@@ -115,3 +115,12 @@ def test_only_the_main_branch_deploys_the_site():
     assert jobs["deploy"]["if"] == "github.ref == 'refs/heads/main'"
     assert jobs["deploy"]["permissions"] == {"pages": "write", "id-token": "write"}
     assert "permissions" not in jobs["build"]
+
+
+def test_what_our_inventory_of_timm_lists_is_in_timm():
+    header, _, _, *lines = (DOCS / "timm.inv").read_text().splitlines()
+    assert header == "# Sphinx inventory version 1"  # plain text; the second version is compressed
+    for name, kind, page in (line.split() for line in lines):
+        module, _, function = name.rpartition(".")
+        assert callable(getattr(importlib.import_module(module), function))
+        assert (kind, page) in {("function", "reference/models"), ("function", "reference/data")}

@@ -135,7 +135,7 @@ def create_backbone(
         pretrained: If True, timm's published weights are loaded from the local cache, or
             downloaded, and timm resamples them to other patches and positions. The small stem
             keeps the centre of a larger pretrained kernel.
-        **timm_kwargs: Passed to ``timm.create_model``; they override the choices made here.
+        **timm_kwargs: Passed to :func:`timm.create_model`; they override the choices made here.
 
     Returns:
         A module with ``.feature_dim``, ``.name`` and ``.stem`` that maps images (N, in_chans,
@@ -188,7 +188,7 @@ def build_backbone(
         image_size: Height and width of the images in pixels.
         in_chans: Channels of the images.
         fit: What fits the model to that image size.
-        timm_kwargs: The user's arguments of ``timm.create_model``.
+        timm_kwargs: The user's arguments of :func:`timm.create_model`.
         pretrained: If True, timm's published weights are loaded.
 
     Returns:

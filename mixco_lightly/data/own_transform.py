@@ -29,7 +29,7 @@ def create_own_transform(
         num_views: Number of views that the method needs.
 
     Returns:
-        What the function returns: a callable from a PIL image in RGB to a list of ``num_views``
+        Callable: What the function returns, from a PIL image in RGB to a list of ``num_views``
         tensors (3, image_size, image_size).
 
     Raises:

@@ -32,7 +32,7 @@ def exit_probe(train: Features, test: Features, **options: Any) -> list[ProbeRes
             A choice between several values is made separately for each exit.
 
     Returns:
-        E + 1 results in percent: the exits' in their order, then the ensemble's.
+        E + 1 results in percent, the exits' in their order, then the ensemble's.
 
     Raises:
         ValueError: If the features have no exits, or as :func:`mixco_lightly.linear_probe`.

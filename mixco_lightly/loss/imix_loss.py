@@ -95,13 +95,15 @@ class IMixLoss(QueueLoss):
             mixed: Projections of ``mixture.images``, not normalised, shape (M, dim).
             keys: Projections of the other view of the batch, shape (N, dim). With a queue they get
                 no gradient.
-            mixture: Mixtures of the batch, as from :func:`mix_pairs` or :class:`MixCoCollate`.
+            mixture: Mixtures of the batch, as from :func:`mixco_lightly.mix_pairs` or
+                :class:`mixco_lightly.MixCoCollate`.
 
         Returns:
             Mean over the mixtures, scalar, float32 (float64 for float64 projections).
 
         Raises:
-            TypeError: If the projections are not tensors or the mixture is not a :class:`Mixture`.
+            TypeError: If the projections are not tensors or the mixture is not a
+                :class:`mixco_lightly.Mixture`.
             ValueError: If shapes or dtypes do not fit, if the batch has one image and there is no
                 queue, if the mixture is empty, if its indices or weights are out of range (checked
                 on a CPU only), or, with gather_distributed, if the processes' batches differ in

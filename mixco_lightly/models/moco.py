@@ -43,9 +43,10 @@ class MoCo(MomentumModule):
 
     Args:
         backbone: From :func:`mixco_lightly.create_backbone`.
-        criterion: :class:`MixCoLoss` or :class:`UnMixLoss` with a queue, whose dimension is also
-            that of the projections. With ``mix_weight=0`` this is plain MoCo v2 and batches need
-            no mixtures. A batch whose list of mixtures is empty has no mixtures' term.
+        criterion: :class:`mixco_lightly.MixCoLoss` or :class:`mixco_lightly.UnMixLoss` with a
+            queue, whose dimension is also that of the projections. With ``mix_weight=0``
+            this is plain MoCo v2 and batches need no mixtures. A batch whose list of mixtures is
+            empty has no mixtures' term.
         momentum: Fraction of its weights that the momentum encoder keeps in each step. The
             default 0.999 is MoCo's; short runs need less, such as 0.99.
         final_momentum: Momentum in the last step; it follows half a cosine from ``momentum``, as in

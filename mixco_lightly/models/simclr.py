@@ -35,9 +35,9 @@ class SimCLR(LightningModule):
 
     Args:
         backbone: From :func:`mixco_lightly.create_backbone`.
-        criterion: :class:`MixCoLoss` or :class:`UnMixLoss` without a queue. With ``mix_weight=0``
-            this is plain SimCLR and batches need no mixtures. A batch whose list of mixtures is
-            empty has no mixtures' term.
+        criterion: :class:`mixco_lightly.MixCoLoss` or :class:`mixco_lightly.UnMixLoss` without a
+            queue. With ``mix_weight=0`` this is plain SimCLR and batches need no mixtures. A
+            batch whose list of mixtures is empty has no mixtures' term.
         projection_dim: Dimension of the projections; 128 in SimCLR and in the authors' code.
         learning_rate: Highest learning rate. The default 0.3 is the authors' for batches of 256.
         weight_decay: The default 1e-6 is SimCLR's and the authors'.
