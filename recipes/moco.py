@@ -14,8 +14,9 @@ For photographs, start from a measured preset:
     python recipes/moco.py --config start-moco-crop-flip --data_dir FOLDER
 
 The second is for images whose class may depend on colour or sharpness. Each preset starts with the
-accuracy it reached on CIFAR-10, beside plain MoCo v2. With the package installed, `mixco-lightly
-moco` is the same command.
+accuracy it reached on CIFAR-10, beside plain MoCo v2, with a narrow network on a tenth of the
+images: --train_fraction 1 takes all of yours, and docs/your_images.md says what else to change.
+With the package installed, `mixco-lightly moco` is the same command.
 """
 
 from __future__ import annotations

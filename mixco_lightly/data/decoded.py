@@ -140,6 +140,8 @@ def decode_once(
                 values = {"fingerprint": fingerprint, "sha256": checksum}
                 Path(temporary).write_text(json.dumps(values) + "\n")
         except _DifferentSizes:
+            with suppress(OSError):  # it has other files
+                array.parent.rmdir()
             return None
         except _ImageFault as fault:
             raise fault.error from None

@@ -46,7 +46,7 @@ def create_image_sets(
             if name not in (others or {}):
                 raise ValueError(
                     f"Protocol {protocol.name} needs a second dataset: measure it with "
-                    f"evaluate.py --{protocol.name}_data_dir."
+                    f"mixco-lightly evaluate --{protocol.name}_data_dir."
                 )
             assert others is not None
             sets[name] = others[name]

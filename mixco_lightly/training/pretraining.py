@@ -36,7 +36,7 @@ from mixco_lightly.training.processes import (
     prepare_on_rank_zero,
     print_on_rank_zero,
 )
-from mixco_lightly.training.progress import AFTER_DIVERGENCE, NonFiniteLossError, Speed
+from mixco_lightly.training.progress import NonFiniteLossError, Speed, advise_after_divergence
 from mixco_lightly.training.resolve import resolve
 from mixco_lightly.training.run_folder import checkpoint_path, prepare_run, read_steps
 from mixco_lightly.training.run_length import count_steps
@@ -242,8 +242,8 @@ def announce(run: Run[Config], stem: str) -> None:
             print_on_rank_zero(line)
     if run.unmeasured:
         print_on_rank_zero(
-            f"No kNN while training and no probes at the end: {run.unmeasured}. evaluate.py "
-            "measures the backbone on labelled images afterwards."
+            f"No kNN while training and no probes at the end: {run.unmeasured}. "
+            "mixco-lightly evaluate measures the backbone on labelled images afterwards."
         )
 
 
@@ -261,7 +261,7 @@ def fit(run: Run[Config], started_as: str = "") -> None:
             return error
         return NonFiniteLossError(
             f"{error} It was step {trainer.global_step + 1} of the run (process "
-            f"{trainer.global_rank}). {AFTER_DIVERGENCE}"
+            f"{trainer.global_rank}). {advise_after_divergence(trainer)}"
         )
 
     def describe(error: BaseException) -> str | None:

@@ -105,10 +105,14 @@ def peak_bytes(device: torch.device) -> int:
     return largest if sys.platform == "darwin" else largest * 1024
 
 
-AFTER_DIVERGENCE = (
-    "A lower --learning_rate or a higher --mix_temperature may help. "
-    "checkpoints/last.ckpt is from the last whole epoch."
-)
+def advise_after_divergence(trainer: pl.Trainer) -> str:
+    """Returns what to try after a loss that is not finite, and where the last checkpoint is."""
+    kept = (
+        "checkpoints/last.ckpt is from the last whole epoch."
+        if trainer.current_epoch
+        else "There is no checkpoint, because the first epoch has not ended."
+    )
+    return f"A lower --learning_rate or a higher --mix_temperature may help. {kept}"
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -171,7 +175,7 @@ class StopOnNonFiniteLoss(Callback):
                     raise OtherProcessError(f"The loss of process {rank} is {value}.")
                 raise NonFiniteLossError(
                     f"The loss is {value} at step {trainer.global_step} (process {rank}). "
-                    f"{AFTER_DIVERGENCE}"
+                    f"{advise_after_divergence(trainer)}"
                 )
         if has_scaler(trainer):
             self._mend_statistics(pl_module)
