@@ -35,9 +35,10 @@ from mixco_lightly.studies.commands import (
     print_minutes,
     print_results,
 )
-from mixco_lightly.studies.plan import Study, check_study_file
+from mixco_lightly.studies.plan import Study
 from mixco_lightly.studies.report import read_results, write_report
 from mixco_lightly.studies.scale import scaled_folder
+from mixco_lightly.studies.study_file import check_study_file
 from mixco_lightly.studies.study_page import report_study
 from mixco_lightly.training.command_line import parse_options, print_table
 from mixco_lightly.training.errors import fail_in_one_line

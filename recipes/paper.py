@@ -27,8 +27,9 @@ from mixco_lightly.studies.commands import (
     print_minutes,
     print_results,
 )
-from mixco_lightly.studies.plan import Run, Study, check_study_file
+from mixco_lightly.studies.plan import Run, Study
 from mixco_lightly.studies.scale import scaled_folder
+from mixco_lightly.studies.study_file import check_study_file
 from mixco_lightly.training.command_line import check_options, parse_options
 from mixco_lightly.training.errors import fail_in_one_line
 from mixco_lightly.training.interrupts import end_in_one_line

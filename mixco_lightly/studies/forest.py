@@ -30,7 +30,7 @@ PANEL_WIDTH = 2.8
 
 
 class Setting(NamedTuple):
-    """An arm beside plain training, in one group of a study.
+    """An arm beside plain training, perhaps of as much compute, in one group of a study.
 
     Args:
         study: Name of the study's folder.
@@ -224,8 +224,14 @@ def _list_settings(study: str, results: Results) -> list[Setting]:
         return []
     rows = results["runs"]
     settings = []
-    for group, arm in dict.fromkeys((row["group"], row["arm"]) for row in rows):
-        found = {name: paired_difference(rows, name, group, (PLAIN, arm)) for name in PANELS}
+    equal_compute = results.get("study", {}).get("equal_compute", {})
+    pairs = [
+        (group, base, arm)
+        for group, arm in dict.fromkeys((row["group"], row["arm"]) for row in rows)
+        for base in dict.fromkeys([PLAIN, equal_compute.get(arm, PLAIN)])
+    ]
+    for group, base, arm in pairs:
+        found = {name: paired_difference(rows, name, group, (base, arm)) for name in PANELS}
         differences = {
             name: each for name, each in found.items() if each and not math.isnan(each.half_width)
         }
@@ -233,7 +239,7 @@ def _list_settings(study: str, results: Results) -> list[Setting]:
             continue
         base_rows, arm_rows = (
             [row for row in rows if (row["group"], row["arm"]) == (group, name)]
-            for name in (PLAIN, arm)
+            for name in (base, arm)
         )
         settings.append(
             Setting(

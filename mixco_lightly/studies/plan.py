@@ -44,6 +44,8 @@ class Study:
         published: Published figures to show beside the measured ones. For each figure, by its name
             or, with transfer, its heading: source, in words; values, a number for each arm
             (GROUP: ARM, or ARM without groups) where one is known; epochs, those it is of.
+        equal_compute: For an arm whose step costs more than the base's, the arm with as many more
+            epochs. The table compares the two as well.
         scale: What the epochs of all runs and evaluations are multiplied by. The folder's name and
             the table's heading then have it.
     """
@@ -59,6 +61,7 @@ class Study:
     figures: list[str] = field(default_factory=list)
     data_root: str = "."
     published: dict[str, Options] = field(default_factory=dict)
+    equal_compute: dict[str, str] = field(default_factory=dict)
     scale: PositiveFloat = 1.0
 
     def content(self) -> Options:
@@ -126,41 +129,6 @@ def folder_name(name: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.") or "all"
 
 
-def check_study_file(path: Path) -> None:
-    """Checks that the lists and mappings in a study's file are such.
-
-    Other errors in the file are left to the parser of the options.
-
-    Raises:
-        ValueError: If one of them is not; the message names its place in the file.
-    """
-    import yaml
-
-    try:
-        study = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return
-    if not isinstance(study, dict):
-        return
-    expected = {
-        "seeds": (int, "whole numbers, such as [0, 1, 2]"),
-        "figures": (str, "names, such as [linear_top1]"),
-    }
-    for key, (kind, description) in expected.items():
-        values = study.get(key, [])
-        if not isinstance(values, list) or any(type(value) is not kind for value in values):
-            raise ValueError(f"{path}: {key} must be a list of {description}, got {values!r}.")
-    places = {"base": study.get("base", {})}
-    for key in ("changes", "groups", "transfer", "published"):
-        named = study.get(key, {})
-        places[key] = named
-        if isinstance(named, dict):
-            places |= {f"{key}, {name}": options for name, options in named.items()}
-    for place, options in places.items():
-        if not isinstance(options, dict):
-            raise ValueError(f"{path}: {place} must be a mapping of names, got {options!r}.")
-
-
 def plan_runs(
     study: Study,
     output_dir: Path,
@@ -220,6 +188,14 @@ def _check_study(study: Study) -> None:
         raise ValueError("A study needs at least one seed: give --seeds.")
     if len(set(study.seeds)) < len(study.seeds):
         raise ValueError(f"A seed is named twice in {study.seeds}: name each seed once.")
+    arms = [study.base_name, *study.changes]
+    for pair in study.equal_compute.items():
+        if unknown := set(pair) - set(arms):
+            raise ValueError(
+                f"equal_compute: there is no arm {unknown.pop()!r}: choose from {', '.join(arms)}."
+            )
+        if pair[0] == pair[1]:
+            raise ValueError(f"equal_compute: {pair[0]!r} is compared with itself.")
     known = [*FIGURES, *FURTHER, SPEED]
     if unknown := set(study.figures) - set(known):
         raise ValueError(f"There is no figure {unknown.pop()!r}: choose from {', '.join(known)}.")

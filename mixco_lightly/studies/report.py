@@ -71,9 +71,16 @@ def notes(results: Results) -> str:
         [
             *([f"Runs and evaluations have {scale:g} of their epochs. "] if scale != 1 else []),
             _how_to_read(results),
+            _name_equal_compute(results),
             *(f" Paper, {name}: {block['source'].strip()}" for name, block in published.items()),
         ]
     )
+
+
+def _name_equal_compute(results: Results) -> str:
+    pairs = results["study"].get("equal_compute", {})
+    named = "; ".join(f"{arm} beside {other}" for arm, other in pairs.items())
+    return f" At equal compute: {named}." if named else ""
 
 
 def _how_to_read(results: Results) -> str:
@@ -92,6 +99,7 @@ def tabulate(results: Results) -> tuple[list[str], list[list[str]]]:
     figures = list(headings)
     chosen = results["study"].get("figures") or FIGURES
     published, scale = results["study"].get("published", {}), results["study"].get("scale", 1)
+    equal_compute = results["study"].get("equal_compute", {})
     has_speed = SPEED in chosen
     has_groups = any(row["group"] for row in rows)
     head = [*(["group"] if has_groups else []), "arm", "seeds"]
@@ -100,7 +108,8 @@ def tabulate(results: Results) -> tuple[list[str], list[list[str]]]:
             head += [f"{headings[name]}, ours", published_heading(published[name], scale)]
         else:
             head.append(headings[name])
-        head += [f"minus {base} [95%]"] if name in compared else []
+        if name in compared:
+            head += [f"minus {base} [95%]", *(["at equal compute [95%]"] if equal_compute else [])]
     head += ["images seen", "seconds", *(["images/s"] if has_speed else [])]
     lines = []
     for group, arm in dict.fromkeys((row["group"], row["arm"]) for row in rows):
@@ -111,15 +120,22 @@ def tabulate(results: Results) -> tuple[list[str], list[list[str]]]:
             if name in published:
                 cells.append(published_cell(published[name], group, arm))
             if name in compared:
-                is_base = arm == base
-                difference = None if is_base else paired_difference(rows, name, group, (base, arm))
-                cells.append(format_difference(difference))
+                cells.append(_minus(rows, name, group, base, arm))
+                if equal_compute:
+                    cells.append(_minus(rows, name, group, equal_compute.get(arm, arm), arm))
         cells.append(f"{statistics.mean(row['images'] for row in found):,.0f}")
         cells.append(f"{statistics.mean(row['seconds'] for row in found):,.0f}")
         if has_speed:
             cells.append(f"{statistics.mean(row[SPEED] for row in found):,.0f}")
         lines.append(cells)
     return head, lines
+
+
+def _minus(rows: Sequence[Any], figure: str, group: str, base: str, arm: str) -> str:
+    """Returns the cell of an arm's difference to a base; empty for the base itself."""
+    return format_difference(
+        None if arm == base else paired_difference(rows, figure, group, (base, arm))
+    )
 
 
 def list_figures(results: Results) -> tuple[dict[str, str], list[str]]:

@@ -113,6 +113,9 @@ def test_a_plan_has_every_group_arm_and_seed_once_and_the_change_wins_over_group
         ({"seeds": [1, 1]}, "seed is named twice"),
         ({"figures": ["linear"]}, "'linear': choose from linear_top1, "),
         ({"published": {"knn": {"source": "a"}}}, "published, knn: there is no such figure"),
+        ({"equal_compute": {"MixCo": "MoCo"}}, "equal_compute: there is no arm 'MoCo': choose"),
+        ({"equal_compute": {"MoCo": "plain"}}, "equal_compute: there is no arm 'MoCo': choose"),
+        ({"equal_compute": {"MixCo": "MixCo"}}, "equal_compute: 'MixCo' is compared with itself"),
     ],
 )
 def test_a_study_that_cannot_run_is_refused_before_anything_runs(
@@ -206,6 +209,7 @@ def test_a_value_of_a_wrong_type_is_named_with_its_place_in_the_file(
         ("groups: long", "groups must be a mapping of names, got 'long'."),
         ("transfer: {A: digits}", "transfer, A must be a mapping of names, got 'digits'."),
         ("published: [70]", "published must be a mapping of names, got [70]."),
+        ("equal_compute: {MixCo: 138}", "equal_compute must be a name for each arm, got {'MixCo'"),
     ],
 )
 @pytest.mark.parametrize("option", ["--config {}", "--config={}"])
@@ -392,6 +396,27 @@ def test_a_table_has_the_figures_that_the_study_names(
     table = (folder / "results.md").read_text()
     assert "kNN on held-out training images" in table
     assert "linear" not in table.partition("```")[0]
+
+
+def test_an_arm_is_also_compared_with_the_one_that_costs_as_much(
+    compare, tmp_path, monkeypatch, without_curves
+):
+    changes = {"plain, 138 epochs": {"epochs": 138}, "MixCo": {"mix_weight": 1}}
+    equal_compute = {"MixCo": "plain, 138 epochs"}
+    config, folder = study(compare, tmp_path, changes=changes, equal_compute=equal_compute)
+    run_study(compare, config, folder, monkeypatch)
+    results = json.loads((folder / "results.json").read_text())
+    for row in results["runs"]:
+        row["linear_top1"] += {"plain": 0, "plain, 138 epochs": 2, "MixCo": 0}[row["arm"]]
+    head, rows = report.tabulate(results)
+    first = head.index("minus plain [95%]")
+    assert head[first + 1] == "at equal compute [95%]"
+    assert [row[first : first + 2] for row in rows] == [
+        ["", ""],
+        ["+2.00 [+2.00, +2.00]", ""],
+        ["+3.00 [+3.00, +3.00]", "+1.00 [+1.00, +1.00]"],
+    ]
+    assert " At equal compute: MixCo beside plain, 138 epochs." in report.render(results)
 
 
 def test_a_figure_that_the_base_lacks_is_not_compared_with_it(

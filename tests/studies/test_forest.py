@@ -117,6 +117,30 @@ def test_only_comparisons_with_plain_training_over_seeds_are_settings(tmp_path):
         forest.read_settings(tmp_path / "selfcon")
 
 
+def test_an_arm_beside_plain_training_of_equal_compute_is_a_setting_that_is_not_independent(
+    tmp_path,
+):
+    runs = [
+        make_run("", arm, seed, top1)
+        for arm, top1 in [("plain", 50), ("plain, 138 epochs", 51), ("MixCo", 54), ("i-Mix", 53)]
+        for seed in (0, 1)
+    ]
+    for run in runs:
+        run["epochs"] = 138 if "138" in run["arm"] else 100
+    pairs = {"MixCo": "plain, 138 epochs", "i-Mix": "plain"}
+    (tmp_path / "study").mkdir()
+    results = {"base_name": "plain", "runs": runs, "study": {"equal_compute": pairs}}
+    (tmp_path / "study/results.json").write_text(json.dumps(results))
+    settings = forest.read_settings(tmp_path)
+    assert [(x.arm, x.epochs, x.differences["linear_top1"].mean) for x in settings] == [
+        ("MixCo", (100, 100), 4),
+        ("MixCo", (138, 100), 3),
+        ("i-Mix", (100, 100), 3),
+    ]
+    mixco = [setting for setting in settings if setting.arm == "MixCo"]
+    assert forest.average_linked(mixco, "linear_top1") == [3.5]
+
+
 def test_a_repetition_with_the_same_seeds_is_drawn_but_not_independent(tmp_path):
     def write(study, gain, seeds, **options):
         runs = [
