@@ -277,9 +277,11 @@ def _gain(setting: Setting) -> float:
 
 
 def _row(setting: Setting) -> Row:
-    label = setting.group or setting.arm
-    if setting.group and setting.arm != "MixCo":
-        label = f"{setting.group}, {setting.arm}"
+    # A section has the name of such a group already.
+    group = "" if setting.group == SECTIONS.get(setting.augmentations) else setting.group
+    label = group or setting.arm
+    if group and setting.arm != "MixCo":
+        label = f"{group}, {setting.arm}"
     base_epochs, arm_epochs = setting.epochs
     epochs = f"{base_epochs} / {arm_epochs}" if base_epochs != arm_epochs else f"{arm_epochs}"
     return Row(setting.study, label, epochs, setting.differences)

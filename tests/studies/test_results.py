@@ -120,17 +120,20 @@ def test_a_study_that_was_changed_by_hand_is_found(compare, some_study, change, 
         check_study(compare, folder, preset, document)
 
 
-def map_row(results, setting, study, group):
-    """The row of a study, or of one of its groups, in the README's map."""
+def map_row(results, setting, source):
+    """The row of a study, "study: group; base", in the README's map."""
+    study, _, place = source.partition(": ")
+    group, _, base = place.partition("; ")
+    pair = (base or "plain", "MixCo")
     runs = [run for run in results["runs"] if run["group"] == group]
     assert runs, f"{study} has no group {group!r}"
     cells = [setting]
-    for arm in ("plain", "MixCo"):
+    for arm in pair:
         cells.append(report.format_mean([x["linear_top1"] for x in runs if x["arm"] == arm]))
     for figure in ("linear_top1", "knn_top1"):
-        difference = paired_difference(runs, figure, group, ("plain", "MixCo"))
+        difference = paired_difference(runs, figure, group, pair)
         cells.append(report.format_difference(difference))
-    return f"| {' | '.join(cells)} | {study}{f': {group}' if group else ''} |"
+    return f"| {' | '.join(cells)} | {source} |"
 
 
 def test_the_map_in_the_readme_follows_from_the_studies():
@@ -141,7 +144,7 @@ def test_the_map_in_the_readme_follows_from_the_studies():
     assert in_readme
     assert shown
     head, line, *rows = shown.group(1).strip().splitlines()
-    assert len(rows) == 14
+    assert len(rows) == 16
     # The README's six rows are among those that follow from the runs.
     few = in_readme.group(1).strip().splitlines()
     assert few[:2] == [head, line]
@@ -150,9 +153,8 @@ def test_the_map_in_the_readme_follows_from_the_studies():
     assert head.count("|") == line.count("|")
     for row in rows:
         setting, *_, source = (cell.strip() for cell in row.strip("|").split("|"))
-        study, _, group = source.partition(": ")
-        results = json.loads((ROOT / "recipes" / "results" / study / "results.json").read_text())
-        assert row == map_row(results, setting, study, group)
+        path = ROOT / "recipes" / "results" / source.partition(": ")[0] / "results.json"
+        assert row == map_row(json.loads(path.read_text()), setting, source)
 
 
 def test_the_pooled_rows_in_the_document_follow_from_the_studies():
