@@ -230,7 +230,13 @@ STARTS = {
     ),
     "start-simclr": ("simclr-study", "usual augmentations", []),
     "start-simclr-crop-flip": ("simclr-study", "few augmentations", []),
+    "start-imix-crop-flip": ("family-few-study", "few augmentations", []),
 }  # fmt: skip
+
+
+def arm_of(name):
+    """The arm of the study that a preset to start with repeats."""
+    return "i-Mix" if "imix" in name else "MixCo"
 
 
 def read_head(name):
@@ -244,18 +250,19 @@ def test_there_is_one_preset_to_start_with_for_each_method_and_augmentation():
     assert starts.keys() == STARTS.keys()
     for name, preset in starts.items():
         assert preset["augmentations"] == ("crop-flip" if "crop-flip" in name else "full")
-        recipe = "moco" if "moco" in name else "simclr"
+        recipe = name.split("-")[1]
         assert f"python recipes/{recipe}.py --config recipes/presets/{name}.yaml" in read_head(name)
         assert f"--config {name} " in (RECIPES / f"{recipe}.py").read_text()
 
 
 @pytest.mark.parametrize("name", STARTS)
-def test_a_preset_to_start_with_has_the_options_of_its_studys_mixco_arm(name):
+def test_a_preset_to_start_with_has_the_options_of_its_studys_arm(name):
     study, group, longer = STARTS[name]
     for each in [study, *longer]:
         plan = read(each)
         common = plan["groups"][group] if "groups" in plan else {}
-        arm = {**plan["base"], **common, **plan["changes"]["MixCo"]}
+        arm = {**plan["base"], **common, **plan["changes"][arm_of(name)]}
+        arm.pop("recipe", None)
         if each in longer:
             assert f"--epochs {arm['epochs']}" in read_head(name)
             arm["epochs"] = read(name)["epochs"]
@@ -275,7 +282,7 @@ def test_a_preset_to_start_with_has_the_figures_of_its_study_and_no_others(name)
         rows = [line.strip("| ").split(" | ") for line in table if line.startswith("| ")]
         rows = [dict(zip(rows[0], row, strict=False)) for row in rows]
         in_group = [row for row in rows if row.get("group") in (group, None)]
-        for arm in ("plain", "MixCo"):
+        for arm in ("plain", arm_of(name)):
             (row,) = [row for row in in_group if row["arm"] == arm]
             assert f"{row['seeds']} seeds" in head
             expected += [row["linear, top-1 %"], row["kNN, top-1 %"]]
