@@ -4,7 +4,8 @@
     python recipes/imix.py --dataset cifar10 --data_dir data --backbone resnet18 --epochs 100
     python recipes/imix.py --mixing cutmix     (i-CutMix, the authors' choice for ImageNet)
     python recipes/imix.py --config cifar10-imix --data_dir data      (the authors' settings)
-    python recipes/imix.py --config start-imix-crop-flip --data_dir FOLDER     (measured settings)
+    python recipes/imix.py --config start-imix --data_dir FOLDER               (measured settings)
+    python recipes/imix.py --config start-imix-crop-flip --data_dir FOLDER     (few augmentations)
 
 Each image is mixed with one of a random permutation of the batch, and has the larger weight. Only
 the mixtures go through the query encoder, so a step costs as much as one of plain MoCo v2. There is

@@ -171,6 +171,20 @@ def test_the_family_studies_give_every_arm_the_same_tries_and_differ_in_nothing_
     assert study["base"]["memory_bank_size"] <= 5000 - study["base"]["batch_size"]
 
 
+def test_all_images_change_the_family_study_in_images_and_epochs_alone():
+    small, whole = read("family-usual-study"), read("family-whole-study")
+    del small["base"]["train_fraction"]
+    for study in (small, whole):
+        del study["base"]["epochs"]
+    assert whole["base"] == small["base"]
+    for arm, change in whole["changes"].items():
+        assert arm.startswith("plain,") or change == small["changes"][arm]
+    # 25 epochs of 5.5 and of 7 units for each image, beside 4 of plain training.
+    longer = {arm: x["epochs"] for arm, x in whole["changes"].items() if "plain," in arm}
+    assert sorted(longer.values()) == [round(25 * units / 4) for units in (5.5, 7)]
+    assert all(f"plain, {epochs} epochs" == arm for arm, epochs in longer.items())
+
+
 PAPER = ["tiny-imagenet", "cifar10", "cifar100"]
 
 
@@ -230,6 +244,7 @@ STARTS = {
     ),
     "start-simclr": ("simclr-study", "usual augmentations", []),
     "start-simclr-crop-flip": ("simclr-study", "few augmentations", []),
+    "start-imix": ("family-usual-study", "usual augmentations", []),
     "start-imix-crop-flip": ("family-few-study", "few augmentations", []),
 }  # fmt: skip
 

@@ -144,7 +144,7 @@ def test_the_map_in_the_readme_follows_from_the_studies():
     assert in_readme
     assert shown
     head, line, *rows = shown.group(1).strip().splitlines()
-    assert len(rows) == 16
+    assert len(rows) == 18
     # The README's six rows are among those that follow from the runs.
     few = in_readme.group(1).strip().splitlines()
     assert few[:2] == [head, line]
@@ -167,6 +167,28 @@ def test_the_pooled_rows_in_the_document_follow_from_the_studies():
     assert [re.findall(r"\d+ independent settings", row[0]) for row in cells] == [
         re.findall(r"\d+ independent settings", line[1]) for line in lines
     ]
+
+
+def test_the_differences_at_equal_compute_follow_from_the_studies():
+    page = (ROOT / "docs" / "mixing.md").read_text()
+    (shown,) = re.findall(r"<!-- equal compute -->\n(.*?)<!-- end -->", page, re.DOTALL)
+    rows = [line.strip("| ").split(" | ") for line in shown.strip().splitlines()[2:]]
+    folders = [ROOT / "recipes" / "results" / f"family-{name}-study" for name in ("few", "usual")]
+    studies = [report.read_results(folder) for folder in folders]
+    assert {arm for arm, *_ in rows} == studies[0]["study"]["equal_compute"].keys()
+    for arm, *cells in rows:
+        assert cells == [
+            report.format_difference(
+                paired_difference(
+                    study["runs"],
+                    figure,
+                    study["runs"][0]["group"],
+                    (study["study"]["equal_compute"][arm], arm),
+                )
+            )
+            for study in studies
+            for figure in ("linear_top1", "knn_top1")
+        ]
 
 
 def test_the_committed_studies_are_as_they_should_be(compare):
